@@ -25,6 +25,10 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's generators take
 
 
+IMAGE_SIZES = {"imagenet": 224, "imagenet_lt": 224}  # pixels; 32 for all others
+WIDTHS = {"K-1": -1, "K": 0, "K+1": 1}  # of features, relative to the number of classes
+
+
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values do not change, and yes is not the number 1."""
 
@@ -38,18 +42,33 @@ def _imbalance_factor(factor: float) -> float:
 
 
 class DatasetParams(Section):
-    """Which images, and how the training split is made long-tailed; `seed` chooses the samples that stay."""
+    """Which images, and how the training split is made long-tailed; `seed` chooses the samples that stay.
+
+    `val_fraction` of the training data is held out first, then `label_noise` makes a share of the other labels wrong,
+    then the tail is made, from `samples_per_class` (None: all that every class has) down to `min_samples` at least.
+    """
 
     name: str = "digits"
     root: str | None = None
     imb_type: Literal["exp", "step", "none"] = "exp"
     imb_factor: Annotated[float, AfterValidator(_imbalance_factor)] = 0.01
     seed: Seed = 0
+    val_fraction: Share = 0.0
+    label_noise: Share = 0.0
+    samples_per_class: Annotated[int, Field(ge=1)] | None = None
+    min_samples: Annotated[int, Field(ge=0)] = 0
+
+
+def _width(width: Any) -> Any:
+    if width not in (None, *WIDTHS) and not (type(width) is int and width >= 1):
+        raise ValueError(f"must be a whole number >= 1, or one of {', '.join(WIDTHS)}, K the number of classes")
+    return width
 
 
 class ModelParams(Section):
     """The backbone and its options; None leaves the choice to the backbone, which refuses options that it lacks.
 
+    `num_features` is a width d, or one relative to the number of classes: K-1 is the least that a simplex ETF needs.
     `affine: false` takes scales, shifts and biases out of every norm and layer, as AGD needs.
     """
 
@@ -59,13 +78,15 @@ class ModelParams(Section):
     neck: str | None = None
     final_norm: bool | None = None
     patch_size: Annotated[int, Field(ge=1)] | None = None
-    num_features: Annotated[int, Field(ge=1)] | None = None
+    num_features: Annotated[int | str | None, BeforeValidator(_width)] = None
     pretrained: bool | None = None
     affine: bool = True
 
-    def options(self) -> dict[str, Any]:
+    def options(self, num_classes: int) -> dict[str, Any]:
         """The keyword options for `ncflow.nn.create_backbone`."""
-        return self.model_dump(exclude={"name", "affine"})
+        options = self.model_dump(exclude={"name", "affine"})
+        width = options["num_features"]
+        return options | {"num_features": num_classes + WIDTHS[width] if width in WIDTHS else width}
 
 
 class LinearHeadParams(Section):
@@ -94,6 +115,8 @@ class NearestETFHeadParams(Section):
     momentum: Annotated[float | str, BeforeValidator(_momentum)] = 0.1
     differentiate: bool = True
     solver: Literal["closed_form", "riemannian"] = "closed_form"
+    max_iterations: Annotated[int, Field(ge=1)] | None = None
+    tolerance: Positive | None = None
     rotation_seed: Seed | None = None
 
 
@@ -124,6 +147,12 @@ HeadParams = Annotated[
 ]
 
 
+def _batch_size(size: Any) -> Any:
+    if size != "full" and not (type(size) is int and size >= 2):
+        raise ValueError("must be full or a whole number of at least 2")
+    return size
+
+
 class TrainParams(Section):
     """How the classifier is trained and how often it is analyzed; names are those of the tables in ncflow.
 
@@ -132,7 +161,8 @@ class TrainParams(Section):
     """
 
     epochs: Annotated[int, Field(ge=1)] = 200
-    batch_size: Annotated[int, Field(ge=2)] = 256
+    batch_size: Annotated[int | str, BeforeValidator(_batch_size)] = 256
+    sampling: str = "shuffled"
     lr: Positive | None = 0.1
     optimizer: str = "sgd"
     optimizer_options: dict[str, Any] = {}
@@ -154,6 +184,7 @@ class TrainParams(Section):
     device: Literal["auto", "cpu"] = "auto"
     analyze_freq: Annotated[int, Field(ge=1)] = 2
     analyze_layers: bool = False
+    analyze_solver: bool = False
     save_logits: bool = False
 
 
@@ -187,6 +218,18 @@ class Params(Section):
         if not isinstance(values, Mapping):
             raise ValueError(f"a configuration is a mapping of keys to values, got {type(values).__name__}")
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _large_images(cls, values: Any) -> Any:
+        """Data sets of large pictures are seen at their usual size unless another one is asked for."""
+        if not isinstance(values, Mapping):
+            return values
+        dataset, model = values.get("dataset"), values.get("model", {})
+        size = IMAGE_SIZES.get(str(dataset.get("name"))) if isinstance(dataset, Mapping) else None
+        if size is None or not isinstance(model, Mapping):
+            return values
+        return {**values, "model": {"image_size": size, **model}}
 
     def resolved(self) -> dict[str, Any]:
         """The complete configuration of this run as plain data; the grid around it is left out."""

@@ -150,6 +150,12 @@ def test_overrides_leave_the_given_values_alone():
     assert values == {"train": {"lr": 0.1}}
 
 
+@pytest.mark.parametrize(("name", "size"), [("imagenet_lt", 224), ("imagenet", 224), ("digits", 32), ("cifar10", 32)])
+def test_large_pictures_are_seen_at_their_usual_size_unless_another_is_asked_for(name, size):
+    assert make_params({"dataset": {"name": name}}).model.image_size == size
+    assert make_params({"dataset": {"name": name}, "model": {"image_size": 64}}).model.image_size == 64
+
+
 def test_an_override_is_yaml():
     params = make_params(
         {}, ["grid.head=[linear, fixed_etf]", "model.neck=null", "train.save_logits=true", "head=fixed"]
@@ -213,11 +219,16 @@ OUT_OF_RANGE = {
     "dataset.imb_factor": ["0", "-0.5", "1.01", ".nan", ".inf", "-2"],
     "dataset.imb_type": ["exponential"],
     "model.image_size": ["0", "7", "2000", "32.5"],
+    "model.num_features": ["0", "11.5", "K+2", "true", "k+1"],
     "train.lr": ["0", "-0.1", ".nan", ".inf", "true", "fast"],
     "train.weight_decay": ["-1e-4", ".nan", ".inf"],
     "train.momentum": ["-0.1", "1", ".nan"],
     "train.epochs": ["0", "2.5", "yes", "'5'"],
-    "train.batch_size": ["1", "0"],
+    "train.batch_size": ["1", "0", "full-batch", "2.5", "true", "null"],
+    "dataset.val_fraction": ["1", "-0.1", ".nan", "true"],
+    "dataset.label_noise": ["1", "-0.1", ".nan"],
+    "dataset.samples_per_class": ["0", "1.5", "all"],
+    "dataset.min_samples": ["-1", "0.5", "null"],
     "train.drift_penalty": ["-1", ".nan"],
     "train.precision": ["fp8"],
     "train.device": ["tpu"],
@@ -228,6 +239,8 @@ OUT_OF_RANGE = {
     "head.momentum": ["0", "1.5", "cumulativ", ".nan", "[1]", "true"],
     "head.proximal": ["-1", ".nan"],
     "head.solver": ["magic"],
+    "head.max_iterations": ["0", "1.5", "true"],
+    "head.tolerance": ["0", "-1e-6", ".nan"],
 }
 
 
@@ -244,6 +257,10 @@ def test_a_value_out_of_range_or_of_another_type_is_refused_by_its_path(key, tex
         ("dataset.imb_factor=-1", -1),
         ("dataset.imb_factor=1", 1),
         ("train.momentum=0", 0),
+        ("train.batch_size=2", 2),
+        ("train.batch_size=full", "full"),
+        ("dataset.val_fraction=0.99", 0.99),
+        ("dataset.samples_per_class=null", None),
         ("train.weight_decay=0", 0),
         ("head.momentum=1", 1),
         ("head.momentum=ema", "ema"),
@@ -319,7 +336,8 @@ def test_the_digest_ignores_the_name_and_the_grid_and_nothing_else():
 OTHER_VALUES = [
     "seed=1",
     "dataset.name=mnist", "dataset.root=pictures", "dataset.imb_type=step", "dataset.imb_factor=0.5",
-    "dataset.seed=1",
+    "dataset.seed=1", "dataset.val_fraction=0.1", "dataset.label_noise=0.1", "dataset.samples_per_class=10",
+    "dataset.min_samples=1", "train.sampling=stratified",
     "model.name=resnet32", "model.image_size=16", "model.stem=cifar", "model.neck=none", "model.final_norm=true",
     "model.patch_size=2",
     "head=fixed_etf", "head.bias=true", "head.normalize=true", "head.temperature=5",
@@ -327,10 +345,10 @@ OTHER_VALUES = [
     "train.weight_decay=0", "train.schedule=none", "train.loss=focal", "train.loss_options.gamma=1",
     "train.drift_penalty=0.1", "train.augment=crop", "train.precision=fp32", "train.device=cpu",
     "train.analyze_freq=1", "train.save_logits=true",
-    "model.num_features=11", "model.pretrained=true", "model.affine=false",
+    "model.num_features=11", "model.num_features=K+1", "model.pretrained=true", "model.affine=false",
     "train.optimizer_options.gain=5", "train.decay=head", "train.schedule_options.gamma=0.5", "train.warmup=0.1",
     "train.reweight=0.9", "train.reweight_after=0.5", "train.posthoc_tau=1", "train.feature_decay=0.1",
-    "train.analyze_layers=true",
+    "train.analyze_layers=true", "train.analyze_solver=true",
 ]  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 """Root files and their twins in the package say the same: params.yaml, dvc.yaml, MLproject."""
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ncflow import cli, stages
+from ncflow.data import SAMPLINGS, Recipe
 from ncflow.params import Params, Section, load_params
 from ncflow.training import OPTIMIZERS, SCHEDULES
 
@@ -29,6 +31,12 @@ def test_the_keys_of_params_yaml_are_keys_of_params():
     assert params.exp_name == "main"
 
 
+def test_the_data_options_are_those_of_a_snapshot_with_the_same_defaults():
+    params = Params().dataset.model_dump()
+    recipe = {field.name: field.default for field in fields(Recipe)}
+    assert params == recipe | {"name": "digits"}
+
+
 def test_the_default_job_is_the_one_that_was_asked_for():
     params = load_params(ROOT / "params.yaml")
     assert (params.dataset.name, params.dataset.imb_type, params.dataset.imb_factor) == ("digits", "exp", 0.02)
@@ -38,7 +46,9 @@ def test_the_default_job_is_the_one_that_was_asked_for():
     assert params.grid.head == ["linear", "fixed_etf", "nearest_etf"]
 
 
-@pytest.mark.parametrize(("key", "table"), [("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)])
+@pytest.mark.parametrize(
+    ("key", "table"), [("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("sampling", SAMPLINGS)]
+)
 def test_comments_in_params_yaml_name_every_choice(key, table):
     (line,) = [line for line in (ROOT / "params.yaml").read_text().splitlines() if line.startswith(f"  {key}:")]
     assert line.partition("#")[2].strip() == " | ".join(table)

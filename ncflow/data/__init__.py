@@ -6,16 +6,20 @@ from ncflow.data.loaders import Batches, load_batches
 from ncflow.data.longtail import PROFILES, class_counts, hold_out, sample_indices
 from ncflow.data.manifest import SnapshotDamaged
 from ncflow.data.noise import noisy_targets
+from ncflow.data.recipe import Recipe
+from ncflow.data.sampling import SAMPLINGS
 from ncflow.data.snapshot import Snapshot
 from ncflow.data.sources import SOURCES, load_source
 
 __all__ = [
     "AUGMENTATIONS",
     "PROFILES",
+    "SAMPLINGS",
     "SOURCES",
     "Batches",
     "DatasetMissing",
     "ImageSource",
+    "Recipe",
     "Snapshot",
     "SnapshotDamaged",
     "class_counts",

@@ -9,16 +9,19 @@ from typing import TypeVar
 import numpy as np
 
 from ncflow.data.images import DatasetMissing, ImageSource
+from ncflow.data.shards import find_shards, load_listed_shards
 
 T = TypeVar("T")
 
 
 def load_imagenet_lt(root: Path, split: str) -> ImageSource:
-    """ImageNet-LT's published lists, ImageNet_LT_<split>.txt, in the folder of ImageNet's train/ and val/.
+    """ImageNet-LT's published lists, ImageNet_LT_<split>.txt, beside ImageNet's train/ and val/ or its Parquet files.
 
     A line is a path below `root` and a class number. Liu, Miao, Zhan, Wang, Gong and Yu 2019.
     """
     entries = _read_list(root / f"ImageNet_LT_{split}.txt", lambda fields: (fields[0], int(fields[1])))
+    if find_shards(root, "train"):
+        return load_listed_shards("imagenet_lt", root, split, {Path(path).stem: k for path, k in entries})
     names = {number: Path(path).parent.name for path, number in entries}
     missing = [str(number) for number in range(max(names) + 1) if number not in names]
     if missing:

@@ -1,4 +1,4 @@
-"""A snapshot as batches that are already on the device, in an order that a seed, and nothing else, decides."""
+"""A snapshot as batches that are already on the device, in an order that sampling and seed alone decide."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ncflow.data.augment import AUGMENTATIONS, RANDOM_NUMBERS
 from ncflow.data.pictures import Pictures, Resident, Streamed
+from ncflow.data.sampling import SAMPLINGS, Sampling, shuffled
 from ncflow.data.snapshot import Snapshot
 from ncflow.lookup import lookup
 
@@ -24,25 +25,32 @@ def load_batches(
     split: str,
     *,
     image_size: int = 32,
-    batch_size: int = 256,
+    batch_size: int | None = 256,
     device: torch.device | str = "cpu",
     augment: str = "none",
+    sampling: str = "shuffled",
     seed: int = 0,
     process_index: int = 0,
     num_processes: int = 1,
     resident_bytes: int = RESIDENT_BYTES,
     num_workers: int = 4,
 ) -> Batches:
-    """This process's share of a split; `batch_size` counts the samples of all processes together.
+    """This process's share of a split; `batch_size` counts the samples of all processes together, None all of them.
 
-    Up to `resident_bytes` of pixels live on the device; above, `num_workers` processes decode them on the way.
+    Up to `resident_bytes` of pixels live on the device; above, `num_workers` processes decode them on the way, unless
+    all belong to one batch, which is a ValueError.
     """
     device = torch.device(device)
     targets = snapshot.targets(split)
-    channels = len(snapshot.manifest["image_mode"])  # L or RGB
+    pixels = len(targets) * len(snapshot.manifest["image_mode"]) * image_size**2  # L or RGB
     pictures: Pictures
-    if len(targets) * channels * image_size**2 <= resident_bytes:
+    if pixels <= resident_bytes:
         pictures = Resident(snapshot, split, image_size=image_size, device=device)
+    elif batch_size is None:
+        raise ValueError(
+            f"a full batch of {len(targets)} images of {image_size}x{image_size} takes {pixels} bytes, more than the "
+            f"{resident_bytes} that may stay in memory; use a number of samples as batch size, or smaller images"
+        )
     else:
         pictures = Streamed(snapshot, split, image_size=image_size, device=device, num_workers=num_workers)
     return Batches(
@@ -51,7 +59,8 @@ def load_batches(
         pixel_mean=torch.tensor(snapshot.manifest["pixel_mean"], device=device),
         pixel_std=torch.tensor(snapshot.manifest["pixel_std"], device=device),
         augment=lookup(AUGMENTATIONS, augment, "augmentation"),
-        batch_size=batch_size,
+        sampling=lookup(SAMPLINGS, sampling, "sampling"),
+        batch_size=batch_size or num_processes * -(-len(targets) // num_processes),
         seed=seed,
         process_index=process_index,
         num_processes=num_processes,
@@ -68,6 +77,7 @@ class Batches:
     pixel_std: Tensor
     augment: Callable[[Tensor, Tensor], Tensor]
     batch_size: int
+    sampling: Sampling = shuffled
     seed: int = 0
     process_index: int = 0
     num_processes: int = 1
@@ -88,13 +98,15 @@ class Batches:
         return len(batch_sizes(self.num_samples, self.batch_size, self.num_processes))
 
     def shuffled(self, epoch: int) -> Iterator[Batch]:
-        """Every sample once, augmented, in the order of (seed, epoch); of each batch, this process's part."""
-        order = torch.randperm(self.num_samples, generator=_generator(self.seed, epoch, 0))
-        whole = torch.split(order, batch_sizes(self.num_samples, self.batch_size, self.num_processes))
-        mine = [batch.tensor_split(self.num_processes)[self.process_index] for batch in whole]
+        """N samples, augmented, as the sampling draws them for (seed, epoch); of each batch, this process's part."""
+        sizes = batch_sizes(self.num_samples, self.batch_size, self.num_processes)
+        order = self.sampling(self.targets.cpu(), sizes, _generator(self.seed, epoch, 0))
         uniform = torch.rand(self.num_samples, RANDOM_NUMBERS, generator=_generator(self.seed, epoch, 1))
-        for indices, images in zip(mine, self.pictures(mine), strict=True):
-            images = self.augment(images, uniform[indices].to(images.device))
+        # One row each for every draw of a sample; where each is drawn once, the row of its own number.
+        rows = order.argsort(stable=True).argsort()
+        mine, chances = (self._mine(part, sizes) for part in (order, uniform[rows]))
+        for indices, images, chance in zip(mine, self.pictures(mine), chances, strict=True):
+            images = self.augment(images, chance.to(images.device))
             yield self._normalized(images), self.targets[indices.to(images.device)]
 
     def ordered(self) -> Iterator[Batch]:
@@ -103,6 +115,10 @@ class Batches:
         batches = torch.split(part, self.batch_size) if len(part) else ()
         for indices, images in zip(batches, self.pictures(batches), strict=True):
             yield self._normalized(images), self.targets[indices.to(images.device)]
+
+    def _mine(self, drawn: Tensor, sizes: list[int]) -> list[Tensor]:
+        """Of what is drawn (N, ...), this process's part of every batch."""
+        return [batch.tensor_split(self.num_processes)[self.process_index] for batch in torch.split(drawn, sizes)]
 
     def _normalized(self, images: Tensor) -> Tensor:
         """uint8 (b,C,S,S) -> float32 (b,3,S,S) by the mean and std of the stored training pixels; gray thrice."""

@@ -38,8 +38,8 @@ def class_counts(
     if empty:
         smallest = math.ceil(1e6 / n_max) / 1e6
         raise ValueError(
-            f"imb_factor {imb_factor} of at most {n_max} samples per class leaves class {', '.join(empty)} without a "
-            f"sample; the smallest imb_factor that keeps every class is {smallest:g}"
+            f"imb_factor {imb_factor} of at most {n_max} samples per class leaves class {', '.join(empty)} without "
+            f"a sample; min_samples 1 gives it one; the smallest imb_factor that keeps every class is {smallest:g}"
         )
     return counts
 
@@ -77,18 +77,24 @@ def longtail_indices(
 ) -> Indices:
     """Indices of a long-tailed subset of targets (N,); all of them where `imb_factor` is -1, if `n_max` is None.
 
-    `n_max` is the number of samples of the most frequent class, by default N // K; with the native imbalance no class
-    keeps more.
+    `n_max` is the number of samples of the most frequent class, by default N // K, of which a class may have a little
+    less; with the native imbalance no class keeps more. An `n_max` or `n_min` that a class cannot give is a ValueError.
     """
     targets = np.asarray(targets)
-    largest = int(np.bincount(targets).max(initial=0))
-    if n_max is not None and not 1 <= n_max <= largest:
-        raise ValueError(f"samples per class must be between 1 and {largest}, those of the largest class; got {n_max}")
+    sizes = np.bincount(targets, minlength=num_classes)
+    if n_max is not None and not 1 <= n_max <= sizes.max():
+        raise ValueError(
+            f"samples_per_class must be between 1 and {sizes.max()}, those of the largest class; got {n_max}"
+        )
     if imb_factor == NATIVE:
+        if n_min:
+            raise ValueError(f"min_samples {n_min} cannot change the native imbalance, imb_factor {NATIVE}; leave it 0")
         everything = np.arange(len(targets), dtype=np.int64)
         return everything if n_max is None else sample_indices(targets, [n_max] * num_classes, seed=seed)
-    n_max = n_max or len(targets) // num_classes
-    counts = class_counts(n_max, num_classes, imb_type=imb_type, imb_factor=imb_factor, n_min=n_min)
+    counts = class_counts(
+        n_max or len(targets) // num_classes, num_classes, imb_type=imb_type, imb_factor=imb_factor, n_min=n_min
+    )
+    _refuse_if_short(sizes, [n_min] * num_classes if n_max is None else counts)
     return sample_indices(targets, counts, seed=seed)
 
 
@@ -107,6 +113,15 @@ def hold_out(targets: Any, num_classes: int, *, fraction: float, seed: int) -> t
     held_out = sample_indices(targets, counts, seed=(seed + HOLD_OUT_STREAM) % 2**32)
     rest = np.setdiff1d(np.arange(len(targets), dtype=np.int64), held_out)
     return rest, held_out
+
+
+def _refuse_if_short(sizes: Sequence[int] | Indices, asked: Sequence[int]) -> None:
+    """Raise where a class has fewer samples than the user asked for."""
+    short = [
+        f"class {k} for {n} of its {size}" for k, (n, size) in enumerate(zip(asked, sizes, strict=True)) if n > size
+    ]
+    if short:
+        raise ValueError(f"samples_per_class and min_samples ask {', '.join(short)} samples; lower them")
 
 
 def _exponential(num_classes: int, imb_factor: float) -> list[float]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,27 @@ def load_shards(name: str, root: Path, split: str) -> ImageSource:
     targets = _read_labels(files, label)
     class_names = _class_names(schema, label) or [str(k) for k in range(_read_labels(train, label).max() + 1)]
     if targets.min() < 0 or targets.max() >= len(class_names):
-        raise ValueError(f"{files[0].parent}: labels must lie in 0..{len(class_names) - 1}, got {np.unique(targets)}")
+        raise ValueError(
+            f"{files[0]}: labels must lie in 0..{len(class_names) - 1}, got {np.unique(targets)}; files without labels "
+            "are of no use here: with test files moved away, those named validation are the test split"
+        )
     return ImageSource(name, ShardedPictures(files, image), targets, class_names)
+
+
+def load_listed_shards(name: str, root: Path, split: str, entries: Mapping[str, int]) -> ImageSource:
+    """The rows of a split whose pictures, by file name without folder and ending, are listed with their classes.
+
+    The order is that of the rows. Where a picture is missing or of another class than listed, it is named.
+    """
+    source = load_shards(name, root, split)
+    pictures = cast(ShardedPictures, source.images)
+    numbers = {_bare(picture): row for row, picture in enumerate(pictures.names())}
+    if missing := [picture for picture in entries if picture not in numbers]:
+        raise DatasetMissing(f"{len(missing)} of {len(entries)} listed pictures are in no file of {root}: {missing[0]}")
+    rows = sorted(numbers[picture] for picture in entries)
+    if other := [picture for picture, k in entries.items() if source.targets[numbers[picture]] != k]:
+        raise ValueError(f"{len(other)} listed pictures are of another class in the files of {root}: {other[0]}")
+    return replace(source, images=SomePictures(pictures, rows), targets=source.targets[rows])
 
 
 def find_shards(root: Path, split: str) -> list[Path]:
@@ -81,9 +101,34 @@ class ShardedPictures(Sequence[StoredPicture]):
             raise ValueError(f"picture {index} is only a path, {row.get('path')}; write its bytes into the file")
         return StoredPicture(row.get("path") or f"row {index}", row["bytes"])
 
+    def names(self) -> list[str]:
+        """The file name of each picture, read without the pictures."""
+        shards = dict.fromkeys(shard for shard, _ in self.groups)
+        columns = (shard.read(columns=[f"{self.column}.path"]).column(0).combine_chunks() for shard in shards)
+        return [str(name) for column in columns for name in column.field("path").to_pylist()]
+
     def _read_group(self, group: int) -> Any:
         shard, i = self.groups[group]
         return shard.read_row_group(i, columns=[self.column]).column(0).combine_chunks()
+
+
+@dataclass(frozen=True)
+class SomePictures(Sequence[StoredPicture]):
+    """The pictures of some rows."""
+
+    pictures: ShardedPictures
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.pictures[self.rows[index]]
+
+
+def _bare(picture: str) -> str:
+    """n01440764_18 of n01440764_18.JPEG, and of n01440764_18_n01440764.JPEG, as ImageNet's rows are named."""
+    return re.sub(r"_n\d{8}$", "", Path(picture).stem)
 
 
 def _patterns(split: str) -> list[str]:

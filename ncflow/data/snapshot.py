@@ -1,9 +1,8 @@
-"""A long-tailed train split and its untouched test split, frozen on disk: what DVC versions and every run names."""
+"""A long-tailed train split and the untouched ones to measure on, frozen on disk: what DVC versions."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,51 +13,40 @@ import numpy as np
 import torch
 
 from ncflow.data.images import ImageSource
-from ncflow.data.longtail import Indices, longtail_indices
+from ncflow.data.longtail import Indices
 from ncflow.data.manifest import MANIFEST, read_manifest, write_manifest
 from ncflow.data.parquet import read_images, read_targets, write_split
-from ncflow.data.published import PUBLISHED
+from ncflow.data.recipe import Parts, PathLike, Recipe
 from ncflow.data.sources import SPLITS, load_source
 from ncflow.lookup import unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PathLike = str | os.PathLike[str]
-
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A folder of K classes of images: two Parquet files, and a manifest that describes and hashes them."""
+    """A folder of K classes of images: a Parquet file per split, and a manifest that describes and hashes them."""
 
     path: Path
     manifest: dict[str, Any] = field(repr=False, hash=False)
 
     @classmethod
-    def create(
-        cls,
-        path: PathLike,
-        *,
-        name: str,
-        root: PathLike | None = None,
-        imb_type: str = "exp",
-        imb_factor: float = 0.01,
-        seed: int = 0,
-    ) -> Snapshot:
-        """Write a snapshot of source `name`; it appears at `path` complete or not at all. Same inputs, same bytes."""
-        path = Path(path)
+    def create(cls, path: PathLike, **choices: Any) -> Snapshot:
+        """Write the snapshot of a `Recipe(**choices)`, at least its `name`. Same choices, same bytes.
+
+        It appears at `path` complete or not at all.
+        """
+        path, recipe = Path(path), Recipe(**choices)
         if path.exists() and any(path.iterdir()):
             raise ValueError(f"{path} is not empty; delete it to build the snapshot again")
-        config = _config(name, root, imb_type, imb_factor, seed)
-        train, test = (load_source(name, root, split) for split in SPLITS)
-        indices = longtail_indices(
-            train.targets, len(train.class_names), imb_type=imb_type, imb_factor=imb_factor, seed=seed
-        )
+        train, test = (load_source(recipe.name, recipe.root, split) for split in SPLITS)
+        parts = recipe.apply(train)
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
             folder = Path(temporary) / path.name
             folder.mkdir()
-            manifest = write_manifest(folder, config | _write_splits(folder, train, test, indices))
+            manifest = write_manifest(folder, recipe.description() | _write_splits(folder, train, test, parts))
             folder.replace(path)
         return cls(path, manifest)
 
@@ -68,33 +56,24 @@ class Snapshot:
         return cls(Path(path), read_manifest(Path(path)))
 
     @classmethod
-    def obtain(
-        cls,
-        path: PathLike,
-        *,
-        name: str,
-        root: PathLike | None = None,
-        imb_type: str = "exp",
-        imb_factor: float = 0.01,
-        seed: int = 0,
-    ) -> Snapshot:
-        """The snapshot of this configuration at `path`: loaded, or created if nothing is there; never another one's."""
+    def obtain(cls, path: PathLike, **choices: Any) -> Snapshot:
+        """The snapshot of a `Recipe(**choices)` at `path`: loaded, or created if nothing is there; no other one's."""
         from filelock import FileLock
 
-        path = Path(path)
+        path, recipe = Path(path), Recipe(**choices)
         if not (path / MANIFEST).exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.parent / f".{path.name}.lock"):  # of processes that start together, one creates it
                 if not (path / MANIFEST).exists():
-                    cls.create(path, name=name, root=root, imb_type=imb_type, imb_factor=imb_factor, seed=seed)
+                    cls.create(path, **choices)
         snapshot = cls.load(path)
-        snapshot._refuse_if_other(_config(name, root, imb_type, imb_factor, seed))
+        snapshot._refuse_if_other(recipe.description())
         return snapshot
 
     @staticmethod
-    def default_name(name: str, imb_type: str, imb_factor: float, seed: int) -> str:
-        """The folder name of a configuration, such as `digits-exp-0.02-seed0`."""
-        return f"{name}-{imb_type}-{imb_factor:g}-seed{seed}"
+    def default_name(**choices: Any) -> str:
+        """The folder name of a `Recipe(**choices)`, such as `digits-exp-0.02-seed0`."""
+        return Recipe(**choices).folder_name
 
     @property
     def name(self) -> str:
@@ -111,8 +90,13 @@ class Snapshot:
 
     @property
     def class_counts(self) -> list[int]:
-        """Training samples of each of the K classes."""
+        """Training samples of each of the K classes, by the labels that training sees."""
         return list(self.manifest["class_counts"])
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """train and test, and val between them if a part of the source was held out."""
+        return tuple(split for split in ("train", "val", "test") if f"{split}.parquet" in self.manifest["files"])
 
     @property
     def digest(self) -> str:
@@ -135,41 +119,48 @@ class Snapshot:
 
     def file(self, split: str) -> Path:
         """The Parquet file of a split."""
-        if split not in SPLITS:
-            raise unknown("split", split, SPLITS)
+        if split not in self.splits:
+            raise unknown("split", split, self.splits)
         return self.path / f"{split}.parquet"
 
-    def _refuse_if_other(self, config: dict[str, Any]) -> None:
-        other = [key for key, asked in config.items() if self.manifest[key] != asked]
-        if other:
-            differences = ", ".join(f"{key} is {self.manifest[key]!r}, asked for {config[key]!r}" for key in other)
+    def _refuse_if_other(self, asked: dict[str, Any]) -> None:
+        found = Recipe(self.name).description() | self.manifest  # what an older manifest does not say is the default
+        if other := [key for key in asked if found[key] != asked[key]]:
+            differences = ", ".join(f"{key} is {found[key]!r}, asked for {asked[key]!r}" for key in other)
             raise ValueError(f"{self.path} holds another snapshot: {differences}; use another folder or delete it")
 
 
-def _config(name: str, root: PathLike | None, imb_type: str, imb_factor: float, seed: int) -> dict[str, Any]:
-    """What the user chose, free of machine paths: of the root only its name, where another root holds other data."""
-    folder = Path(root).resolve().name if root is not None and name not in PUBLISHED else None
-    return {"name": name, "folder": folder, "imb_type": imb_type, "imb_factor": float(imb_factor), "seed": seed}
-
-
-def _write_splits(folder: Path, train: ImageSource, test: ImageSource, indices: Indices) -> dict[str, Any]:
-    """Write both Parquet files and describe them."""
-    train_pixels = write_split(folder / "train.parquet", train, indices)
+def _write_splits(folder: Path, train: ImageSource, test: ImageSource, parts: Parts) -> dict[str, Any]:
+    """Write the Parquet files and describe them."""
     # Where test is train, as for unconstrained features, it has no sample that training left out either.
-    kept = indices if test.checksum == train.checksum else np.arange(len(test))
-    test_pixels = write_split(folder / "test.parquet", test, kept)
-    mode = "L" if train_pixels.modes | test_pixels.modes == {"L"} else "RGB"
-    sizes = train_pixels.sizes | test_pixels.sizes
-    mean, std = train_pixels.moments(channels=len(mode))
-    num_classes = len(train.class_names)
+    unseen = test.checksum != train.checksum
+    if len(parts.held_out) and not unseen:
+        raise ValueError(f"'{train.name}' has no unseen samples, so there is none to validate on; leave val_fraction 0")
+    chosen = {"train": (parts.source, parts.train), "val": (train, parts.held_out)}
+    chosen["test"] = (test, np.arange(len(test)) if unseen else parts.train)
+    chosen = {split: (source, indices) for split, (source, indices) in chosen.items() if len(indices)}
+    pixels = {split: write_split(folder / f"{split}.parquet", *content) for split, content in chosen.items()}
+    mode = "L" if set.union(*(summary.modes for summary in pixels.values())) == {"L"} else "RGB"
+    sizes = set.union(*(summary.sizes for summary in pixels.values()))
+    mean, std = pixels["train"].moments(channels=len(mode))
     return {
         "class_names": train.class_names,
-        "class_counts": np.bincount(train.targets[indices], minlength=num_classes).tolist(),
-        "test_class_counts": np.bincount(test.targets[kept], minlength=num_classes).tolist(),
+        **_class_counts(chosen, train),
         "image_mode": mode,
         "image_size": [*sizes.pop()] if len(sizes) == 1 else None,  # height and width; None where they vary
         "pixel_mean": mean,
         "pixel_std": std,
-        "indices_sha256": hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest(),
+        "indices_sha256": hashlib.sha256(parts.train.astype("<i8").tobytes()).hexdigest(),
         "source_sha256": {"train": train.checksum, "test": test.checksum},
     }
+
+
+def _class_counts(chosen: dict[str, tuple[ImageSource, Indices]], clean: ImageSource) -> dict[str, list[int]]:
+    """Samples of each of the K classes in each split; of a noisy training split also those that truly are of it."""
+    names = {"train": "class_counts", "val": "val_class_counts", "test": "test_class_counts"}
+    targets = {names[split]: source.targets[indices] for split, (source, indices) in chosen.items()}
+    truth = clean.targets[chosen["train"][1]]
+    if not np.array_equal(targets["class_counts"], truth):
+        targets["clean_class_counts"] = truth
+    num_classes = len(clean.class_names)
+    return {name: np.bincount(labels, minlength=num_classes).tolist() for name, labels in targets.items()}

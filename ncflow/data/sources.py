@@ -80,7 +80,7 @@ def _imagenet(root: Path | None, split: str) -> ImageSource:
 
 
 def _imagenet_lt(root: Path | None, split: str) -> ImageSource:
-    """ImageNet-LT in root: its two published lists beside ImageNet's folders, or Parquet files, or its own folders."""
+    """ImageNet-LT in root: its published lists beside ImageNet's folders or Parquet files; or its own images."""
     root = _given("imagenet_lt", root, "a folder with ImageNet_LT_train.txt, train-*.parquet or train/<class>/")
     if (root / "ImageNet_LT_train.txt").is_file():
         return load_imagenet_lt(root, split)
@@ -119,6 +119,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 _SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_UFM_CLASSES = (10, 100, 200, 1000)
 
 SOURCES: dict[str, Source] = {
     "digits": _digits,
@@ -128,5 +129,13 @@ SOURCES: dict[str, Source] = {
     "imagenet_lt": _imagenet_lt,
     "imagefolder": _imagefolder,
     "parquet": _parquet,
-    **{f"ufm{num_classes}": numbered_source(num_classes) for num_classes in (10, 100, 200, 1000)},
+    **{f"ufm{num_classes}": numbered_source(num_classes) for num_classes in _UFM_CLASSES},
+}
+# How many classes a source has, where that is known before it is read; a folder of ImageNet's may hold some of them.
+NUM_CLASSES: dict[str, int] = {
+    **{name: 10 for name in ("digits", "mnist", "fmnist", "cifar10", "svhn", "stl10")},
+    "emnist": 47,
+    "cifar100": 100,
+    "tiny_imagenet": 200,
+    **{f"ufm{num_classes}": num_classes for num_classes in _UFM_CLASSES},
 }

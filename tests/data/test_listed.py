@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ncflow.data.images import DatasetMissing
+from ncflow.data.snapshot import Snapshot
 from ncflow.data.sources import load_source
 
 CLASSES = ["n01440764", "n01443537", "n01484850"]
@@ -41,6 +42,12 @@ def test_imagenet_lt_is_what_its_lists_say_in_their_order(imagenet):
     assert test.targets.tolist() == [2, 2, 1, 1, 0, 0]
     assert [path.parent.name for path in train.images] == [CLASSES[k] for k in train.targets]
     assert train.encoded(0) == (imagenet / "train" / CLASSES[2] / f"{CLASSES[2]}_0.JPEG").read_bytes()
+
+
+def test_a_snapshot_keeps_the_native_imbalance_of_the_lists(imagenet, tmp_path, datasets_cache):
+    snapshot = Snapshot.create(tmp_path / "snapshot", name="imagenet_lt", root=imagenet, imb_factor=-1)
+    assert snapshot.class_counts == [4, 2, 1] and snapshot.manifest["test_class_counts"] == [2, 2, 2]
+    assert snapshot.class_names == CLASSES
 
 
 def test_without_the_lists_imagenet_lt_is_its_folders(imagenet):

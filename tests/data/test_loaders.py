@@ -194,6 +194,22 @@ def test_pictures_of_various_sizes_become_one_size(flower_snapshot):
     assert images.shape == (4, 3, 24, 24) and targets.tolist() == [0, 0, 1, 1] and not rest
 
 
+@pytest.mark.parametrize("num_processes", [1, 3])
+def test_a_full_batch_is_the_whole_split_in_one_step(digits, num_processes):
+    share = {"num_processes": num_processes}
+    parts = [load_batches(digits, "train", batch_size=None, process_index=i, **share) for i in range(num_processes)]
+    assert [len(part) for part in parts] == [1] * num_processes
+    steps = [list(part.shuffled(1)) for part in parts]
+    assert sum(len(targets) for ((_, targets),) in steps) == sum(digits.class_counts)
+
+
+def test_a_full_batch_that_does_not_fit_in_memory_is_refused(digits):
+    count = sum(digits.class_counts)
+    message = f"full batch of {count} images of 32x32 takes {count * 1024} bytes, more than the 1000 that may stay"
+    with pytest.raises(ValueError, match=message):
+        load_batches(digits, "train", batch_size=None, resident_bytes=1000)
+
+
 def test_an_unknown_augmentation_is_refused(digits):
     with pytest.raises(ValueError, match="Did you mean 'crop_flip'"):
         load_batches(digits, "train", augment="cropflip")

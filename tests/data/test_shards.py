@@ -67,6 +67,57 @@ def test_imagenet_lt_may_come_as_parquet(tmp_path, datasets_cache):
     assert (source.name, source.class_names, source.targets.tolist()) == ("imagenet_lt", NAMES, LABELS["train"])
 
 
+@pytest.fixture
+def listed(tmp_path, datasets_cache) -> Path:
+    """ImageNet's files as its rows are named, and ImageNet-LT's lists of some of them, in an order of their own."""
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    folders = ["n01440764", "n01443537"]
+    features = Features({"image": Image(), "label": ClassLabel(names=["tench", "goldfish"])})
+    for split, name in (("train", "train"), ("test", "validation")):
+        pictures = [
+            (k, f"{folders[k]}_{i}" if split == "train" else f"ILSVRC2012_val_{k}{i}")
+            for i in (0, 1, 2)
+            for k in (0, 1)
+        ]
+        rows = [picture(10 * row) | {"path": f"{stem}_{folders[k]}.JPEG"} for row, (k, stem) in enumerate(pictures)]
+        content = {"image": rows, "label": [k for k, _ in pictures]}
+        Dataset.from_dict(content, features=features).to_parquet(str(tmp_path / f"{name}-00000-of-00001.parquet"))
+        lines = [f"{split}/{folders[k]}/{stem}.JPEG {k}" for k, stem in pictures if (k, stem[-1]) != (1, "1")]
+        (tmp_path / f"ImageNet_LT_{split}.txt").write_text("\n".join(reversed(lines)))
+    return tmp_path
+
+
+def test_published_lists_choose_rows_of_parquet_files(listed, tmp_path):
+    for split in ("train", "test"):
+        source = load_source("imagenet_lt", listed, split)
+        assert source.targets.tolist() == [0, 1, 0, 0, 1] and source.class_names == ["tench", "goldfish"]
+        grays = [int(np.array(decode_image(source.encoded(row)))[0, 0]) for row in range(len(source))]
+        assert grays == [0, 10, 20, 40, 50]  # all rows but the fourth
+    snapshot = Snapshot.create(tmp_path / "snapshot", name="imagenet_lt", root=listed, imb_factor=-1)
+    assert snapshot.class_counts == [3, 2] == snapshot.manifest["test_class_counts"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train/n01440764/n01440764_7.JPEG 0", "1 of 6 listed pictures are in no file of .*: n01440764_7"),
+        ("train/n01443537/n01443537_1.JPEG 0", "1 listed pictures are of another class .*: n01443537_1"),
+    ],
+)
+def test_a_list_that_does_not_fit_the_files_is_refused(listed, line, message):
+    with (listed / "ImageNet_LT_train.txt").open("a") as file:
+        file.write(f"\n{line}\n")
+    with pytest.raises(ValueError, match=message):
+        load_source("imagenet_lt", listed)
+
+
+def test_test_files_without_labels_are_refused_with_what_to_do(listed):
+    write_table(listed / "test.parquet", image=[picture(0)], label=[-1])
+    with pytest.raises(ValueError, match=r"labels must lie in 0..1, got \[-1\]; .* those named validation"):
+        load_source("imagenet_lt", listed, "test")
+
+
 def test_a_snapshot_can_be_made_of_it_and_of_another_snapshot(tmp_path, datasets_cache):
     write_shards(tmp_path / "shards")
     first = Snapshot.create(tmp_path / "first", name="parquet", root=tmp_path / "shards", imb_factor=-1)
