@@ -4,8 +4,10 @@ from itertools import product
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from ncflow.data import SOURCES
+from ncflow import cli
+from ncflow.data import SOURCES, class_counts
 from ncflow.experiments import EXPERIMENTS, PUBLISHED, expand, write_configs
 from ncflow.experiments.grids import COMMON, Grid, each
 from ncflow.nn.backbones import BACKBONES, MODEL_ALIASES
@@ -36,7 +38,7 @@ MOVES = {
     "exp7": {"train.batch_size": {32, 64, 128, 512}, "train.lr": {0.0125, 0.025, 0.05, 0.2}},
     "exp8": {"model.name": {"vit_tiny", "vit_tiny_orig", "EVA-02", "EVA-02_orig"}},
     "exp9": {"seed": {1, 2, 3, 4, 5}},
-    "exp10": {"dataset.name": {"imagenet_lt"}, "model.name": {"vgg11", "resnet18"}, "model.stem": {None, "imagenet"}},
+    "exp10": {"dataset.name": {"imagenet_lt"}, "model.name": {"vgg11", "resnet18"}},
     "exp11": {
         "dataset.name": {"mnist", "fmnist"},
         "model.name": {"resnet18"},
@@ -51,6 +53,38 @@ MOVES = {
     },
 }
 SIZES = dict(zip(PUBLISHED, [56, 60, 36, 30, 24, 42, 24, 8, 30, 2, 30, 12], strict=True))
+
+
+# What the first seed's generator writes for a run, all of it, and the page of its README that shows one.
+SEED_KEYS = {
+    "dataset": ("name", "imb_factor"),
+    "model": ("name",),
+    "train": (
+        *("lr", "optimizer", "weight_decay", "loss", "drift_penalty", "epochs", "batch_size"),
+        *("analyze_freq", "analyze_layers", "save_logits"),
+    ),
+}
+SEED_PAGE = """\
+exp_name: "exp1_univ_cifar10_resnet18"
+dataset:
+  name: "cifar10"              # mnist, fmnist, cifar10, cifar100, imagenet_lt
+  imb_factor: 0.01             # 1.0=balanced, 0.01=extreme, -1=native
+model:
+  name: "resnet18"
+train:
+  lr: 0.1
+  optimizer: "sgd"             # sgd, adam, rmsprop
+  weight_decay: 1e-3
+  loss: "ce"                   # ce, focal, logit_adjustment, balanced_softmax
+  drift_penalty: 0.0
+  epochs: 200
+  batch_size: 256
+  analyze_freq: 2
+  analyze_layers: false
+  save_logits: false
+"""
+# group -> what its runs here have beyond the first seed's keys, whose defaults the others keep
+BEYOND = {"exp2": {"dataset"}, "exp9": {"seed"}}
 
 
 def value(run: Params, key: str):
@@ -134,6 +168,13 @@ def test_nothing_moves_in_a_group_but_what_its_grid_says(group):
     still = keys - {"dataset.name", "model.name", *MOVES[group]}
     runs = published(group)
     assert {key: value(run, key) for run in runs for key in still} == {key: value(runs[0], key) for key in still}
+
+
+def test_no_factor_of_the_scaling_law_leaves_a_class_empty():
+    for run in published("exp2"):
+        num_classes = {"cifar10": 10, "cifar100": 100}[run.dataset.name]
+        options = {"imb_factor": run.dataset.imb_factor, "n_min": run.dataset.min_samples}
+        assert min(class_counts(50000 // num_classes, num_classes, **options)) >= 1
 
 
 @pytest.mark.parametrize("group", PUBLISHED)
@@ -231,9 +272,7 @@ def test_a_group_whose_knob_is_overridden_is_one_run_where_nothing_else_moves():
 
 
 def test_a_timm_model_makes_a_plain_folder_name():
-    assert published("exp10", "model.name=timm/vit_base", "model.stem=null")[0].exp_name == (
-        "exp10_imagenet_lt_timm-vit_base"
-    )
+    assert published("exp10", "model.name=timm/vit_base")[0].exp_name == ("exp10_imagenet_lt_timm-vit_base")
 
 
 @pytest.mark.parametrize("group", EXPERIMENTS)
@@ -254,6 +293,58 @@ def test_a_written_configuration_has_the_first_seeds_keys(tmp_path):
     assert config["model"]["name"] == "resnet18"
     common = {"lr": 0.1, "optimizer": "sgd", "weight_decay": 0.001, "loss": "ce", "batch_size": 256, "analyze_freq": 2}
     assert config["train"].items() >= (common | {"epochs": 1}).items()
+
+
+@pytest.mark.parametrize("group", [f"exp{number}" for number in range(1, 11)])
+def test_a_configuration_that_the_first_seeds_generator_writes_is_the_run_of_its_name(group, tmp_path):
+    for run in published(group):
+        config = {name: {key: value(run, f"{name}.{key}") for key in keys} for name, keys in SEED_KEYS.items()}
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.dump({"exp_name": run.exp_name, **config}))
+        loaded = load_params(file)
+        differs = {name for name in Params.model_fields if getattr(loaded, name) != getattr(run, name)}
+        assert differs <= BEYOND.get(group, set())
+        for name, section in config.items():
+            assert {key: value(loaded, f"{name}.{key}") for key in section} == section
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        {},
+        {'"cifar10"': '"imagenet_lt"', "imb_factor: 0.01": "imb_factor: -1", '"resnet18"': '"vgg11"'},
+        {"lr: 0.1": "lr: 1", "imb_factor: 0.01": "imb_factor: 1", "drift_penalty: 0.0": "drift_penalty: 1"},
+        {'"resnet18"': '"EVA-02_orig"', '"sgd"': '"rmsprop"', "lr: 0.1": "lr: 1e-3", '"ce"': '"balanced_softmax"'},
+        {'"resnet18"': '"mobilenetv4_small"', "analyze_layers: false": "analyze_layers: true"},
+    ],
+)
+def test_a_configuration_of_the_first_seed_passes_the_check_as_it_is(lines, tmp_path):
+    text = SEED_PAGE
+    for old, new in lines.items():
+        assert old in text
+        text = text.replace(old, new)
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    result = CliRunner().invoke(cli.app, ["train", "--config", str(file), "--check"])
+    assert result.exit_code == 0, result.output
+    resolved = yaml.safe_load(result.output)
+    written = yaml.safe_load(text.replace("1e-3", "0.001"))  # which PyYAML takes for text
+    assert resolved["exp_name"] == written["exp_name"]
+    for section in SEED_KEYS:
+        assert resolved[section].items() >= written[section].items()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet18", "resnet18_ln", "resnet18_bn", "resnet50", "resnet50_ln", "resnet50_bn", "vgg11", "vgg16"),
+        *("mobilenet_v2", "shufflenet_v2", "regnet_y_400mf", "densenet121", "efficientnet_b0", "googlenet"),
+        *("convnext_tiny", "vit_tiny", "vit_tiny_orig", "mobilenetv4_small", "repvit_m1", "dinov3_small"),
+        *("EVA-02", "EVA-02_orig"),
+    ],
+)
+def test_the_first_seeds_models_have_their_names_here(name):
+    assert name in BACKBONES or name in MODEL_ALIASES
 
 
 def test_a_group_of_your_own_is_a_function_of_the_parameters_and_runs_each_configuration_once(monkeypatch):

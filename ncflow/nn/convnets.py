@@ -15,17 +15,29 @@ from ncflow.nn.stock import timm_body, torchvision_body
 
 
 def resnet18(
-    *, stem: str = "cifar", neck: str = "none", num_features: int | None = None, pretrained: bool = False
+    *,
+    image_size: int = 32,
+    stem: str | None = None,
+    neck: str = "none",
+    num_features: int | None = None,
+    pretrained: bool = False,
 ) -> Backbone:
-    """ResNet-18 with a 3x3 stem for small images, or stem="imagenet"; d = 512. He et al. 2016."""
-    return Backbone(_resnet("resnet18", stem, pretrained), 512, neck=neck, project_to=num_features, layers=RESNET)
+    """ResNet-18, stem="cifar" (3x3) up to 128 pixels, else "imagenet"; d = 512. He et al. 2016."""
+    body = _resnet("resnet18", stem or _usual_stem(image_size), pretrained)
+    return Backbone(body, 512, neck=neck, project_to=num_features, layers=RESNET)
 
 
 def resnet50(
-    *, stem: str = "cifar", neck: str = "none", num_features: int | None = None, pretrained: bool = False
+    *,
+    image_size: int = 32,
+    stem: str | None = None,
+    neck: str = "none",
+    num_features: int | None = None,
+    pretrained: bool = False,
 ) -> Backbone:
-    """ResNet-50 with a 3x3 stem for small images, or stem="imagenet"; d = 2048. He et al. 2016."""
-    return Backbone(_resnet("resnet50", stem, pretrained), 2048, neck=neck, project_to=num_features, layers=RESNET)
+    """ResNet-50, stem="cifar" (3x3) up to 128 pixels, else "imagenet"; d = 2048. He et al. 2016."""
+    body = _resnet("resnet50", stem or _usual_stem(image_size), pretrained)
+    return Backbone(body, 2048, neck=neck, project_to=num_features, layers=RESNET)
 
 
 def vgg11(
@@ -108,6 +120,10 @@ def repvit_m1(*, neck: str = "batch_norm", num_features: int | None = None, pret
     """RepViT-M1, a MobileNet in the shape of a transformer, with a BatchNorm neck; d = 384. Wang et al. 2024."""
     body = timm_body("repvit_m1", pretrained=pretrained)
     return Backbone(body, 384, neck=neck, project_to=num_features, layers=STAGED)
+
+
+def _usual_stem(image_size: int) -> str:
+    return "cifar" if image_size <= 128 else "imagenet"
 
 
 def _resnet(model: str, stem: str, pretrained: bool) -> Any:

@@ -37,7 +37,7 @@ def timm_body(model: str, *, pretrained: bool, image_size: int | None = None, **
         raise unknown("timm model", model, [*nearest, f"... (timm.list_models() has {len(known)})"])
     build = partial(timm.create_model, model, pretrained=pretrained, num_classes=0, **options)
     sized = build if image_size is None else partial(_sized, build, image_size)
-    return published(sized, f"timm's {model}") if pretrained else sized()
+    return published(partial(_without_retries, sized), f"timm's {model}") if pretrained else sized()
 
 
 def torchvision_body(model: str, classifier: str, *, pretrained: bool, **options: Any) -> Any:
@@ -62,6 +62,34 @@ def published(build: Callable[[], Any], model: str) -> Any:
         ) from error
 
 
+def _without_retries(build: Callable[[], Any]) -> Any:
+    """`build()`, from Hugging Face's cache alone where its server is silent: its client would retry for a minute."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    silence = _silence_of_hugging_face()
+    if silence is None:
+        return build()
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        return build()
+    except LocalEntryNotFoundError:
+        raise silence from None
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _silence_of_hugging_face() -> Exception | None:
+    """Why the server, HF_ENDPOINT's through the user's proxies, gives one short request no answer; None if it does."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception as error:  # of whichever client huggingface_hub is built on, and of its offline mode
+        return error
+    return None
+
+
 def _sized(build: Callable[..., Any], image_size: int) -> Any:
     """Build for one image size where the model takes one; timm says only by refusing the argument."""
     try:
@@ -76,3 +104,6 @@ def _feature_stages(body: Any) -> list[str]:
     """The modules that timm lists as ends of the model's feature stages."""
     modules = dict(body.named_modules())
     return [path for stage in getattr(body, "feature_info", []) if (path := stage["module"]) and path in modules]
+
+
+PATIENCE = 10.0  # seconds for the first answer of a server

@@ -6,6 +6,7 @@ The downloads are replaced: by weights that can be recognized, or by a network t
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -26,9 +27,17 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     from timm.models import _builder
     from torchvision.models import WeightsEnum
 
+    answer_to_a_probe(monkeypatch, fail)
     monkeypatch.setattr(WeightsEnum, "get_state_dict", fail)
     for loader in ("load_state_dict_from_hf", "load_state_dict_from_url", "load_custom_from_hf"):
         monkeypatch.setattr(_builder, loader, fail)
+
+
+def answer_to_a_probe(monkeypatch: pytest.MonkeyPatch, head: Callable[..., None]) -> None:
+    """Let Hugging Face's server answer a first request as `head` does."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=head))
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, weights: dict[str, Tensor]) -> None:
@@ -36,6 +45,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, weights: dict[str, Tensor]) -> None:
     from timm.models import _builder
     from torchvision.models import WeightsEnum
 
+    answer_to_a_probe(monkeypatch, lambda url, timeout: None)
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *args, **options: dict(weights))
     monkeypatch.setattr(_builder, "load_state_dict_from_hf", lambda *args, **options: dict(weights))
 
@@ -66,6 +76,45 @@ def test_without_a_network_a_value_error_says_what_was_tried_and_what_to_do(no_n
     message = str(error.value)
     assert "no pretrained weights for t" in message and OFFLINE in message and "choose pretrained: false" in message
     assert isinstance(error.value.__cause__, URLError)
+
+
+def test_a_silent_hugging_face_is_asked_once_and_its_own_reason_is_given(monkeypatch, tmp_path):
+    """Nothing waits, no request follows: only the first is replaced here, and the client's own would raise."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    def fail(url: str, timeout: float) -> None:
+        raise URLError(OFFLINE)
+
+    answer_to_a_probe(monkeypatch, fail)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: pytest.fail(f"waited for {seconds} s"))
+    with pytest.raises(ValueError, match=f"no pretrained weights for timm's test_vit: URLError: .*{OFFLINE}"):
+        create_backbone("timm/test_vit", pretrained=True)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_silent_hugging_face_leaves_the_cache_and_one_that_answers_is_online(monkeypatch, reachable):
+    import timm
+    from huggingface_hub import constants
+    from timm.models import _builder
+
+    def answer(url: str, timeout: float) -> None:
+        assert url == constants.ENDPOINT and 0 < timeout <= 10
+        if not reachable:
+            raise URLError(OFFLINE)
+
+    def load(*args: object, **options: object) -> dict[str, Tensor]:
+        offline.append(constants.HF_HUB_OFFLINE)
+        return filled(timm.create_model("test_vit"))
+
+    offline: list[bool] = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    answer_to_a_probe(monkeypatch, answer)
+    monkeypatch.setattr(_builder, "load_state_dict_from_hf", load)
+    body = create_backbone("timm/test_vit", pretrained=True).body
+    assert body.cls_token.unique().numel() == 1  # the weights of the cache, or of the network
+    assert offline == [not reachable] and constants.HF_HUB_OFFLINE is False
 
 
 def test_a_model_that_timm_has_no_weights_for_is_refused_by_name():

@@ -1,0 +1,84 @@
+"""The pages in docs/: their examples run and print what they say, their links lead somewhere."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ncflow
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "custom-experiments.md").read_text()
+TABLES = ("BACKBONES", "EXPERIMENTS", "HEADS", "LOSSES")
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with what the page speaks of, pictures and mine.py; afterwards the tables are as they were."""
+    for split, count in (("train", 4), ("test", 1)):
+        for shade, name in enumerate(("cat", "dog", "owl")):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                Image.fromarray(np.full((8, 8, 3), 80 * shade + k, np.uint8)).save(folder / f"{k}.png")
+    (tmp_path / "mine.py").write_text(block("python", starting="# mine.py"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = {name: dict(getattr(ncflow, name)) for name in TABLES}
+    yield tmp_path
+    sys.modules.pop("mine", None)
+    for name, rows in before.items():
+        getattr(ncflow, name).clear()
+        getattr(ncflow, name).update(rows)
+
+
+def block(language: str, *, starting: str = "") -> str:
+    """The first fenced block of the page in a language, beginning with some text."""
+    found = re.search(rf"^```{language}\n({starting}.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert found, f"no block of {language} that starts with {starting!r}"
+    return found[1]
+
+
+def test_the_python_examples_print_what_they_say(desk):
+    page = str(DOCS / "custom-experiments.md")
+    failed, attempted = doctest.testfile(page, module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert attempted > 30
+    assert failed == 0
+
+
+@pytest.mark.slow
+def test_the_commands_find_the_rows_of_the_named_file_and_of_no_other(desk):
+    train, experiments = block("bash").splitlines()
+    assert "name: two_convolutions" in run(train)
+    unnamed = experiments.replace("--import mine.py ", "")
+    assert "margins_2.0" in run(unnamed, NCFLOW_IMPORT="mine.py")  # as `dvc repro` and `mlflow run` hand it on
+    assert "unknown experiment group 'margins'" in run(unnamed, code=1)
+
+
+def run(command: str, *, code: int = 0, **environment: str) -> str:
+    """What `ncflow …` prints; its exit code must be `code`."""
+    words = [sys.executable, "-m", *command.split()]
+    done = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", [*DOCS.glob("*.md"), *ROOT.glob("*.md")], ids=lambda page: page.name)
+def test_a_link_to_a_file_leads_to_it(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_the_tables_of_the_page_are_public():
+    rows = re.findall(r"^\| `([A-Z]+)` \|", PAGE, flags=re.MULTILINE)
+    assert {*TABLES} < {*rows} <= {*ncflow.HOMES}
