@@ -90,6 +90,17 @@ def polar_factor(a: Array) -> Array:
     return a @ (vectors / np.sqrt(values)) @ vectors.T
 
 
+def polar_gradient(a: Array, factor: Array, upstream: Array) -> Array:
+    """The gradient of a's polar factor (d, k), by the k² × k² linear system that an implicit layer builds.
+
+    P = A H⁻¹ with H = PᵀA; the part of dP inside of the span of P is PX with X skew, HX + XH = Pᵀ dA - dAᵀ P.
+    """
+    h, eye = factor.T @ a, np.eye(a.shape[1])
+    inside = factor.T @ upstream - upstream.T @ factor
+    x = np.linalg.solve(np.kron(h, eye) + np.kron(eye, h), inside.ravel()).reshape(h.shape)
+    return factor @ x + (upstream - factor @ (factor.T @ upstream)) @ np.linalg.inv(h)
+
+
 def nearest_etf(means: Array) -> Array:
     """The problem as published: P (d, K) maximizes tr(PᵀH̄M), W = sqrt(K/(K-1)) M Pᵀ. d >= K, means of rank K-1."""
     num_classes = len(means)
@@ -318,6 +329,66 @@ def ece(problem: Problem) -> float:
         if inside.any():
             error += inside.mean() * abs(correct[inside].mean() - confidences[inside].mean())
     return float(error)
+
+
+def draw_stratified(targets: list[int], sizes: Sequence[int], generator: torch.Generator) -> list[int]:
+    """The cards of one class after the other go to the batch that is furthest behind; then each batch is mixed."""
+    cards = [card for deck in _decks(targets, generator) for card in deck]
+    hands = torch.randperm(len(sizes), generator=generator).tolist()
+    batches: dict[int, list[int]] = {hand: [] for hand in hands}
+    places = []
+    for _ in cards:
+        hand = min(hands, key=lambda hand: (len(batches[hand]) + 0.5) / sizes[hand])
+        batches[hand].append(len(places))
+        places.append(hand)
+    mixed = torch.randperm(len(cards), generator=generator).tolist()
+    return [cards[i] for hand in sorted(hands) for i in mixed if places[i] == hand]
+
+
+def draw_class_balanced(targets: list[int], sizes: Sequence[int], generator: torch.Generator) -> list[int]:
+    """Any class, and the next of its cards, over and over."""
+    decks = _decks(targets, generator)
+    drawn = torch.randint(len(decks), (len(targets),), generator=generator).tolist()
+    turns = [0] * len(decks)
+    order = []
+    for k in drawn:
+        order.append(decks[k][turns[k] % len(decks[k])])
+        turns[k] += 1
+    return order
+
+
+def _decks(targets: list[int], generator: torch.Generator) -> list[list[int]]:
+    """The samples of each class that has any, mixed; the classes, too."""
+    mixed = torch.randperm(len(targets), generator=generator).tolist()
+    rank = torch.randperm(max(targets) + 1, generator=generator).tolist()
+    classes = sorted(set(targets), key=lambda k: rank[k])
+    return [[i for i in mixed if targets[i] == k] for k in classes]
+
+
+def nearest_etf_objective(etf: Array, class_means: Array, proximal: float, anchor: Array) -> float:
+    """‖H̄ - P M/√(K-1)‖² + (δ/2)‖(P - P_prev)M‖², class by class: row k of an ETF W is √(K/(K-1)) times column k of PM."""
+    num_classes = len(etf)
+    centered = class_means - class_means.mean(0)
+    length = math.sqrt(sum(row @ row for row in centered)) or 1.0
+    shrink = math.sqrt((num_classes - 1) / num_classes)
+    value = 0.0
+    for row, w, w_before in zip(centered, etf, anchor, strict=True):
+        p, p_before = shrink * w, shrink * w_before
+        value += np.sum((row / length - p / math.sqrt(num_classes - 1)) ** 2)
+        value += proximal / 2 * np.sum((p - p_before) ** 2)
+    return float(value)
+
+
+def exact_spectral_ratio(rows: Array) -> float:
+    """(‖H‖_*/‖H‖_F)² with 40 digits, where no Gram matrix loses a singular value."""
+    with mpmath.workdps(40):
+        s = mpmath.svd_r(mpmath.matrix(rows.tolist()), compute_uv=False)
+        return float(mpmath.fsum(s) ** 2 / mpmath.fsum(x * x for x in s))
+
+
+def squared_distances(rows: Array) -> Array:
+    """Of all pairs, one after the other."""
+    return np.array([np.sum((a - b) ** 2) for a, b in combinations(rows, 2)])
 
 
 METRICS: dict[str, Callable[[Problem], float]] = {

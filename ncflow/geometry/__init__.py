@@ -1,7 +1,8 @@
 """Simplex frames and the frames nearest to given class means: tensors in, tensors out, torch only."""
 
 from ncflow.geometry.frames import contrasts, from_contrasts, random_orthonormal, seli_frame, simplex_etf
-from ncflow.geometry.nearest import etf_distance, nearest_etf, polar_factor
+from ncflow.geometry.nearest import etf_distance, nearest_etf
+from ncflow.geometry.polar import polar_factor
 
 __all__ = [
     "contrasts",

@@ -11,31 +11,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ncflow.geometry import polar
 from ncflow.geometry.frames import check_etf_exists, contrasts, from_contrasts, rounding_level
 from ncflow.lookup import lookup
 
 
 def nearest_etf(
-    class_means: Tensor, *, proximal: float = 0.0, anchor: Tensor | None = None, solver: str = "closed_form"
+    class_means: Tensor,
+    *,
+    proximal: float = 0.0,
+    anchor: Tensor | None = None,
+    solver: str = "closed_form",
+    **solver_options: Any,
 ) -> Tensor:
     """The simplex ETF (..., K, d), unit rows, nearest to the class means (..., K, d); differentiable, float64 inside.
 
     Invariant to shift and scale of the means, equivariant to rotations and to class permutations, idempotent on an
     ETF. Where the centered means have rank below K-1 it is unique only with `proximal` = δ > 0 towards `anchor`, an
     ETF (..., K, d); without, one of the minimizers is returned. d >= K-1, ValueError otherwise. `solver`:
-    "closed_form", or "riemannian" for the iterative solution by trust regions.
+    "closed_form", or "riemannian" for the iterative solution by trust regions, whose options are `max_iterations` and
+    `tolerance`.
     """
-    num_classes = _check_means(class_means)
-    target = procrustes_target(class_means.double(), proximal=proximal, anchor=anchor)
-    frame = lookup(SOLVERS, solver, "solver")(target)
-    etf = math.sqrt(num_classes / (num_classes - 1)) * from_contrasts(frame.mT)
-    return etf.to(class_means.dtype)
+    _check_means(class_means)
+    _check_anchor(class_means, proximal, anchor)
+    chosen = partial(lookup(SOLVERS, solver, "solver"), **solver_options)
+    etf: Tensor = _NearestETF.apply(class_means, anchor, proximal, chosen)
+    return etf
 
 
 def etf_distance(class_means: Tensor) -> Tensor:
@@ -46,45 +54,73 @@ def etf_distance(class_means: Tensor) -> Tensor:
     that all coincide. Raises ValueError for d < K-1.
     """
     num_classes = _check_means(class_means)
-    singular_values = torch.linalg.svdvals(_unit_contrasts(class_means.double()))
+    singular_values = torch.linalg.svdvals(contrasts(_unit_means(class_means.double())[0]))
     return (singular_values - 1 / math.sqrt(num_classes - 1)).square().sum(-1).to(class_means.dtype)
 
 
-def polar_factor(a: Tensor) -> Tensor:
-    """U Vᵀ of the thin SVD a = U S Vᵀ: (..., d, k), d >= k -> same shape, orthonormal columns; the nearest such matrix.
+class _NearestETF(torch.autograd.Function):
+    """The way from means to ETF in one piece: every step but the polar factor is linear, or divides by a norm.
 
-    Float64 inside, so that half precision and autocast do no harm. The gradient is analytic and exact, of first order
-    only; it divides only by sums s_i + s_j of singular values, so repeated ones are harmless. For a rank-deficient
-    matrix, where the factor is not unique, one is returned and the part of the gradient that does not exist is left
-    out.
+    Q and Qᵀ, `from_contrasts` and `contrasts`, are each other's adjoints; both keep norms, and everything is rows.
     """
-    if a.ndim < 2 or a.shape[-2] < a.shape[-1]:
-        raise ValueError(f"polar factor needs (..., d, k) with d >= k, got shape {tuple(a.shape)}")
-    factor: Tensor = _PolarFactor.apply(a.double())
-    return factor.to(a.dtype)
+
+    @staticmethod
+    def forward(
+        ctx: Any, class_means: Tensor, anchor: Tensor | None, proximal: float, solver: Callable[..., Tensor]
+    ) -> Tensor:
+        num_classes = class_means.shape[-2]
+        unit, norm = _unit_means(class_means.double())
+        target = unit * (2 / math.sqrt(num_classes - 1))
+        if anchor is not None:
+            target = target + _pull(proximal, num_classes) * anchor.to(target)
+        target = contrasts(target)  # Aᵀ (..., K-1, d)
+        method = polar.choose_method(class_means.dtype, class_means.device)
+        factor, ctx.method, saved = polar.solve(target, method)
+        ctx.save_for_backward(unit, norm, *saved)
+        ctx.proximal, ctx.means, ctx.anchor = proximal, _like(class_means), _like(anchor)
+        etf = from_contrasts(solver(target, factor)) * _stretch(num_classes)
+        return etf.to(class_means.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        unit, norm, *saved = ctx.saved_tensors
+        num_classes = grad.shape[-2]
+        upstream = contrasts(grad.double()) * _stretch(num_classes)
+        of_target = from_contrasts(polar.pullback(ctx.method, tuple(saved), upstream))
+        of_anchor = None
+        if ctx.needs_input_grad[1]:
+            of_anchor = _fit(_pull(ctx.proximal, num_classes) * of_target, *ctx.anchor)
+        along = (unit * of_target).sum((-2, -1), keepdim=True)
+        of_means = (of_target - unit * along) * (2 / math.sqrt(num_classes - 1) / norm)
+        return _fit(of_means, *ctx.means), of_anchor, None, None
 
 
-def procrustes_target(class_means: Tensor, *, proximal: float = 0.0, anchor: Tensor | None = None) -> Tensor:
-    """A = (2/sqrt(K-1)) H̄Q + δ P_prev (..., d, K-1), of which the nearest ETF is the polar factor; (..., K, d) in."""
-    num_classes = class_means.shape[-2]
-    target = _unit_contrasts(class_means) * (2 / math.sqrt(num_classes - 1))
-    if proximal < 0:
-        raise ValueError(f"proximal must be >= 0, got {proximal}")
-    if proximal > 0 and anchor is None:
-        raise ValueError(f"proximal = {proximal} needs an anchor, the ETF to stay near to")
-    if anchor is not None:
-        if anchor.shape[-2:] != class_means.shape[-2:]:
-            raise ValueError(f"anchor must be an ETF shaped like the class means, got {tuple(anchor.shape)}")
-        scale = proximal * math.sqrt((num_classes - 1) / num_classes)  # the anchor's rows are units, P_prev's columns
-        target = target + scale * contrasts(anchor.to(class_means))
-    return target.mT
+def _stretch(num_classes: int) -> float:
+    """sqrt(K/(K-1)): the rows of an ETF are units, those of Q shorter."""
+    return math.sqrt(num_classes / (num_classes - 1))
 
 
-def _unit_contrasts(class_means: Tensor) -> Tensor:
-    """H̄Q transposed (..., K-1, d), unit Frobenius norm; zero where all means coincide."""
-    coordinates = contrasts(class_means)
-    norm = torch.linalg.matrix_norm(coordinates)
-    return coordinates / torch.where(norm > rounding_level(class_means), norm, torch.inf)[..., None, None]
+def _pull(proximal: float, num_classes: int) -> float:
+    """δ sqrt((K-1)/K), as the anchor's rows are units and P_prev's columns are."""
+    return proximal / _stretch(num_classes)
+
+
+def _unit_means(class_means: Tensor) -> tuple[Tensor, Tensor]:
+    """H̄ᵀ (..., K, d) and the norm (..., 1, 1) it was divided by, infinite where all means coincide up to rounding."""
+    centered = class_means - class_means.mean(-2, keepdim=True)
+    norm = torch.linalg.matrix_norm(centered)
+    norm = torch.where(norm > rounding_level(class_means), norm, torch.inf)[..., None, None]
+    return centered / norm, norm
+
+
+def _like(tensor: Tensor | None) -> tuple[torch.Size, torch.dtype] | None:
+    return None if tensor is None else (tensor.shape, tensor.dtype)
+
+
+def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The gradient of an input of this shape and dtype that was broadcast and converted."""
+    return grad.sum_to_size(shape).to(dtype)
 
 
 def _check_means(class_means: Tensor) -> int:
@@ -95,39 +131,25 @@ def _check_means(class_means: Tensor) -> int:
     return num_classes
 
 
-class _PolarFactor(torch.autograd.Function):
-    """U Vᵀ and its gradient U Ω Vᵀ + (I - UUᵀ) G V S⁻¹ Vᵀ, with Ω_ij = (B_ij - B_ji)/(s_i + s_j) and B = UᵀGV."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor) -> Tensor:
-        u, s, vh = torch.linalg.svd(a, full_matrices=False)
-        ctx.save_for_backward(u, s, vh)
-        factor: Tensor = u @ vh
-        return factor
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        u, s, vh = ctx.saved_tensors
-        gv = grad @ vh.mT
-        b = u.mT @ gv
-        omega = (b - b.mT) * _reciprocal(s.unsqueeze(-1) + s.unsqueeze(-2), s)
-        outside = (gv - u @ b) * _reciprocal(s, s).unsqueeze(-2)
-        grad_a: Tensor = (u @ omega + outside) @ vh
-        return grad_a
+def _check_anchor(class_means: Tensor, proximal: float, anchor: Tensor | None) -> None:
+    if proximal < 0:
+        raise ValueError(f"proximal must be >= 0, got {proximal}")
+    if proximal > 0 and anchor is None:
+        raise ValueError(f"proximal = {proximal} needs an anchor, the ETF to stay near to")
+    if anchor is not None and anchor.shape[-2:] != class_means.shape[-2:]:
+        raise ValueError(f"anchor must be an ETF shaped like the class means, got {tuple(anchor.shape)}")
 
 
-def _reciprocal(values: Tensor, singular_values: Tensor) -> Tensor:
-    """1/values, and 0 where they vanish next to the largest singular value."""
-    cutoff = singular_values.amax(-1) * singular_values.shape[-1] * torch.finfo(values.dtype).eps
-    cutoff = cutoff.reshape(cutoff.shape + (1,) * (values.ndim - cutoff.ndim))
-    return torch.where(values > cutoff, 1 / values, 0)
+def _closed_form(target: Tensor, factor: Tensor) -> Tensor:
+    return factor
 
 
-def _riemannian(target: Tensor) -> Tensor:
+def _riemannian(target: Tensor, factor: Tensor, *, max_iterations: int = 500, tolerance: float = 1e-10) -> Tensor:
     from ncflow.geometry.riemannian import stiefel_maximizer  # pymanopt and JAX, on demand
 
-    return stiefel_maximizer(target)
+    return stiefel_maximizer(target.mT, max_iterations=max_iterations, tolerance=tolerance).mT
 
 
-SOLVERS: dict[str, Callable[[Tensor], Tensor]] = {"closed_form": polar_factor, "riemannian": _riemannian}
+# name -> (Aᵀ, its polar factor), both (..., K-1, d) -> the frame P*ᵀ to use; the gradient is always that of the polar
+# factor. What a solver takes by keyword only are its options.
+SOLVERS: dict[str, Callable[..., Tensor]] = {"closed_form": _closed_form, "riemannian": _riemannian}

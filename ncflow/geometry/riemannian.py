@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncflow.geometry.frames import check_etf_exists, from_contrasts
-from ncflow.geometry.nearest import polar_factor
+from ncflow.geometry.polar import polar_factor
 
 Frame = NDArray[np.float64]  # (d, k), orthonormal columns
 Cost = Callable[[Any], Any]  # a frame as a JAX array -> a scalar
@@ -69,22 +69,23 @@ def nearest_etf_riemannian(
     return torch.from_numpy(scale * basis @ frame.T).to(class_means), diagnostics
 
 
-def stiefel_maximizer(target: Tensor) -> Tensor:
+def stiefel_maximizer(target: Tensor, *, max_iterations: int = 500, tolerance: float = 1e-10) -> Tensor:
     """The orthonormal columns P that maximize tr(PᵀA), A (..., d, k) with d >= k: its polar factor, found by search.
 
     Differentiable: by the implicit function theorem its gradient is that of the polar factor.
     """
     matrices = _float64(target.reshape(-1, *target.shape[-2:]))
-    frames = np.stack([_aligned_frame(a) for a in matrices])
+    options = {"max_iterations": max_iterations, "tolerance": tolerance}
+    frames = np.stack([_aligned_frame(a, **options) for a in matrices])
     found = torch.from_numpy(frames).to(target).reshape(target.shape)
     exact = polar_factor(target)
     return exact + (found - exact).detach()
 
 
-def _aligned_frame(a: Frame) -> Frame:
+def _aligned_frame(a: Frame, **options: Any) -> Frame:
     """argmax tr(PᵀA) (d, k); at unit scale, so that the default tolerance means the same for every A."""
     a = a / (np.linalg.norm(a) or 1.0)
-    return _minimize(lambda frame: -jnp.sum(frame * a), shape=a.shape)[0]
+    return _minimize(lambda frame: -jnp.sum(frame * a), shape=a.shape, **options)[0]
 
 
 def _objective(etf: Any, target: Any, previous: Any, pull: float) -> Any:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ncflow.geometry.frames import simplex_etf
-from ncflow.geometry.nearest import etf_distance, nearest_etf, polar_factor
+from ncflow.geometry.nearest import etf_distance, nearest_etf
+from ncflow.geometry.polar import polar_factor
 from ncflow.geometry.riemannian import nearest_etf_riemannian, stiefel_maximizer
 
 # (K, d): K = 2 on a line, where the Stiefel manifold is two points; then d = K-1, d = K and d = K+1

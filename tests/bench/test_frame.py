@@ -1,0 +1,149 @@
+"""The benchmarks' frame: what differs is not compared, what is measured is told, and every script runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.baselines.svd_node import nearest_etf_svd
+from benchmarks.baselines.trust_region_node import frame_of, nearest_etf_node
+from benchmarks.frame import Case, largest_difference, timed
+from benchmarks.frame.machine import describe_machine
+from benchmarks.frame.memory import CLEAR, peak_memory
+from benchmarks.frame.page import table
+from benchmarks.frame.pairs import compare
+from ncflow import cli, nearest_etf, simplex_etf
+
+ROOT = Path(__file__).parents[2]
+
+
+def value(number, repeats=1):
+    """A way to a number that takes `repeats` times as long as another one."""
+    return lambda: [torch.full((40_000,), number).exp() for _ in range(repeats)][-1]
+
+
+def megabytes(number):
+    return lambda: torch.ones(number * 250_000).sum()
+
+
+def case(**options):
+    return Case("a case", partial(value, 1.0), partial(value, 1.0, 50), memory=False, **options)
+
+
+def test_a_comparison_gives_one_ratio_per_pair_and_the_times_behind_it():
+    row = compare(case(least_ratio=2.0, most_seconds=100.0), pairs=3)
+    assert row["difference_baseline"] == 0
+    assert len(row["ratio"]) == len(row["seconds"]["ours"]) == len(row["seconds"]["baseline"]) == 3
+    for ratio, quick, slow in zip(row["ratio"], row["seconds"]["ours"], row["seconds"]["baseline"], strict=True):
+        assert ratio == slow / quick
+    assert row["reached"]["most_seconds"]
+
+
+def test_different_results_are_not_compared():
+    other = Case("a case", partial(value, 1.0), partial(value, 1.0001), memory=False)
+    with pytest.raises(RuntimeError, match="a case: differs from 'baseline' by 1.0e-04, allowed 1.0e-05"):
+        compare(other, pairs=1)
+    wrong = Case("a case", partial(value, 1.0), exact=partial(value, math.nan), memory=False)
+    with pytest.raises(RuntimeError, match="differs from 'exact' by nan"):
+        compare(wrong, pairs=1)
+
+
+def test_differences_are_relative_to_the_largest_element_and_over_the_keys_that_both_have():
+    ours = {"a": torch.tensor([10.0, 1.0]), "b": 3.0}
+    assert largest_difference(ours, {"a": torch.tensor([10.0, 2.0]), "c": 7.0}) == pytest.approx(0.1)
+    assert largest_difference((1.0, [2.0]), (1.0, [4.0])) == 0.5
+    with pytest.raises(AssertionError, match="nothing to compare"):
+        largest_difference(ours, {"c": 7.0})
+
+
+def test_a_goal_that_is_missed_is_told_as_such():
+    row = {"case": "x", "seconds": {"ours": [2.0], "baseline": [6.0]}, "ratio": [3.0]}
+    row |= {
+        "goals": {"least_ratio": 30.0, "most_seconds": 2.5},
+        "reached": {"least_ratio": False, "most_seconds": True},
+    }
+    (line,) = table([row]).splitlines()[2:]
+    assert "**3×** (3 to 3)" in line
+    assert "≥ 30× **missed**, ≤ 2.5 s reached" in line
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="the system does not tell a process's peak memory")
+def test_the_peak_memory_of_a_call_is_that_above_its_inputs():
+    assert peak_memory(partial(megabytes, 400)) == pytest.approx(400, abs=50)
+
+
+def test_a_machine_is_described_and_not_named():
+    machine = describe_machine()
+    assert machine["cores"] >= 1 and machine["threads"] >= 1 and machine["torch"] == torch.__version__
+    assert platform.node() not in json.dumps(machine)
+
+
+def test_time_is_measured_per_call():
+    calls = []
+    assert timed(lambda: calls.append(0), repeats=7) > 0
+    assert len(calls) == 7
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_baselines_of_the_nearest_etf_solve_the_same_problem(seed):
+    """Value and gradient, the search carried to its end; δ is small, as the node's P has a direction more to hold."""
+    generator = torch.Generator().manual_seed(seed)
+    means, upstream = torch.randn(2, 5, 12, generator=generator, dtype=torch.float64)
+    anchor = simplex_etf(5, 12, generator=generator, dtype=torch.float64)
+    previous = frame_of(anchor, means)
+    etfs, gradients = [], []
+    for function in (
+        partial(nearest_etf, anchor=anchor, proximal=1e-6),
+        partial(nearest_etf_svd, anchor=anchor, proximal=1e-6),
+        partial(nearest_etf_node, previous=previous, proximal=1e-6, tolerance=1e-10),
+    ):
+        leaf = means.clone().requires_grad_()
+        etfs.append(function(leaf))
+        gradients += torch.autograd.grad((etfs[-1] * upstream).sum(), leaf)
+    for etf, gradient in zip(etfs[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(etf, etfs[0], rtol=0, atol=1e-7)
+        torch.testing.assert_close(gradient, gradients[0], rtol=0, atol=1e-4)
+
+
+def bench(monkeypatch, *words):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["ncflow", "bench", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code
+
+
+def test_the_list_has_a_sentence_for_every_script(monkeypatch, capsys):
+    assert bench(monkeypatch) == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert set(listed) == {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
+    assert {"nearest_etf", "models"} <= set(listed)
+
+
+def test_an_unknown_benchmark_and_a_folder_without_any_are_errors_that_help(monkeypatch, capsys, tmp_path):
+    assert bench(monkeypatch, "nearest-etf") == 1
+    assert "unknown benchmark 'nearest-etf'. Did you mean 'nearest_etf'?" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "_root", lambda: tmp_path)
+    assert bench(monkeypatch) == 1
+    assert "benchmarks come with a clone of the repository" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nearest_etf", "models"])
+def test_a_script_writes_its_numbers_and_a_page_of_them(name, tmp_path):
+    command = [sys.executable, "-m", "ncflow", "bench", name, "--quick", "--pairs", "1", "--out", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (numbers,), (page,) = tmp_path.glob("*.json"), tmp_path.glob("*.md")
+    record = json.loads(numbers.read_text())
+    assert record["benchmark"] == name and record["date"] in page.name and record["rows"]
+    assert record["machine"]["cpu"] in page.read_text()
+    for text in (numbers.read_text(), page.read_text()):
+        assert str(ROOT) not in text and str(tmp_path) not in text
