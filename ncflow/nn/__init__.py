@@ -2,17 +2,20 @@
 
 from ncflow.nn.backbones import BACKBONES, MODEL_ALIASES, backbone_size, create_backbone, list_backbones
 from ncflow.nn.classifier import Classifier, Output
-from ncflow.nn.heads import HEADS, FixedETFHead, LinearHead, NearestETFHead, create_head
+from ncflow.nn.heads import HEADS, FixedETFHead, Head, LinearHead, NearestETFHead, create_head
 from ncflow.nn.layers import capture, stages
 from ncflow.nn.losses import LOSSES, create_loss, drift_penalty, feature_penalty, posthoc_adjustment
+from ncflow.nn.necks import Backbone
 
 __all__ = [
     "BACKBONES",
     "HEADS",
     "LOSSES",
     "MODEL_ALIASES",
+    "Backbone",
     "Classifier",
     "FixedETFHead",
+    "Head",
     "LinearHead",
     "NearestETFHead",
     "Output",

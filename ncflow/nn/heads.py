@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ncflow.geometry import nearest_etf, simplex_etf
 from ncflow.geometry.nearest import SOLVERS
 from ncflow.lookup import check_options, lookup
+from ncflow.nn.diagnostics import search_diagnostics, solution_diagnostics
 from ncflow.nn.processes import sum_over_processes
 
 CENTER_MOMENTUM = 0.1  # weight of a batch in the running mean of the features, as in batch normalization
@@ -56,6 +57,13 @@ class Head(nn.Module):
     def forward(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, K) of features (B, d) as a backbone returns them."""
         return self.classify(self.embed(features), targets)
+
+    def diagnostics(self, *, solver: bool = False) -> dict[str, float]:
+        """What the stored tensors alone tell of the head, by name; with `solver` also how its problem is solved.
+
+        Logged as head/<name>. Most heads have nothing to tell.
+        """
+        return {}
 
     def extra_repr(self) -> str:
         return f"num_features={self.num_features}, num_classes={self.num_classes}, temperature={self.temperature}"
@@ -114,6 +122,7 @@ class NearestETFHead(Head):
     mode, as batch normalization does: only the latter is stored. With `differentiate` the loss also pulls on the
     features through W and μ. `proximal` holds the ETF near the one before, which makes it unique while classes are
     missing: those never seen lie at the center of the others. Sums run over all processes. No parameters.
+    `max_iterations` and `tolerance`, of the gradient's norm, are the solver "riemannian"'s; None is its own default.
     Markou, Ajanthan and Gould 2024; their averages are "cumulative" and "ema", both slow to forget the first epochs.
     """
 
@@ -132,12 +141,14 @@ class NearestETFHead(Head):
         momentum: str | float = 0.1,
         differentiate: bool = True,
         solver: str = "closed_form",
+        max_iterations: int | None = None,
+        tolerance: float | None = None,
         rotation_seed: int | None = None,
     ) -> None:
         super().__init__(num_features, num_classes, temperature=temperature)
         if not proximal >= 0:
             raise ValueError(f"proximal must be >= 0, got {proximal}")
-        lookup(SOLVERS, solver, "solver")
+        self.solver_options = _solver_options(solver, max_iterations=max_iterations, tolerance=tolerance)
         self.proximal, self.differentiate, self.solver = proximal, differentiate, solver
         self.momentum, self._rate = momentum, _averaging_rate(momentum)
         self.register_buffer("weight", _initial_etf(num_features, num_classes, rotation_seed))
@@ -152,16 +163,29 @@ class NearestETFHead(Head):
         if targets is None:
             raise ValueError("the nearest-ETF head needs targets in training mode; call eval() to use the stored map")
         means, batch_mean = self._follow(embedded if self.differentiate else embedded.detach(), targets)
-        seen = (self.num_updates > 0).unsqueeze(1)
-        middle = (means * seen).sum(0) / seen.sum()
         etf = nearest_etf(
-            torch.where(seen, means, middle), proximal=self.proximal, anchor=self.weight, solver=self.solver
+            self._fill(means), proximal=self.proximal, anchor=self.weight, solver=self.solver, **self.solver_options
         )
         with torch.no_grad():  # in place: data-parallel training keeps references to the buffers
             self.class_means.copy_(means)
             self.weight.copy_(etf)
             self.bias.copy_(-(etf @ self.center))
         return etf, -(etf @ batch_mean)
+
+    @torch.no_grad()
+    def diagnostics(self, *, solver: bool = False) -> dict[str, float]:
+        if not self.num_updates.any():  # no means yet, no problem to solve
+            return {}
+        means = self._fill(self.class_means)
+        found = solution_diagnostics(means, self.weight, proximal=self.proximal)
+        if solver:
+            found |= search_diagnostics(means, self.weight, proximal=self.proximal, **self.solver_options)
+        return found
+
+    def _fill(self, means: Tensor) -> Tensor:
+        """Class means (K, d) with those of the classes never seen at the center of the others."""
+        seen = (self.num_updates > 0).unsqueeze(1)
+        return torch.where(seen, means, (means * seen).sum(0) / seen.sum())
 
     def _follow(self, embedded: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Running class means (K, d) after this batch, and its mean (d,); the gradient reaches only the batch."""
@@ -190,6 +214,16 @@ def create_head(name: str, num_features: int, num_classes: int, **options: Any) 
 def _initial_etf(num_features: int, num_classes: int, rotation_seed: int | None) -> Tensor:
     generator = None if rotation_seed is None else torch.Generator().manual_seed(rotation_seed)
     return simplex_etf(num_classes, num_features, generator=generator)
+
+
+def _solver_options(solver: str, **options: Any) -> dict[str, Any]:
+    """The options of a solver that are not None; refused where it does not have them, or out of range."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    check_options(lookup(SOLVERS, solver, "solver"), chosen, f"solver '{solver}'")
+    for name, value in chosen.items():
+        if not value > 0:
+            raise ValueError(f"solver '{solver}' needs {name} > 0, got {value}")
+    return chosen
 
 
 def _averaging_rate(momentum: str | float) -> Callable[[Tensor], Tensor]:

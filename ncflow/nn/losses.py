@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,14 +27,15 @@ def create_loss(
     """The loss called `name`, ready to call with (logits, targets).
 
     class_counts (K,) are the sizes of the training classes, which the losses for imbalanced data need; options that a
-    loss does not have are refused. `reweight` is the β of `class_weights` that multiply each sample's loss, whichever
-    loss it is; begun late in training that is deferred re-weighting, Cao et al. 2019.
+    loss does not have, or out of their range, are refused. `reweight` is the β of `class_weights` that multiply each
+    sample's loss, whichever loss it is; begun late in training that is deferred re-weighting, Cao et al. 2019.
     """
     loss = lookup(LOSSES, name, "loss")
     check_options(loss, options, f"loss '{name}'")
-    if "class_counts" in inspect.signature(loss).parameters:
-        options["class_counts"] = _positive_counts(class_counts, f"loss '{name}'")
     criterion = partial(loss, **options)
+    if "class_counts" in inspect.signature(loss).parameters:
+        criterion = partial(criterion, class_counts=_positive_counts(class_counts, f"loss '{name}'"))
+    _try(criterion, class_counts, name, options)
     if reweight is None:
         return criterion
     if loss is class_balanced:
@@ -55,16 +56,18 @@ def focal(
 
     alpha: one factor for all classes, or one for each. Lin, Goyal, Girshick, He and Dollár 2017.
     """
-    if gamma < 0:
+    if not gamma >= 0:
         raise ValueError(f"focal loss needs gamma >= 0, got {gamma}")
     log_p = F.log_softmax(logits, dim=1).gather(1, targets.unsqueeze(1)).squeeze(1)
     # 1 - p as -expm1(log p) keeps its digits, and its clamp the gradient of the power, where p has reached one.
     loss = -((-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny) ** gamma) * log_p
     if alpha is not None:
-        factors = torch.as_tensor(alpha, dtype=loss.dtype, device=loss.device)
+        factors = torch.as_tensor(alpha, dtype=loss.dtype)
         if factors.shape not in ((), logits.shape[1:]):
             raise ValueError(f"focal loss needs one alpha, or one for each of {logits.shape[1]} classes, got {alpha}")
-        loss = factors.expand(logits.shape[1])[targets] * loss
+        if not bool((factors >= 0).all()):
+            raise ValueError(f"focal loss needs alpha >= 0, got {alpha}")
+        loss = factors.to(loss.device).expand(logits.shape[1])[targets] * loss
     return loss.mean()
 
 
@@ -73,6 +76,8 @@ def logit_adjustment(logits: Tensor, targets: Tensor, *, class_counts: Tensor, t
 
     τ = 1 is Fisher consistent for the balanced error. Menon, Jayasumana, Rawat, Jain, Veit and Kumar 2021.
     """
+    if not tau >= 0:
+        raise ValueError(f"logit adjustment needs tau >= 0, got {tau}")
     priors = class_counts / class_counts.sum()
     return F.cross_entropy(logits + tau * priors.log().to(logits), targets)
 
@@ -93,6 +98,8 @@ def mse(logits: Tensor, targets: Tensor, *, target: float = 1.0, emphasis: float
     """½(κ(z_y - M)² + Σ_{k≠y} z_k²), summed over classes: by default ½‖z - e_y‖² with e_y the one-hot target.
 
     M (`target`) and κ (`emphasis`) are the rescaling that many classes need, such as 5 and 15. Hui and Belkin 2021.
+    On the unit rows of an ETF, whose logits sum to zero, it is least, M²/(2K) for κ = 1, where h is (K-1)/K·M long
+    in the direction of w_y: features scaled to a larger `temperature` settle at an angle to it.
     """
     if not emphasis > 0:
         raise ValueError(f"mse needs emphasis > 0, got {emphasis}")
@@ -121,7 +128,7 @@ def ldam(
     Meant for logits that are cosines, those of the linear head with normalize and temperature 1: s = `scale` is theirs.
     Margin 0 and scale 1 are cross-entropy. Cao, Wei, Gaidon, Arechiga and Ma 2019.
     """
-    if max_margin < 0 or not scale > 0:
+    if not max_margin >= 0 or not scale > 0:
         raise ValueError(f"ldam needs max_margin >= 0 and scale > 0, got {max_margin} and {scale}")
     margins = (max_margin * (class_counts.min() / class_counts) ** 0.25).to(logits)
     own = F.one_hot(targets, logits.shape[1])
@@ -170,6 +177,17 @@ def feature_penalty(features: Tensor) -> Tensor:
     With factor λ it is (λ_H/2) Σ‖h‖² over all N samples of the unconstrained-feature model, λ = N λ_H.
     """
     return features.square().sum(1).mean() / 2
+
+
+def _try(criterion: Loss, class_counts: Sequence[int] | Tensor | None, name: str, options: Mapping[str, Any]) -> None:
+    """Call a loss once, so that options out of range or of a wrong type are refused here, not in the first epoch."""
+    per_class = [len(option) for option in options.values() if isinstance(option, list | tuple)]  # such as an alpha
+    num_classes = max(per_class, default=2) if class_counts is None else len(class_counts)
+    device = class_counts.device if isinstance(class_counts, Tensor) else None
+    try:
+        criterion(torch.zeros(1, num_classes, device=device), torch.zeros(1, dtype=torch.long, device=device))
+    except TypeError as error:
+        raise ValueError(f"loss '{name}' cannot work with options {dict(options)}: {error}") from error
 
 
 def _weighted(logits: Tensor, targets: Tensor, *, criterion: Loss, weights: Tensor) -> Tensor:

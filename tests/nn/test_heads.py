@@ -139,6 +139,17 @@ def test_autocast_does_not_touch_the_logits(head, training):
     assert head.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_and_evaluation_classify_alike_at_the_same_temperature(variant):
+    """A head that has seen one batch has that batch's means: then nothing is left that could tell the modes apart."""
+    name, options = VARIANTS[variant]
+    head = create_head(name, D, K, **options)
+    features, targets = batch()
+    trained = head(features, targets)
+    assert torch.equal(head.train().embed(features), head.eval().embed(features))
+    torch.testing.assert_close(head.eval()(features), trained)
+
+
 def test_a_feature_of_norm_zero_gives_finite_logits_and_gradients(head):
     features = torch.zeros(K, D, requires_grad=True)
     logits = head(features, torch.arange(K))
@@ -193,6 +204,10 @@ def test_an_alias_of_the_second_seed_is_the_head_itself(alias):
         ("nearest_etf", {"momentum": 0.0}, "number in \\(0, 1\\], got 0.0"),
         ("nearest_etf", {"solver": "closedform"}, "unknown solver 'closedform'. Did you mean 'closed_form'"),
         ("nearest_etf", {"proximal": -1e-3}, "proximal must be >= 0, got -0.001"),
+        ("nearest_etf", {"tolerance": 1e-6}, "unknown option of solver 'closed_form' 'tolerance'"),
+        ("nearest_etf", {"max_iterations": 10}, "unknown option of solver 'closed_form' 'max_iterations'"),
+        ("nearest_etf", {"solver": "riemannian", "tolerance": 0.0}, "needs tolerance > 0, got 0.0"),
+        ("nearest_etf", {"solver": "riemannian", "max_iterations": 0}, "needs max_iterations > 0, got 0"),
         *[(name, {"temperature": 0.0}, "temperature must be > 0, or None .* got 0.0") for name in HEADS],
     ],
 )

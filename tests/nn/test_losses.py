@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ncflow.geometry import simplex_etf
 from ncflow.nn.losses import (
     LOSSES,
     class_weights,
@@ -177,6 +178,10 @@ def test_an_unknown_loss_or_option_is_refused(name, options, message):
     ("name", "options", "message"),
     [
         ("focal", {"gamma": -1.0}, "gamma >= 0, got -1"),
+        ("focal", {"gamma": math.nan}, "gamma >= 0, got nan"),
+        ("focal", {"gamma": "two"}, r"loss 'focal' cannot work with options \{'gamma': 'two'\}"),
+        ("focal", {"alpha": [0.1, 0.2, -0.3, 0.4]}, r"alpha >= 0, got \[0.1, 0.2, -0.3, 0.4\]"),
+        ("logit_adjustment", {"tau": -0.5}, "tau >= 0, got -0.5"),
         ("focal", {"alpha": [0.1, 0.2]}, r"one alpha, or one for each of 4 classes, got \[0.1, 0.2\]"),
         ("label_smoothing", {"smoothing": 1.0}, r"smoothing in \[0, 1\), got 1"),
         ("label_smoothing", {"smoothing": -0.1}, r"smoothing in \[0, 1\), got -0.1"),
@@ -188,9 +193,16 @@ def test_an_unknown_loss_or_option_is_refused(name, options, message):
         ("ce", {"reweight": -0.5}, r"beta in \[0, 1\), got -0.5"),
     ],
 )
-def test_options_out_of_range_are_refused(name, options, message):
+def test_options_out_of_range_are_refused_when_the_loss_is_made(name, options, message):
     with pytest.raises(ValueError, match=message):
-        create_loss(name, COUNTS, **options)(*logits_and_targets())
+        create_loss(name, COUNTS, **options)
+
+
+def test_without_class_counts_as_many_classes_are_taken_as_an_option_speaks_of():
+    loss = create_loss("focal", alpha=[0.1, 0.2, 0.3, 0.4])
+    assert loss(*logits_and_targets()) > 0
+    with pytest.raises(ValueError, match="one for each of 3 classes"):
+        loss(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -305,6 +317,43 @@ def test_dot_regression_vanishes_exactly_at_its_target_and_sees_no_other_class(t
     off = loss(logits.masked_fill(own, target + 3), targets)
     assert off.item() == pytest.approx(9 / (2 * target))
     assert gradient(loss, logits, targets)[~own].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("target", [1.0, 5.0])
+def test_squared_error_on_an_etf_is_least_at_features_of_a_certain_length_whatever_is_orthogonal_to_it(target):
+    """Why it needs features of bounded length there: the orthogonal part costs nothing and has no gradient."""
+    generator = torch.Generator().manual_seed(0)
+    etf = simplex_etf(K, 7, generator=generator, dtype=torch.float64)
+    along = etf.mT @ torch.linalg.pinv(etf.mT)  # the projection on the span of the rows
+    loss = create_loss("mse", target=target)
+    for scale in (0.0, 1.0, 100.0):
+        noise = scale * torch.randn(K, 7, generator=generator, dtype=torch.float64)
+        features = (K - 1) / K * target * etf + noise - noise @ along
+        assert loss(features @ etf.mT, torch.arange(K)).item() == pytest.approx(target**2 / (2 * K))
+        grad = gradient(lambda h, y: loss(h @ etf.mT, y), features, torch.arange(K))
+        torch.testing.assert_close(grad, torch.zeros(K, 7, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(("temperature", "cosine"), [(0.5, 1.0), ((K - 1) / K, 1.0), (5.0, (K - 1) / K / 5)])
+def test_squared_error_of_features_on_a_sphere_asks_for_an_angle_where_the_sphere_is_too_large(temperature, cosine):
+    etf = simplex_etf(K, 7, dtype=torch.float64)
+    orthogonal = torch.linalg.svd(etf).Vh[-1]  # a unit vector off the span of the rows
+    loss = create_loss("mse")
+
+    def at(c: float) -> float:
+        h = temperature * (c * etf[:1] + math.sqrt(1 - c**2) * orthogonal)
+        return loss(h @ etf.mT, torch.tensor([0])).item()
+
+    assert all(at(cosine) <= at(step / 1000) + 1e-12 for step in range(1001))
+
+
+def test_dot_regression_is_content_with_one_row_for_all_classes():
+    """Why it is for rows that stay apart by themselves: here it is 0, and no class is told from another."""
+    row = F.normalize(torch.ones(1, 7), dim=1)
+    logits = row.expand(B, 7) @ row.expand(K, 7).mT
+    targets = torch.arange(B) % K
+    assert create_loss("dot_regression")(logits, targets).item() == pytest.approx(0, abs=1e-12)
+    assert create_loss("ce")(logits, targets).item() == pytest.approx(math.log(K))
 
 
 def test_ldam_margins_fall_with_the_fourth_root_of_the_class_size_from_the_largest_of_the_rarest():

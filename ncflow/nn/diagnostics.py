@@ -1,0 +1,59 @@
+"""How well the nearest-ETF head solves its problem: the value it reaches, and an independent search's beside it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from ncflow.geometry import nearest_etf
+
+
+def solution_diagnostics(class_means: Tensor, etf: Tensor, *, proximal: float) -> dict[str, float]:
+    """What an ETF W (K, d) that follows class means (K, d) is worth, in the problem that its next step solves.
+
+    With H̄ the centered means of unit Frobenius norm and δ = `proximal`, that is the minimum over the ETFs V of
+    ‖H̄ - V/√K‖²_F + (δ/2)(K-1)/K ‖V - W‖²_F, Markou, Ajanthan and Gould 2024. "objective" is the minimum, in [0, 2);
+    "distance" the value of W itself, ‖H̄ - W/√K‖²_F in [0, 4]: 0 at collapse. It is never below the objective, and above
+    it by how far W lags behind the means: not at all for δ = 0. Means that all coincide have H̄ = 0.
+    """
+    means, anchor = class_means.double(), etf.double()
+    nearest = nearest_etf(means, proximal=proximal, anchor=anchor)
+    return {
+        "objective": _objective(nearest, means, anchor, proximal),
+        "distance": _objective(anchor, means, anchor, proximal),
+    }
+
+
+def search_diagnostics(
+    class_means: Tensor, etf: Tensor, *, proximal: float, tolerance: float = 1e-10, **options: Any
+) -> dict[str, float]:
+    """The same problem by Riemannian trust regions, which know of no closed form, and how their search ended.
+
+    "riemannian_gap" is the search's value minus the closed form's: 0 up to rounding where it found the optimum, above
+    where it did not. "riemannian_converged" is 1 where the gradient fell below the tolerance, and 0 where the search
+    stopped for another reason. Seconds include the compilation of the derivatives.
+    """
+    from ncflow.geometry.riemannian import nearest_etf_riemannian  # pymanopt and JAX, on demand
+
+    means, anchor = class_means.double(), etf.double()
+    _, search = nearest_etf_riemannian(means, proximal=proximal, anchor=anchor, tolerance=tolerance, **options)
+    best = _objective(nearest_etf(means, proximal=proximal, anchor=anchor), means, anchor, proximal)
+    return {
+        "riemannian_gap": search.objective - best,
+        "riemannian_gradient_norm": search.gradient_norm,
+        "riemannian_iterations": float(search.iterations),
+        "riemannian_converged": float(search.gradient_norm < tolerance),
+        "riemannian_seconds": search.seconds,
+    }
+
+
+def _objective(etf: Tensor, class_means: Tensor, anchor: Tensor, proximal: float) -> float:
+    """‖H̄ - V/√K‖²_F + (δ/2)(K-1)/K ‖V - W‖²_F of V = `etf`, W = `anchor`, all (K, d)."""
+    num_classes = len(etf)
+    centered = class_means - class_means.mean(0)
+    norm = centered.norm()
+    unit = centered / norm if norm > 0 else centered
+    lag = (num_classes - 1) / num_classes * (etf - anchor).square().sum()
+    return float((unit - etf / math.sqrt(num_classes)).square().sum() + proximal / 2 * lag)
