@@ -1,71 +1,563 @@
-"""A suite runs every configuration in a process of its own, whatever becomes of the others."""
+"""A suite brings every run to its end once, whatever becomes of the others, of its processes and of itself."""
 
+from __future__ import annotations
+
+import importlib.util
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
+import time
+from contextlib import closing
+from io import StringIO
 from pathlib import Path
 
 import pytest
+import yaml
+from rich.console import Console
 
 from ncflow import suite
 from ncflow.params import make_params
+from ncflow.suite import engines, process
+from ncflow.suite.cluster import share_of_machine
+from ncflow.suite.table import View, duration
 
-CONFIGS = [make_params({"exp_name": name, "seed": seed}) for seed, name in enumerate(["first", "second", "third"])]
-# Stands in for training: notes what it was given, and fails for the second configuration.
+ROOT = Path(__file__).parents[1]
+# Stands in for training: what it does is in its run's name; what it was given, it writes down.
 TRAINING = """
-import json, os, sys
-config = sys.argv[sys.argv.index("--config") + 1]
-text = open(config).read()
-with open("seen.jsonl", "a") as log:
-    log.write(json.dumps({"argv": sys.argv[1:], "run_id": os.environ.get("MLFLOW_RUN_ID"), "config": text,
-                          "processes": os.environ["NCFLOW_PROCESSES"]}) + "\\n")
-sys.exit(7 if "exp_name: second" in text else 0)
+import json, os, pathlib, signal, sys, time, yaml
+config = pathlib.Path(sys.argv[sys.argv.index("--config") + 1])
+params = yaml.safe_load(config.read_text())
+name, folder = params["exp_name"], pathlib.Path("models", params["exp_name"])
+def note(**values):
+    with open("seen.jsonl", "a") as log:
+        log.write(json.dumps({"name": name, "argv": sys.argv[1:], "pid": os.getpid(), **values}) + "\\n")
+first = not folder.exists()
+folder.mkdir(parents=True, exist_ok=True)
+note(environment={key: os.environ.get(key) for key in ("NCFLOW_PROCESSES", "OMP_NUM_THREADS")}, at=time.monotonic())
+if "refused" in name:
+    print("ncflow: lr: must be positive, got -1", file=sys.stderr)
+    sys.exit(1)
+if "crash" in name:
+    raise RuntimeError("boom")
+if "interrupted" in name and first:
+    sys.exit(75)
+if "killed" in name and first:
+    os.kill(os.getpid(), signal.SIGKILL)
+if "endless" in name:
+    def leave(number, frame):
+        note(asked=number)
+        sys.exit(75)
+    signal.signal(signal.SIGTERM, leave)
+    (folder / "ready").touch()
+    time.sleep(120)
+if "pair" in name:
+    (folder / "here").touch()
+    until = time.monotonic() + 60
+    while len(list(pathlib.Path("models").glob("*pair*/here"))) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+(folder / "history.json").write_text(json.dumps([{}] * params["train"]["epochs"]))
+(folder / "config.yaml").write_text(config.read_text())
+(folder / "final_model.pth").touch()
+note(until=time.monotonic())
 """
 
 
 @pytest.fixture
-def seen(tmp_path, monkeypatch):
-    """The failures of a suite of three, and what each of its processes saw."""
-    monkeypatch.setenv("MLFLOW_RUN_ID", "opened-by-mlflow-run")
+def project(tmp_path):
     (tmp_path / "training.py").write_text(TRAINING)
-    monkeypatch.setattr(suite, "launcher", lambda count: [sys.executable, "training.py"])
+    return tmp_path
+
+
+def make(project, *names, **values):
+    configs = [make_params({"exp_name": name, "seed": seed} | values) for seed, name in enumerate(names)]
+    return suite.make_jobs(configs, group="g", root=project, suite="g-1", command=["training.py"])
+
+
+def run(jobs, *, engine=None, prepare=lambda params: None, **options):
+    """Run a suite to its end, its engine with room for two."""
+    for _ in suite.run_suite(jobs, engine=engine or suite.create_engine("local", jobs=2), prepare=prepare, **options):
+        pass
+    return {job.name: job.state for job in jobs}
+
+
+def seen(project):
+    return [json.loads(line) for line in (project / "seen.jsonl").read_text().splitlines()]
+
+
+def starts(project):
+    return [line["name"] for line in seen(project) if "environment" in line]
+
+
+def wait_for(condition):
+    until = time.monotonic() + 60
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert condition()
+
+
+def is_alive(pid):
+    """Whether a process runs: one that has ended may wait to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# --- what is run ---
+
+
+def test_every_job_is_trained_once_with_its_whole_configuration_and_its_tags(project):
+    jobs = make(project, "first", "second", "third")
+    assert set(run(jobs).values()) == {"done"}
+    assert sorted(starts(project)) == ["first", "second", "third"]
+    for job in jobs:
+        (argv,) = [line["argv"] for line in seen(project) if line["name"] == job.name and "environment" in line]
+        assert argv[2:] == ["--group", "g", "--suite", "g-1"]
+        assert yaml.safe_load(Path(argv[1]).read_text()) == job.params.resolved()
+
+
+def test_again_only_what_is_missing_failed_or_changed_is_run(project):
+    names = ("whole", "crash", "killed", "other")
+    run(make(project, *names), retries=0)
+    before = len(starts(project))
+    for job in (jobs := make(project, *names)):
+        if job.name == "other":
+            job.params = make_params(job.params.model_dump(mode="json"), ["train.lr=0.5"])
+    states = run(jobs, retries=0)
+    assert sorted(starts(project)[before:]) == ["crash", "killed", "other"]
+    assert states == {"whole": "done", "crash": "failed", "killed": "done", "other": "done"}
+
+
+def test_force_trains_finished_runs_anew(project):
+    run(make(project, "one"))
+    run(make(project, "one"), force=True)
+    assert starts(project) == ["one", "one"]
+
+
+def test_a_run_with_a_state_to_go_on_from_is_not_done(project):
+    (job,) = make(project, "one")
+    run([job])
+    assert job.is_finished()
+    (project / ".ncflow" / "state" / f"one-{job.params.digest()}-0123").mkdir(parents=True)
+    assert not job.is_finished()
+
+
+@pytest.mark.parametrize("damage", ["- no mapping", "train: {nonsense: 1}", "a: [", None])
+def test_a_run_whose_configuration_cannot_be_read_is_not_done(project, damage):
+    (job,) = make(project, "one")
+    run([job])
+    file = job.folder / "config.yaml"
+    file.unlink() if damage is None else file.write_text(damage)
+    assert not job.is_finished()
+
+
+def test_a_snapshot_is_made_once_and_one_that_cannot_be_made_fails_its_own_runs_alone(project):
+    made = []
+
+    def prepare(params):
+        made.append(params.dataset.name)
+        if params.dataset.name == "cifar10":
+            raise OSError("no route to host")
+
+    digits, cifar = make(project, "a", "b"), make(project, "c", "d", dataset={"name": "cifar10"})
+    assert run([*digits, *cifar], prepare=prepare) == {"a": "done", "b": "done", "c": "failed", "d": "failed"}
+    assert sorted(made) == ["cifar10", "digits"]
+    assert "no snapshot: no route to host" in suite.failures(cifar)
+
+
+# --- what goes wrong ---
+
+
+def test_a_failed_run_stops_no_other_and_says_why_and_where_to_read_on(project):
+    jobs = make(project, "refused", "crash", "fine")
+    assert run(jobs) == {"refused": "failed", "crash": "failed", "fine": "done"}
+    assert suite.failures(jobs).splitlines() == [
+        "  refused: lr: must be positive, got -1",
+        f"    log: {jobs[0].log}",
+        "  crash: RuntimeError: boom",
+        f"    log: {jobs[1].log}",
+    ]
+    assert "Traceback" in jobs[1].log.read_text()
+
+
+def test_what_ended_from_outside_is_started_again_and_what_the_user_must_mend_is_not(project):
+    jobs = {job.name: job for job in make(project, "refused", "killed", "interrupted", "crash")}
+    run([*jobs.values()], retries=2)
+    assert {name: (job.state, job.attempts) for name, job in jobs.items()} == {
+        "refused": ("failed", 1),
+        "killed": ("done", 2),
+        "interrupted": ("done", 2),
+        "crash": ("failed", 3),
+    }
+
+
+def test_without_retries_a_killed_run_has_failed(project):
+    (job,) = make(project, "killed")
+    run([job], retries=0)
+    assert (job.state, job.reason) == ("failed", "killed by SIGKILL, as the system does when memory runs out")
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("", "exit code 3"),
+        ("50%|##\rdone\n\nbye\n", "bye"),
+        ("Traceback (most recent call last):\n  File\ntorch.OutOfMemoryError: full\n", "torch.OutOfMemoryError: full"),
+        ("ncflow: loss is nan\nTraceback\nsubprocess.CalledProcessError: Command\n", "ncflow: loss is nan"),
+        ("[rank1]: ValueError: bad\nChildFailedError: \nRoot Cause\n", "[rank1]: ValueError: bad"),
+    ],
+)
+def test_the_reason_is_the_last_word_of_the_process_that_failed_not_of_its_launcher(tmp_path, log, reason):
+    before = "ncflow: of another attempt\n"
+    (tmp_path / "log").write_text(before + log)
+    assert process.explain(3, tmp_path / "log", len(before)) == reason
+
+
+def test_leaving_a_suite_asks_its_runs_to_end_and_waits_until_they_have(project):
+    jobs = make(project, "endless1", "endless2")
+    looks = suite.run_suite(jobs, engine=suite.create_engine("local", jobs=2), prepare=lambda params: None)
+    with closing(looks):
+        wait_for(lambda: next(looks, True) is None and len(list(project.glob("models/*/ready"))) == 2)
+    assert sorted(line["name"] for line in seen(project) if line.get("asked") == signal.SIGTERM) == [
+        "endless1",
+        "endless2",
+    ]
+    assert not any(is_alive(line["pid"]) for line in seen(project))
+
+
+def test_a_process_that_does_not_listen_is_ended_after_a_while(project):
+    (project / "deaf.py").write_text(
+        "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nopen('ready', 'w')\ntime.sleep(60)"
+    )
+    attempt = process.Attempt(process.Task(("deaf.py",), cwd=project, log=project / "log"))
+    wait_for((project / "ready").exists)
+    attempt.end(grace=0.2)
+    assert attempt.poll().reason.startswith("killed by SIGKILL")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_killed_suite_leaves_no_process_behind(project):
+    code = (
+        "import sys; from pathlib import Path; from ncflow import suite; from ncflow.params import make_params\n"
+        "options = dict(group='g', root=Path.cwd(), suite='g-1', command=['training.py'])\n"
+        "jobs = suite.make_jobs([make_params({'exp_name': 'endless'})], **options)\n"
+        "list(suite.run_suite(jobs, engine=suite.create_engine('local'), prepare=lambda params: None))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    driver = subprocess.Popen([sys.executable, "-c", code], cwd=project, env=environment)
+    wait_for((project / "models" / "endless" / "ready").exists)
+    driver.kill()
+    driver.wait()
+    wait_for(lambda: not any(is_alive(line["pid"]) for line in seen(project)))
+    assert [line["asked"] for line in seen(project) if "asked" in line] == [signal.SIGTERM]
+
+
+# --- who runs it ---
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(project):
+    jobs = make(project, "theirs", "ours")
+    looks = suite.run_suite(jobs, engine=suite.create_engine("local"), prepare=lambda params: None, pause=0.01)
+    with suite.claimed(project, "theirs"):
+        wait_for(lambda: next(looks, True) is None and jobs[1].state == "done")
+        assert (jobs[0].state, jobs[0].reason) == ("waiting", "another process trains it")
+        jobs[0].folder.mkdir()
+        (jobs[0].folder / "config.yaml").write_text(yaml.safe_dump(jobs[0].params.resolved()))
+        (jobs[0].folder / "final_model.pth").touch()
+    assert list(looks) != []
+    assert (jobs[0].state, jobs[0].reason, starts(project)) == ("done", "by another process", ["ours"])
+
+
+def test_a_run_that_another_process_left_unfinished_is_taken_over(project):
+    (job,) = make(project, "one")
+    looks = suite.run_suite([job], engine=suite.create_engine("local"), prepare=lambda params: None, pause=0.01)
+    with suite.claimed(project, "one"):
+        next(looks), next(looks)
+        assert job.state == "waiting"
+    assert list(looks) != []
+    assert (job.state, starts(project)) == ("done", ["one"])
+
+
+def test_a_second_process_on_the_same_run_is_told_to_come_later(tmp_path):
+    with suite.claimed(tmp_path, "one"), suite.claimed(tmp_path, "two"):
+        with (
+            pytest.raises(suite.Claimed, match="another process trains models/one") as refused,
+            suite.claimed(tmp_path, "one"),
+        ):
+            pass
+        assert refused.value.code == suite.RESUME
+    with suite.claimed(tmp_path, "one"):
+        pass
+
+
+def test_runs_are_side_by_side_as_many_as_asked_for(project):
+    run(make(project, "pair1", "pair2", "a", "b", "c"), engine=suite.create_engine("local", jobs=2))
+    events = sorted((line.get("at", line.get("until")), 1 if "at" in line else -1) for line in seen(project))
+    under_way = [sum(change for _, change in events[: i + 1]) for i in range(len(events))]
+    assert max(under_way) == 2
+    assert not any(line["name"] == "a" and line.get("at", 9e9) < events[1][0] for line in seen(project))
+
+
+@pytest.mark.parametrize(("jobs", "processes"), [(1, 1), (1, 2), (2, 1), (3, 2)])
+def test_each_run_gets_its_share_of_the_cpus_and_says_how_many_processes_it_is(tmp_path, monkeypatch, jobs, processes):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(engines, "cpus", lambda: 12)
+    tasks = started(monkeypatch, tmp_path, jobs, processes=processes, jobs=jobs)
+    assert {task.threads * task.processes * jobs for task in tasks} == {12}
+    shares = [process._share(task) for task in tasks]
+    assert {(share["NCFLOW_PROCESSES"], share["OMP_NUM_THREADS"]) for share in shares} == {
+        (str(processes), str(tasks[0].threads))
+    }
+    assert all(("ACCELERATE_USE_CPU" in share) == (processes > 1) for share in shares)
+
+
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [
+        ({}, [("2", "5", "6", "7")]),
+        ({"jobs": 2}, [("2", "5"), ("6", "7")]),
+        ({"jobs": 4}, [("2",), ("5",), ("6",), ("7",)]),
+        ({"jobs_per_gpu": 2}, [("2",), ("5",), ("6",), ("7",)] * 2),
+        ({"jobs_per_gpu": 2, "jobs": 3}, [("2",), ("5",), ("6",)]),
+        ({"processes": 2, "jobs": 2}, [("2", "5"), ("6", "7")]),
+    ],
+)
+def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch, options, shares):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5, 6,7")
+    tasks = started(monkeypatch, tmp_path, len(shares), **options)
+    assert [task.gpus for task in tasks] == shares
+    assert all(process._share(task)["CUDA_VISIBLE_DEVICES"] == ",".join(task.gpus) for task in tasks)
+    assert all(task.processes == len(task.gpus) for task in tasks)
+
+
+def started(monkeypatch, root, count, **options):
+    """The tasks that a local engine starts when it is full; afterwards it has no room."""
+    tasks = []
+
+    class Endless:
+        def __init__(self, task):
+            tasks.append(task)
+
+        def poll(self):
+            return None
+
+    monkeypatch.setattr(engines, "Attempt", Endless)
+    engine = suite.create_engine("local", **options)
+    for job in make(root, *(f"job{i}" for i in range(count))):
+        assert engine.has_room()
+        engine.start(job)
+    assert not engine.has_room()
+    return tasks
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("rya", {}, "unknown engine 'rya'. Did you mean 'ray'"),
+        ("local", {"address": "auto"}, "use --engine ray"),
+        ("local", {"jobs_per_gpu": 2}, "has no GPU; use --jobs"),
+        ("ray", {"jobs_per_gpu": 2, "processes": 2}, "jobs that share a GPU have one process each"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(monkeypatch, name, options, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ValueError, match=message):
+        suite.create_engine(name, **options)
+
+
+def test_the_launcher_says_everything_that_accelerate_would_ask_for_and_one_process_needs_none():
+    assert process.launcher(1, 2) == [sys.executable]
+    four = process.launcher(4, 2)
+    for option, value in {
+        "--num_processes": "4",
+        "--num_cpu_threads_per_process": "2",
+        "--main_process_port": "0",
+    }.items():
+        assert four[four.index(option) + 1] == value
+    assert "--multi_gpu" in four
+
+
+GPU = {"CPU": 64.0, "GPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("machines", "options", "share"),
+    [
+        ([{"CPU": 8.0}], {}, (8, 0)),
+        ([{"CPU": 8.0}], {"jobs": 4}, (2, 0)),
+        ([{"CPU": 8.0}, {"CPU": 6.0}], {"jobs": 4}, (3, 0)),
+        ([GPU, {"CPU": 4.0}], {}, (8, 1)),
+        ([GPU, GPU], {"jobs_per_gpu": 4}, (2, 0.25)),
+        ([GPU], {"processes": 4}, (32, 4)),
+        ([{"CPU": 4.0}], {"jobs_per_gpu": 2}, (1, 0.5)),  # GPUs that a cluster adds when they are asked for
+    ],
+)
+def test_on_ray_the_jobs_of_a_machine_share_all_of_it(machines, options, share):
+    options = {"processes": 1, "jobs": None, "jobs_per_gpu": None} | options
+    assert share_of_machine(machines, **options) == {"num_cpus": share[0], "num_gpus": share[1]}
+
+
+def test_on_ray_a_run_that_no_machine_can_hold_is_refused():
+    with pytest.raises(ValueError, match="9 processes needs 9 GPUs"):
+        share_of_machine([GPU], processes=9, jobs=None, jobs_per_gpu=None)
+
+
+# --- what is shown ---
+
+
+def test_without_a_terminal_a_suite_is_a_line_for_each_start_and_end(project):
     lines: list[str] = []
-    failed = suite.run_suite(CONFIGS, group="g", root=tmp_path, announce=lines.append)
-    return failed, lines, [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
+    jobs = make(project, "first", "crash")
+    looks = suite.run_suite(jobs, engine=suite.create_engine("local"), prepare=lambda params: None)
+    suite.watch(looks, jobs, say=lines.append, console=Console(file=StringIO()))
+    texts = [line.partition(" in ")[0].partition(";")[0] for line in lines]
+    assert texts[:3] == ["[0/2] first starts", "[1/2] first done", "[1/2] crash starts"]
+    assert lines[-1].startswith("[2/2] crash failed") and lines[-1].endswith("RuntimeError: boom")
+    assert "[1/2] crash waits: RuntimeError: boom" in lines[3]
 
 
-def test_one_failure_stops_no_other_run_and_is_reported_with_its_exit_code(seen):
-    failed, lines, processes = seen
-    assert failed == {"second": 7}
-    assert len(processes) == 3
-    assert lines == ["[1/3] first", "[2/3] second", "[3/3] third"]
+def test_in_a_terminal_a_suite_is_a_table_with_what_is_left(project):
+    jobs = make(project, "one", "two", "three", "four", train={"epochs": 10})
+    jobs[0].state, jobs[1].state, jobs[2].state, jobs[2].reason = "done", "running", "failed", "boom"
+    for job, epochs in ((jobs[0], 10), (jobs[1], 5)):
+        job.started = time.monotonic() - 60
+        job.folder.mkdir(parents=True)
+        (job.folder / "history.json").write_text(json.dumps([{}] * epochs))
+    view = View(jobs, began=time.monotonic() - 60)
+    assert view.summary() == "1 waiting, 1 running, 1 done, 1 failed, 15 epochs/min, 60 s left"
+    screen = StringIO()
+    Console(file=screen, width=120).print(view.screen())
+    assert "two" in screen.getvalue() and "5/10" in screen.getvalue() and "boom" in screen.getvalue()
+    assert "four" not in screen.getvalue()
 
 
-def test_only_the_first_configuration_gets_the_run_that_mlflow_opened(seen):
-    assert [process["run_id"] for process in seen[2]] == ["opened-by-mlflow-run", None, None]
+def test_the_live_table_ends_with_every_job_counted(project):
+    screen = StringIO()
+    jobs = make(project, "one", "two")
+    looks = suite.run_suite(jobs, engine=suite.create_engine("local", jobs=2), prepare=lambda params: None)
+    suite.watch(looks, jobs, say=pytest.fail, console=Console(file=screen, force_terminal=True, color_system=None))
+    assert "0 waiting, 0 running, 2 done, 0 failed" in screen.getvalue()
 
 
-def test_each_process_gets_its_whole_configuration_and_the_group(seen, tmp_path):
-    for params, process in zip(CONFIGS, seen[2], strict=True):
-        (tmp_path / "config.yaml").write_text(process["config"])
-        assert suite.yaml.safe_load(process["config"]) == params.resolved()
-        assert process["argv"][-2:] == ["--group", "g"]
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.4, "4 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (7200, "2.0 h")]
+)
+def test_durations_are_in_the_unit_that_one_thinks_in(seconds, text):
+    assert duration(seconds) == text
 
 
-def test_each_process_knows_how_many_there_should_be(seen):
-    assert {process["processes"] for process in seen[2]} == {"1"}
-
-
-def test_the_launcher_says_everything_that_accelerate_would_ask_for():
-    one, four = suite.launcher(1), suite.launcher(4)
-    assert one[one.index("--num_processes") + 1] == "1" and "--multi_gpu" not in one
-    assert four[four.index("--num_processes") + 1] == "4" and "--multi_gpu" in four
+# --- with the real things ---
 
 
 @pytest.mark.slow
 def test_two_processes_on_a_cpu_are_two(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(Path(suite.__file__).parents[1]))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "params.yaml").touch()
     small = {"model": {"image_size": 8}, "train": {"epochs": 1, "batch_size": 64}, "head": "nearest_etf"}
-    assert suite.run_suite([make_params(small)], group="g", root=tmp_path, processes=2) == {}
-    assert "2 processes" in json.loads((tmp_path / "models" / "run" / "provenance.json").read_text())["hardware"]
+    jobs = suite.make_jobs([make_params(small)], group="g", root=tmp_path, suite="g-1")
+    run(jobs, engine=suite.create_engine("local", processes=2))
+    assert suite.failures(jobs) == ""
+    assert jobs[0].is_finished()
+    assert "2 processes" in json.loads((jobs[0].folder / "provenance.json").read_text())["hardware"]
+
+
+@pytest.mark.slow
+def test_what_is_tracked_goes_to_a_remote_and_comes_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/digits").mkdir(parents=True)
+    (tmp_path / "data/digits/train.parquet").write_text("numbers")
+    for name in ("one", "two"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "final_model.pth").write_text(name)
+
+    def dvc(*words):
+        return subprocess.run([sys.executable, "-m", "dvc", *words], check=True, capture_output=True, text=True)
+
+    (tmp_path / ".dvc").mkdir()
+    remote = f"remote = storage\n['remote \"storage\"']\nurl = {tmp_path / 'storage'}\n"
+    (tmp_path / ".dvc/config").write_text(f"[core]\nno_scm = true\nanalytics = false\n{remote}")
+    runs, data = [tmp_path / "models/one", tmp_path / "models/two"], [tmp_path / "data/digits"]
+    folders = suite.track("exp8", root=tmp_path, runs=runs, snapshots=data)
+    assert folders == ["suites/exp8", "suites/snapshots"]
+    dvc("push", "-q", "-R", *folders)
+    for lost in ("data", "models", ".dvc/cache"):
+        shutil.rmtree(tmp_path / lost)
+    dvc("pull", "-q", "-R", "suites/exp8")
+    assert [(run / "final_model.pth").read_text() for run in runs] == ["one", "two"]
+    assert not data[0].exists()
+    # Only one run is here and has changed: the other stays tracked.
+    shutil.rmtree(runs[0])
+    (runs[1] / "final_model.pth").unlink()
+    (runs[1] / "final_model.pth").write_text("changed")
+    suite.track("exp8", root=tmp_path, runs=runs[1:], snapshots=[])
+    dvc("pull", "-q", "-R", "suites/exp8")
+    assert [(run / "final_model.pth").read_text() for run in runs] == ["one", "changed"]
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """One session for all tests on Ray: it takes seconds and most of a gigabyte."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed: the extra ncflow[cluster]")
+    import ray
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_suite_on_ray_is_the_same_suite(ray, project):
+    jobs = {job.name: job for job in make(project, "fine", "killed", "refused", "crash")}
+    run([*jobs.values()], engine=suite.create_engine("ray", jobs=2))
+    assert {name: (job.state, job.attempts) for name, job in jobs.items()} == {
+        "fine": ("done", 1),
+        "killed": ("done", 2),
+        "refused": ("failed", 1),
+        "crash": ("failed", 2),
+    }
+    assert jobs["crash"].reason == "RuntimeError: boom"
+
+
+@pytest.mark.slow
+def test_leaving_a_suite_on_ray_asks_its_runs_to_end(ray, project):
+    jobs = make(project, "endless")
+    looks = suite.run_suite(jobs, engine=suite.create_engine("ray"), prepare=lambda params: None)
+    with closing(looks):
+        wait_for(lambda: next(looks, True) is None and (project / "models/endless/ready").exists())
+    wait_for(lambda: not any(is_alive(line["pid"]) for line in seen(project)))
+    assert [line["asked"] for line in seen(project) if "asked" in line] == [signal.SIGTERM]
+
+
+@pytest.mark.slow
+def test_a_lost_worker_is_survived(ray, project):
+    """Its process is asked to end, as its parent is gone, and the job starts again once it has."""
+    (job,) = make(project, "endless")
+    looks = suite.run_suite([job], engine=suite.create_engine("ray"), prepare=lambda params: None)
+    with closing(looks):
+        ready = project / "models/endless/ready"
+        wait_for(lambda: next(looks, True) is None and ready.exists())
+        ready.unlink()
+        os.kill(
+            int(Path(f"/proc/{seen(project)[0]['pid']}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL
+        )
+        wait_for(lambda: next(looks, True) is None and ready.exists())
+        assert job.attempts == 2
+    assert [line["asked"] for line in seen(project) if "asked" in line] == [signal.SIGTERM] * 2
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_configurations_for_accelerate_are_what_their_names_say(file):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    words = {"one": 1, "two": 2}
+    machines, _, gpus, _ = file.stem.split("_")
+    config = load_config_from_file(str(file))
+    assert (config.num_machines, config.num_processes) == (words[machines], int(gpus))
+    assert (config.distributed_type, config.mixed_precision, config.use_cpu) == ("MULTI_GPU", "no", False)

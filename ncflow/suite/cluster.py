@@ -1,0 +1,117 @@
+"""Jobs on Ray, on this machine or across a cluster; the only home of ray, loaded when it is asked for."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from ncflow.suite.jobs import Job
+from ncflow.suite.process import GRACE, Ending, Task, run_task
+
+
+class RayEngine:
+    """A Ray cluster: a task of Ray for each job, which starts the training process on the machine that has room.
+
+    Ray is joined at `address`, at RAY_ADDRESS or where one runs on this machine, and else started here. Every machine
+    has ncflow installed and sees the project's folder under the same path. Whether a run is done is read from its
+    folder, not from Ray: a lost machine or a killed suite loses what was under way, and the next attempt goes on.
+    """
+
+    def __init__(
+        self,
+        *,
+        processes: int | None = None,
+        jobs: int | None = None,
+        jobs_per_gpu: int | None = None,
+        address: str | None = None,
+    ) -> None:
+        self._ray = _import_ray()
+        if not self._ray.is_initialized():
+            self._ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+        self._processes = processes or 1
+        self._most = jobs or math.inf
+        self._running: list[RayAttempt] = []
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self._resources = share_of_machine(machines, processes=self._processes, jobs=jobs, jobs_per_gpu=jobs_per_gpu)
+
+    def has_room(self) -> bool:
+        """All jobs but what exceeds `jobs` go to Ray at once: it knows what room there is, and may add machines."""
+        self._running = [attempt for attempt in self._running if attempt.poll() is None]
+        return len(self._running) < self._most
+
+    def start(self, job: Job) -> RayAttempt:
+        threads = max(int(self._resources["num_cpus"]) // self._processes, 1)
+        on_gpu = self._resources["num_gpus"] > 0
+        # Another machine has its own environment: what ncflow and MLflow are told here goes along.
+        told = {name: value for name, value in os.environ.items() if name.startswith(("NCFLOW_", "MLFLOW_"))}
+        shape: dict[str, Any] = {"processes": self._processes, "threads": threads, "on_gpu": on_gpu}
+        task = Task(job.arguments, job.root, job.log, environment=told, **shape)
+        self._running.append(RayAttempt(self._ray, task, self._resources))
+        return self._running[-1]
+
+
+class RayAttempt:
+    """A task handed to Ray, waiting there or under way."""
+
+    def __init__(self, ray: Any, task: Task, resources: dict[str, float]) -> None:
+        self._ray, self._log = ray, task.log
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        task.log.touch()
+        self._size = task.log.stat().st_size
+        # Retries are the suite's, which counts them and says why; Ray's own would hide both.
+        self._ref = ray.remote(run_task).options(max_retries=0, name=task.log.stem, **resources).remote(task)
+
+    def has_started(self) -> bool:
+        """Whether its process has written something: until then it may be waiting for room."""
+        return self._log.stat().st_size > self._size
+
+    def poll(self) -> Ending | None:
+        if not self._ray.wait([self._ref], timeout=0)[0]:
+            return None
+        try:
+            ending: Ending = self._ray.get(self._ref)
+            return ending
+        except (self._ray.exceptions.RayError, KeyboardInterrupt) as error:
+            return Ending(LOST, f"lost by Ray: {str(error).strip().splitlines()[0]}")
+
+    def ask_to_end(self) -> None:
+        self._ray.cancel(self._ref)  # interrupts `run_task`, which ends the process in order
+
+    def end(self) -> None:
+        self._ray.wait([self._ref], timeout=GRACE)
+
+
+def share_of_machine(
+    machines: list[dict[str, float]], *, processes: int, jobs: int | None, jobs_per_gpu: int | None
+) -> dict[str, float]:
+    """The CPUs and GPUs of Ray that a job takes, so that the jobs of a machine share all of it.
+
+    On GPUs, each process takes one or 1/`jobs_per_gpu` of one, and CPUs in proportion. Without, `jobs` are spread over
+    the machines, one on each by default.
+    """
+    with_gpus = [machine for machine in machines if machine.get("GPU", 0) > 0]
+    if with_gpus or jobs_per_gpu:
+        gpus = processes / (jobs_per_gpu or 1)
+        most = max((machine["GPU"] for machine in with_gpus), default=math.inf)
+        if gpus > most:
+            raise ValueError(
+                f"a job of {processes} processes needs {gpus:g} GPUs of one machine, the largest has {most:g}"
+            )
+        per_gpu = min((machine["CPU"] / machine["GPU"] for machine in with_gpus), default=1.0)
+        return {"num_cpus": max(int(per_gpu * gpus), 1), "num_gpus": gpus}
+    jobs_per_machine = math.ceil((jobs or 1) / max(len(machines), 1))
+    fewest = min((machine.get("CPU", 1.0) for machine in machines), default=1.0)
+    return {"num_cpus": max(int(fewest) // jobs_per_machine, 1), "num_gpus": 0}
+
+
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise ValueError("engine ray needs Ray: install ncflow[cluster], or use --jobs on this machine") from None
+    return ray
+
+
+LOST = -1  # no exit code came back

@@ -1,0 +1,105 @@
+"""Where jobs run: engines turn a job into a task and start it when there is room. Ray's is loaded on demand."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any, Protocol
+
+from ncflow.lookup import lookup
+from ncflow.suite.jobs import Job
+from ncflow.suite.process import Attempt, Ending, Task, cpus
+
+
+class Running(Protocol):
+    """A job under way."""
+
+    def has_started(self) -> bool: ...
+    def poll(self) -> Ending | None: ...
+    def ask_to_end(self) -> None: ...
+    def end(self) -> None: ...
+
+
+class Engine(Protocol):
+    """What a suite needs of an engine: whether there is room for another job, and to start it."""
+
+    def has_room(self) -> bool: ...
+    def start(self, job: Job) -> Running: ...
+
+
+def create_engine(
+    name: str,
+    *,
+    processes: int | None = None,
+    jobs: int | None = None,
+    jobs_per_gpu: int | None = None,
+    address: str | None = None,
+) -> Engine:
+    """An engine by name, for jobs of so many processes each.
+
+    `jobs` is how many run side by side at most, `jobs_per_gpu` how many share a GPU, `address` a Ray cluster.
+    """
+    module, _, factory = lookup(ENGINES, name, "engine").partition(":")
+    if address and name != "ray":
+        raise ValueError(f"an address is that of a Ray cluster, got '{address}' for engine {name}; use --engine ray")
+    options = {"address": address} if name == "ray" else {}
+    create = getattr(importlib.import_module(module), factory)
+    if jobs_per_gpu and (processes or 1) > 1:
+        raise ValueError(f"jobs that share a GPU have one process each, got {processes}; leave one of the options out")
+    engine: Engine = create(processes=processes, jobs=jobs, jobs_per_gpu=jobs_per_gpu, **options)
+    return engine
+
+
+class LocalEngine:
+    """This machine, divided into equal slots: each has a share of its CPUs, and of its GPUs one or several.
+
+    By default one slot, with a process for each GPU; with `jobs_per_gpu` as many slots as that makes.
+    """
+
+    def __init__(
+        self, *, processes: int | None = None, jobs: int | None = None, jobs_per_gpu: int | None = None
+    ) -> None:
+        gpus = visible_gpus()
+        if jobs_per_gpu and not gpus:
+            raise ValueError(f"{jobs_per_gpu} jobs per GPU were asked for, but this machine has no GPU; use --jobs")
+        by_gpu = jobs_per_gpu * len(gpus) if jobs_per_gpu else None
+        jobs = min((limit for limit in (jobs, by_gpu) if limit), default=1)
+        self._processes = processes or max(len(gpus) // jobs, 1)
+        self._threads = max(cpus() // (jobs * self._processes), 1)
+        self._gpus = [_share_of_gpus(gpus, slot, self._processes) for slot in range(jobs)]
+        self._slots: list[Attempt | None] = [None] * jobs
+
+    def has_room(self) -> bool:
+        return self._free_slot() is not None
+
+    def start(self, job: Job) -> Attempt:
+        slot = self._free_slot()
+        assert slot is not None, "asked to start a job without room for it"
+        gpus = self._gpus[slot]
+        shape: dict[str, Any] = {"processes": self._processes, "threads": self._threads, "on_gpu": bool(gpus)}
+        attempt = self._slots[slot] = Attempt(Task(job.arguments, job.root, job.log, gpus=gpus, **shape))
+        return attempt
+
+    def _free_slot(self) -> int | None:
+        free = (slot for slot, attempt in enumerate(self._slots) if attempt is None or attempt.poll())
+        return next(free, None)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu.strip() for gpu in named.split(",") if gpu.strip()]
+    import torch
+
+    return [str(gpu) for gpu in range(torch.cuda.device_count())]
+
+
+def _share_of_gpus(gpus: list[str], slot: int, processes: int) -> tuple[str, ...] | None:
+    """The next `processes` GPUs in turn, each slot beginning where the one before it ended; None if there are none."""
+    if not gpus:
+        return None
+    return tuple(dict.fromkeys(gpus[(slot * processes + rank) % len(gpus)] for rank in range(processes)))
+
+
+ENGINES = {"local": "ncflow.suite.engines:LocalEngine", "ray": "ncflow.suite.cluster:RayEngine"}

@@ -1,0 +1,116 @@
+"""A job: one configuration to train, the files that tell whether it is done, and the lock of who trains it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from filelock import FileLock
+
+from ncflow.params import Params, load_params
+
+RESUME = 75  # the exit code (EX_TEMPFAIL) that says: start the same command again, later
+
+
+class Claimed(SystemExit):
+    """Another process trains this run; left alone, it ends this one with the code that says: later."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(RESUME)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"another process trains models/{self.name}; wait until it ends, or end it"
+
+
+@dataclass
+class Job:
+    """One configuration, and how far it is: `state` waits, runs, and ends as done or failed, for a `reason`."""
+
+    params: Params
+    root: Path
+    arguments: tuple[str, ...]
+    state: str = "waiting"
+    reason: str = ""
+    attempts: int = 0
+    started: float = 0.0  # seconds of a monotonic clock
+    ended: float = 0.0
+    epochs_before: int = 0  # of an interrupted run that is continued
+
+    @property
+    def name(self) -> str:
+        return self.params.exp_name
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "models" / self.name
+
+    @property
+    def log(self) -> Path:
+        return self.root / ".ncflow" / "suite" / f"{self.name}.log"
+
+    def epochs_done(self) -> int:
+        """Epochs in the history that training keeps in the run folder; a waiting job has none."""
+        with suppress(OSError, ValueError):
+            return len(json.loads((self.folder / "history.json").read_text()))
+        return 0
+
+    def is_finished(self) -> bool:
+        """Whether the run folder holds the final model of this very configuration, and nothing is left to do for it."""
+        unfinished = (self.root / ".ncflow" / "state").glob(f"{self.name}-{self.params.digest()}*")
+        return _has_model(self.folder, self.params) and not any(unfinished) and not self.is_claimed()
+
+    def is_claimed(self) -> bool:
+        """Whether a training process, perhaps one that another suite has left behind, is at work on this run."""
+        try:
+            with claimed(self.root, self.name):
+                return False
+        except Claimed:
+            return True
+
+
+def make_jobs(
+    configs: Iterable[Params], *, group: str, root: Path, suite: str, command: Sequence[str] = ("-m", "ncflow", "train")
+) -> list[Job]:
+    """A job for each configuration, its file written; `command` is what Python is started with to train it."""
+    tags = ("--group", group, "--suite", suite)
+    return [Job(params, root, (*command, "--config", str(_write_config(params, root)), *tags)) for params in configs]
+
+
+@contextmanager
+def claimed(root: Path, name: str) -> Iterator[None]:
+    """Inside, no other process trains models/<name>; raises Claimed where one does.
+
+    It is a lock on a file, which the system frees however the process ends.
+    """
+    file = root / ".ncflow" / "locks" / f"{name}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire(blocking=False)
+    except TimeoutError:
+        raise Claimed(name) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _has_model(folder: Path, params: Params) -> bool:
+    """Whether `folder` holds the final model of a configuration that differs from `params` in no more than its name."""
+    if not (folder / "final_model.pth").is_file():
+        return False
+    with suppress(ValueError):  # no configuration, or one that this version does not understand
+        return load_params(folder / "config.yaml").digest() == params.digest()
+    return False
+
+
+def _write_config(params: Params, root: Path) -> Path:
+    file = root / ".ncflow" / "suite" / f"{params.exp_name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(params.resolved(), sort_keys=False))
+    return file

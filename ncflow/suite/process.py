@@ -1,0 +1,152 @@
+"""One training process on this machine: its share of it, its output in a log, an orderly end, and why it ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROCESSES = "NCFLOW_PROCESSES"  # tells the training processes how many they should be
+GRACE = 60.0  # seconds between asking a process to end and ending it
+
+
+@dataclass(frozen=True)
+class Task:
+    """What Python is started with, in how many processes of how many threads: all that another machine must know.
+
+    `gpus` are the GPUs it may see; None leaves that to the machine.
+    """
+
+    arguments: tuple[str, ...]
+    cwd: Path
+    log: Path
+    processes: int = 1
+    threads: int = 1
+    on_gpu: bool = False
+    gpus: tuple[str, ...] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """An exit code, negative for a signal, and one line that says why."""
+
+    code: int
+    reason: str
+
+
+class Attempt:
+    """A task under way on this machine; `poll` gives its ending once there is one."""
+
+    def __init__(self, task: Task) -> None:
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        with task.log.open("ab") as log:
+            # The first line tells a suite on another machine that this one has taken the task up.
+            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(task.arguments)}\n".encode())
+            log.flush()
+            self._log, self._offset = task.log, log.tell()
+            # In a session of its own: Ctrl-C in a terminal reaches the suite alone, which then ends its jobs in order.
+            self._process = subprocess.Popen(
+                [sys.executable, "-ISc", _END_WITH_PARENT, *launcher(task.processes, task.threads), *task.arguments],
+                cwd=task.cwd,
+                env=os.environ | _share(task),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def has_started(self) -> bool:
+        """Whether a machine has taken it up: this one has."""
+        return True
+
+    def poll(self) -> Ending | None:
+        code = self._process.poll()
+        return None if code is None else Ending(code, explain(code, self._log, self._offset))
+
+    def ask_to_end(self) -> None:
+        """As schedulers do: training then saves its state and exits."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def end(self, grace: float = GRACE) -> None:
+        """Ask, wait, and after `grace` seconds leave nothing of it."""
+        self.ask_to_end()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace)
+        with suppress(ProcessLookupError):  # what the process has started itself, too
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def run_task(task: Task) -> Ending:
+    """Run a task to its end; whatever interrupts this ends the task first."""
+    attempt = Attempt(task)
+    try:
+        while (ending := attempt.poll()) is None:
+            time.sleep(0.2)
+        return ending
+    finally:
+        attempt.end()
+
+
+def launcher(processes: int, threads: int) -> list[str]:
+    """The command that starts Python in so many processes."""
+    if processes == 1:  # a launcher would cost seconds, and memory as long as it waits
+        return [sys.executable]
+    # Everything said explicitly: what is left out, Accelerate takes from a configuration of another project, or warns.
+    options = {
+        "--num_processes": processes,
+        "--num_machines": 1,
+        "--num_cpu_threads_per_process": threads,
+        "--mixed_precision": "no",
+        "--dynamo_backend": "no",
+        "--main_process_port": 0,  # a free one: runs side by side must not meet
+    }
+    flags = [str(part) for option in options.items() for part in option]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *flags]
+
+
+def explain(code: int, log: Path, offset: int = 0) -> str:
+    """Why a process ended, in one line: the signal that killed it, else its own last word in the log after `offset`."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
+    with log.open("rb") as file:
+        file.seek(offset)
+        lines = [line.strip() for line in re.split(r"[\r\n]+", file.read().decode(errors="replace")) if line.strip()]
+    own = [line for line in lines if line.startswith(MESSAGE)]
+    # Of several processes, the launcher's own traceback follows that of the process that failed: the first one counts.
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", re.sub(r"^\[rank\d+\]:\s*", "", line))]
+    return (own[-1:] or errors[:1] or lines[-1:] or [f"exit code {code}"])[0]
+
+
+def cpus() -> int:
+    """The CPUs that this process may use, which on a cluster are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _share(task: Task) -> dict[str, str]:
+    """The environment that holds a task to its share of the machine."""
+    share = {PROCESSES: str(task.processes), "OMP_NUM_THREADS": str(task.threads)}
+    if task.gpus is not None:
+        share["CUDA_VISIBLE_DEVICES"] = ",".join(task.gpus)
+    if task.processes > 1 and not task.on_gpu:
+        share["ACCELERATE_USE_CPU"] = "true"  # or Accelerate starts one process, whatever it is asked for
+    return task.environment | share
+
+
+MESSAGE = "ncflow: "  # how the command line begins what the user can mend
+# Becomes the task once the system (Linux) has promised to ask it to end, by SIGTERM, when its parent has died.
+_END_WITH_PARENT = """
+import ctypes, os, sys
+getattr(ctypes.CDLL(None), "prctl", lambda *options: None)(1, 15)
+os.execv(sys.argv[1], sys.argv[1:])
+"""

@@ -1,0 +1,109 @@
+"""The order of a suite: what is done stays, what is missing starts when there is room, what was killed starts again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from ncflow.params import Params
+from ncflow.suite.engines import Engine, Running
+from ncflow.suite.jobs import RESUME, Job
+from ncflow.suite.process import MESSAGE, Ending
+
+
+def run_suite(
+    jobs: Sequence[Job],
+    *,
+    engine: Engine,
+    prepare: Callable[[Params], Any],
+    retries: int = 1,
+    force: bool = False,
+    pause: float = 0.2,
+) -> Generator[None, None, None]:
+    """Bring every job to its end, done or failed, and yield after every look at them, `pause` seconds apart.
+
+    Jobs whose run is finished already are not started, unless `force`d; jobs at which another process is at work are
+    left to it. `prepare` makes the snapshot of some parameters, here and before the first job that needs it. A job that
+    ended from outside is started again up to `retries` times; one that says what is wrong is not. Leaving early, by an
+    error or by closing this generator, ends the jobs that are under way in order.
+    """
+    running: dict[str, Running] = {}
+    prepare = _once(prepare)
+    try:
+        for job in jobs:
+            if not force and job.is_finished():
+                job.state, job.reason = "done", "before; --force trains it anew"
+        yield
+        while open_jobs := [job for job in jobs if job.state in ("waiting", "running")]:
+            for job in open_jobs:
+                if job.name in running:
+                    _look_at(job, running, retries)
+                elif engine.has_room():
+                    _start(job, running, engine, prepare)
+            yield
+            time.sleep(pause)
+    finally:
+        _end(list(running.values()))
+
+
+def _start(job: Job, running: dict[str, Running], engine: Engine, prepare: Callable[[Params], str]) -> None:
+    """Start a waiting job, unless another process, perhaps one that a killed suite has left, is at work on it."""
+    if job.is_claimed():
+        job.reason = ELSEWHERE
+    elif job.reason == ELSEWHERE and job.is_finished():
+        job.state, job.reason = "done", "by another process"
+    elif problem := prepare(job.params):
+        job.state, job.reason = "failed", problem
+    else:
+        running[job.name] = engine.start(job)
+        job.attempts += 1
+        job.reason = ""
+
+
+def _look_at(job: Job, running: dict[str, Running], retries: int) -> None:
+    """Note that a job has begun, and how it ended: a killed one waits again."""
+    ending = running[job.name].poll()
+    if job.state == "waiting" and running[job.name].has_started():
+        job.state, job.started, job.epochs_before = "running", time.monotonic(), job.epochs_done()
+    if ending is None:
+        return
+    del running[job.name]
+    job.ended, job.reason = time.monotonic(), ending.reason.removeprefix(MESSAGE)
+    if ending.code == 0:
+        job.state, job.reason = "done", ""
+    else:
+        job.state = "waiting" if job.attempts <= retries and _may_go_better(ending) else "failed"
+
+
+def _may_go_better(ending: Ending) -> bool:
+    """Not where training itself said what the user has to mend; that would be the same again."""
+    return ending.code == RESUME or not ending.reason.startswith(MESSAGE)
+
+
+def _once(prepare: Callable[[Params], Any]) -> Callable[[Params], str]:
+    """`prepare`, called once for each data set; gives what went wrong with it, or nothing."""
+    problems: dict[str, str] = {}
+
+    def prepare_once(params: Params) -> str:
+        key = params.dataset.model_dump_json()
+        if key not in problems:
+            try:
+                prepare(params)
+                problems[key] = ""
+            except Exception as error:  # whatever it is, the jobs on other data sets go on
+                problems[key] = f"no snapshot: {error or type(error).__name__}"
+        return problems[key]
+
+    return prepare_once
+
+
+def _end(running: Sequence[Running]) -> None:
+    """All are asked first, so that they end side by side."""
+    for attempt in running:
+        attempt.ask_to_end()
+    for attempt in running:
+        attempt.end()
+
+
+ELSEWHERE = "another process trains it"

@@ -1,0 +1,36 @@
+"""What a suite produced, under DVC's control: a small file for each run and snapshot, a folder of them per group."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+FOLDER, SNAPSHOTS = "suites", "snapshots"
+
+
+def track(group: str, *, root: Path, runs: Iterable[Path], snapshots: Iterable[Path]) -> list[str]:
+    """Let DVC cache run folders and snapshots; returns the folders of their .dvc files, for git and as DVC's targets.
+
+    `dvc push -R` and `dvc pull -R` with these move a group as one: suites/<group> has its runs, suites/snapshots what
+    groups share. Runs of the group that are not here stay tracked as they were.
+    """
+    files = [_tracked(root, group, folder) for folder in runs] + [_tracked(root, SNAPSHOTS, data) for data in snapshots]
+    command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", *map(str, files)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"DVC could not track {group}: {done.stderr.strip() or done.stdout.strip()}")
+    return [f"{FOLDER}/{group}", f"{FOLDER}/{SNAPSHOTS}"]
+
+
+def _tracked(root: Path, name: str, folder: Path) -> Path:
+    """The .dvc file of a folder; it lies apart, as what is beside the folder is hidden from git."""
+    file = root / FOLDER / name / f"{folder.name}.dvc"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        output = {"path": folder.relative_to(root).as_posix()}
+        file.write_text(yaml.safe_dump({"wdir": "../..", "outs": [output]}, sort_keys=False))
+    return file
