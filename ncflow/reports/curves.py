@@ -6,55 +6,89 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any, TypeAlias
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ncflow.reports.arms import Arm, labels, varying
 from ncflow.reports.highlights import HIGHLIGHTS, split_and_metric
 from ncflow.reports.runs import Run
 
 Array: TypeAlias = npt.NDArray[Any]
-Arms: TypeAlias = Mapping[str, Sequence[Run]]
 
 
-def curves_figure(arms: Arms) -> Figure:
-    """Six highlights over epochs: each arm's median over its seeds, in the band from their minimum to their maximum."""
+def curves_figure(arms: Sequence[Arm], title: str = "") -> Figure:
+    """Six highlights over epochs: each arm's median over its seeds, in the band from their minimum to their maximum.
+
+    Test highlights are dotted on the validation part, where the runs have one.
+    """
     figure = Figure(figsize=(12, 7), layout="constrained")
-    styles = arm_styles(arms)
     for axes, key in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
-        for label, runs in arms.items():
-            _draw_curve(axes, [run.curve(*split_and_metric(key)) for run in runs], label, styles[label])
+        split, metric = split_and_metric(key)
+        for arm, label, style in zip(arms, labels(arms), arm_styles(arms), strict=True):
+            _draw_curve(axes, [run.curve(split, metric) for run in arm.runs], label, style)
+            if split == "test" and any(validation := [run.curve("val", metric) for run in arm.runs]):
+                _draw_validation(axes, validation, style)
         _dress_curve(axes, key)
-    _legend_below(figure, figure.axes[0])
+    legend_below(figure, figure.axes[0])
+    figure.suptitle(title, fontsize=12)
     return figure
 
 
-def classwise_figure(arms: Arms) -> Figure:
+def classwise_figure(arms: Sequence[Arm], title: str = "") -> Figure:
     """Test accuracy of a class against its training samples: a point per class and seed, a line through their means."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for (label, runs), style in zip(arms.items(), arm_styles(arms).values(), strict=True):
-        sizes = np.concatenate([run.dump["class_counts"].numpy() for run in runs])
-        accuracies = np.concatenate([_class_accuracies(run) for run in runs])
+    for arm, label, style in zip(arms, labels(arms), arm_styles(arms), strict=True):
+        sizes = np.concatenate([run.dump["class_counts"].numpy() for run in arm.runs])
+        accuracies = np.concatenate([_class_accuracies(run) for run in arm.runs])
         axes.scatter(sizes, accuracies, s=20, alpha=0.35, color=style["color"], marker=style["marker"], linewidths=0)
         axes.plot(*_mean_by_size(sizes, accuracies), label=label, markersize=4, **style)
     axes.set_xscale("log")
     axes.set(xlabel="training samples of the class", ylabel="test accuracy of the class", ylim=(-0.03, 1.03))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.25)
-    _legend_below(figure, axes)
+    legend_below(figure, axes)
+    figure.suptitle(title, fontsize=12)
     return figure
 
 
-def arm_styles(arms: Arms) -> dict[str, dict[str, Any]]:
-    """Color and marker say the head, the dash which arm of that head; the same in every figure."""
-    heads = {label: runs[0].head for label, runs in arms.items()}
-    spare = cycle(SPARE_LOOKS)
-    looks = {head: HEAD_LOOKS.get(head) or next(spare) for head in dict.fromkeys(heads.values())}
-    dashes = {head: cycle(DASHES) for head in looks}
-    return {label: {**looks[head], "linestyle": next(dashes[head])} for label, head in heads.items()}
+def arm_styles(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Where heads are compared color and marker say the head, the dash which arm of that head.
+
+    Otherwise each arm has its own: shades from dark to light where the choice is a number, else colors.
+    """
+    heads = list(dict.fromkeys(arm.head for arm in arms))
+    if len(heads) == 1 < len(arms):
+        return [{**look, "linestyle": "-"} for look in _looks(arms)]
+    spare = cycle(LOOKS[len(HEAD_LOOKS) :])
+    looks = {head: HEAD_LOOKS.get(head) or next(spare) for head in heads}
+    dashes = {head: cycle(DASHES) for head in heads}
+    return [{**looks[arm.head], "linestyle": next(dashes[arm.head])} for arm in arms]
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    characters = 12 * figure.get_figwidth()
+    columns = max(1, int(characters / max(len(label) + 8 for label in labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False)
+
+
+def _looks(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """A color and a marker for each arm of one head."""
+    markers = cycle(look["marker"] for look in LOOKS)
+    keys = varying(arms)
+    values = [arm.choices[key] for arm in arms for key in keys]
+    if len(keys) != 1 or not all(isinstance(value, (int, float)) for value in values):
+        return [{**look, "marker": marker} for look, marker, _ in zip(cycle(LOOKS), markers, arms)]
+    ranks = np.argsort(np.argsort(values)) / (len(values) - 1)
+    shades = matplotlib.colormaps["viridis"](0.9 * ranks)  # the yellow end is too light on white
+    return [{"color": to_hex(shade), "marker": marker} for shade, marker in zip(shades, markers, strict=False)]
 
 
 def _draw_curve(axes: Axes, curves: Sequence[Mapping[int, float]], label: str, style: Mapping[str, Any]) -> None:
@@ -67,6 +101,12 @@ def _draw_curve(axes: Axes, curves: Sequence[Mapping[int, float]], label: str, s
     )
 
 
+def _draw_validation(axes: Axes, curves: Sequence[Mapping[int, float]], style: Mapping[str, Any]) -> None:
+    epochs = sorted({epoch for curve in curves for epoch in curve})
+    medians = [np.median([curve[epoch] for curve in curves if epoch in curve]) for epoch in epochs]
+    axes.plot(epochs, medians, color=style["color"], linestyle=":", linewidth=1)
+
+
 def _dress_curve(axes: Axes, key: str) -> None:
     highlight = HIGHLIGHTS[key]
     measured = np.concatenate([line.get_ydata() for line in axes.lines])
@@ -74,6 +114,7 @@ def _dress_curve(axes: Axes, key: str) -> None:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="gray")
     axes.set_title(f"{highlight.title}\n{key}", fontsize=10)
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     if highlight.log and (measured > 0).any():
         axes.set_yscale("log", nonpositive="mask")
@@ -81,12 +122,6 @@ def _dress_curve(axes: Axes, key: str) -> None:
         axes.axhline(highlight.at_collapse, color="gray", linewidth=0.8)
     if highlight.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-
-
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, 100 // max(len(label) + 8 for label in labels))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False)
 
 
 def _class_accuracies(run: Run) -> Array:
@@ -111,7 +146,8 @@ HEAD_LOOKS = {
     "fixed_etf": {"color": "#D55E00", "marker": "s"},
     "nearest_etf": {"color": "#009E73", "marker": "^"},
 }
-SPARE_LOOKS = (
+LOOKS = (
+    *HEAD_LOOKS.values(),
     {"color": "#CC79A7", "marker": "D"},
     {"color": "#E69F00", "marker": "v"},
     {"color": "#56B4E9", "marker": "P"},

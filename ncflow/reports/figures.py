@@ -16,26 +16,38 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 def cosine_figure(
-    class_means: torch.Tensor, weight: torch.Tensor, *, class_counts: torch.Tensor | None = None, title: str = ""
+    class_means: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    class_counts: torch.Tensor | None = None,
+    predicted: tuple[str, torch.Tensor, torch.Tensor] | None = None,
+    title: str = "",
 ) -> Figure:
     """Cosines between centered class means (K,d), between classifier rows (K,d), and in the simplex ETF of collapse.
 
     Largest class first where class_counts (K,) are given, so that minority collapse is a red corner at the lower right.
+    `predicted` is the name of a theory with its class means (K,d) and rows (K,d), drawn beside those measured.
     """
     order = _largest_first(class_counts, len(class_means))
-    means = _array(class_means)[order]
     panels = {
-        "centered class means": _cosines(means - means.mean(axis=0)),
+        "centered class means": _cosines(_centered(class_means)[order]),
         "classifier rows": _cosines(_array(weight)[order]),
-        "simplex ETF": _etf_cosines(len(means)),
+        "simplex ETF": _etf_cosines(len(order)),
     }
-    figure = Figure(figsize=(8.4, 3.1))
-    grid = figure.subplots(1, 3, gridspec_kw={"left": 0.07, "right": 0.89, "bottom": 0.1, "top": 0.8, "wspace": 0.2})
+    if predicted:
+        theory, ideal_means, ideal_weight = predicted
+        panels[f"means by theory: {theory}"] = _cosines(_centered(ideal_means)[order])
+        panels[f"rows by theory: {theory}"] = _cosines(_array(ideal_weight)[order])
+    inches = 2.8 * len(panels)
+    edges = {"left": 0.6 / inches, "right": 1 - 0.9 / inches, "bottom": 0.1, "top": 0.8, "wspace": 0.12}
+    figure = Figure(figsize=(inches, 3.1))
+    grid = figure.subplots(1, len(panels), gridspec_kw=edges)
     for axes, (name, cosines) in zip(grid, panels.items(), strict=True):
         image = axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
         axes.set_title(name, fontsize=10)
         _class_ticks(axes, order, both=axes is grid[0])
-    figure.colorbar(image, cax=figure.add_axes((0.905, 0.1, 0.016, 0.7)), label="cosine", ticks=[-1, -0.5, 0, 0.5, 1])
+    bar = figure.add_axes((1 - 0.8 / inches, 0.1, 0.13 / inches, 0.7))
+    figure.colorbar(image, cax=bar, label="cosine", ticks=[-1, -0.5, 0, 0.5, 1])
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -102,6 +114,13 @@ def _annotate_shares(axes: Axes, shares: Array) -> None:
         if share >= 0.005:
             color = "white" if share > 0.6 else "black"
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
+
+
+def _centered(rows: torch.Tensor) -> Array:
+    """(K,d) in float64, less their mean."""
+    array = _array(rows)
+    centered: Array = array - array.mean(axis=0)
+    return centered
 
 
 def _cosines(rows: Array) -> Array:

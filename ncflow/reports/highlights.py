@@ -21,11 +21,18 @@ def split_and_metric(key: str) -> tuple[str, str]:
     return split, metric
 
 
+# What the best epoch is chosen by, where the training data have a validation part.
+SELECTION = "val/acc/balanced"
 # Collapse is a statement about training features; what it is worth shows on the test split.
 HIGHLIGHTS = {
     "test/acc/balanced": Highlight(
         title="Balanced accuracy",
         meaning="mean over classes of the accuracy within each class",
+        percent=True,
+    ),
+    SELECTION: Highlight(
+        title="Balanced accuracy on validation",
+        meaning="the same on the validation part, which chooses the best epoch",
         percent=True,
     ),
     "test/acc/few": Highlight(

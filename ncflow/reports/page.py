@@ -4,54 +4,85 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from ncflow.reports.arms import Arm, arms, facets, knobs, labels
+from ncflow.reports.beside import lengths_figure, predictions, theory_table
 from ncflow.reports.curves import classwise_figure, curves_figure
-from ncflow.reports.exports import write_curves, write_summary
+from ncflow.reports.exports import write_curves, write_statistics, write_summary
 from ncflow.reports.figures import confusion_figure, cosine_figure, to_png
-from ncflow.reports.highlights import HIGHLIGHTS
-from ncflow.reports.runs import Run, arms, config_differences, flatten, read_runs
+from ncflow.reports.highlights import HIGHLIGHTS, SELECTION
+from ncflow.reports.knobs import knob_figures
+from ncflow.reports.predictions import ASSUMPTIONS, predict
+from ncflow.reports.runs import Run, config_differences, read_runs
 from ncflow.reports.tables import as_html, summary_table
+
+FEW = 6  # pictures of arms that the page shows unasked; more are folded away
+
+
+class Picture(NamedTuple):
+    """A figure of one section of the page; `name` is that of its file."""
+
+    section: str
+    name: str
+    about: str
+    figure: Figure
 
 
 def write_report(
     run_folders: Iterable[str | Path], out_dir: str | Path, *, title: str = "Neural collapse report"
 ) -> Path:
-    """Write index.html, figures/*.png, summary.json (DVC metrics) and curves.csv (DVC plots); the page's path."""
+    """Write index.html, figures/*.png, summary.json, curves.csv and statistics.csv; the page's path."""
     runs = read_runs(run_folders)
     out_dir = Path(out_dir)
-    pngs = {name: to_png(figure) for name, figure in _figures(runs)}
+    sections: dict[str, list[dict[str, str]]] = {}
     (out_dir / "figures").mkdir(parents=True, exist_ok=True)
-    for name, png in pngs.items():
-        (out_dir / "figures" / f"{name}.png").write_bytes(png)
+    for picture in _pictures(arms(runs)):
+        png = to_png(picture.figure)
+        (out_dir / "figures" / f"{picture.name}.png").write_bytes(png)
+        shown = {"name": picture.name, "about": picture.about, "image": _data_uri(png)}
+        sections.setdefault(picture.section, []).append(shown)
     write_summary(runs, out_dir / "summary.json")
     write_curves(runs, out_dir / "curves.csv")
+    write_statistics(runs, out_dir / "statistics.csv")
     page = out_dir / "index.html"
-    page.write_text(_render(runs, pngs, title), encoding="utf-8")
+    page.write_text(_render(runs, sections, title), encoding="utf-8")
     return page
 
 
-def representatives(runs: Sequence[Run]) -> list[Run]:
-    """The run of the lowest seed of each arm: the one whose matrices are drawn."""
-    return [members[0] for members in arms(runs).values()]
+def _pictures(compared: Sequence[Arm]) -> Iterator[Picture]:
+    """Every figure of the report, drawn when it is asked for: of a large group they do not fit into memory at once."""
+    for key in knobs(compared):
+        for title, figure in knob_figures(compared, key).items():
+            yield Picture("knobs", _file_name("knob", key, title), title, figure)
+    for title, members in facets(compared).items():
+        yield Picture("curves", _file_name("curves", title), title, curves_figure(members, title))
+        yield Picture("classwise", _file_name("classwise", title), title, classwise_figure(members, title))
+        for theory, predicted in predictions(members).items():
+            figure = lengths_figure(predicted, title)
+            yield Picture(theory, _file_name("theory", theory, title), title, figure)
+    for arm in compared:
+        yield from _portraits(arm.representative)
 
 
-def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
-    yield "curves", curves_figure(arms(runs))
-    yield "classwise", classwise_figure(arms(runs))
-    for run in representatives(runs):
-        dump, counts = run.dump, run.dump["class_counts"]
-        shown: dict[str, Any] = {"class_counts": counts, "title": f"{run.name}, epoch {run.epoch}"}
-        yield f"cosines_{run.name}", cosine_figure(dump["class_means"], dump["weight"], **shown)
-        yield f"confusion_{run.name}", confusion_figure(dump["predictions"], dump["targets"], len(counts), **shown)
+def _portraits(run: Run) -> Iterator[Picture]:
+    """The matrices of one run."""
+    dump, counts, about = run.dump, run.dump["class_counts"], f"{run.name}, epoch {run.epoch}"
+    prediction = predict(run)
+    ideal = (prediction.theory, prediction.optimum.class_means, prediction.optimum.weight) if prediction else None
+    cosines = cosine_figure(dump["class_means"], dump["weight"], class_counts=counts, predicted=ideal, title=about)
+    yield Picture("cosines", f"cosines_{run.name}", about, cosines)
+    confusion = confusion_figure(dump["predictions"], dump["targets"], len(counts), class_counts=counts, title=about)
+    yield Picture("confusion", f"confusion_{run.name}", about, confusion)
 
 
-def _render(runs: Sequence[Run], pngs: Mapping[str, bytes], title: str) -> str:
+def _render(runs: Sequence[Run], sections: Mapping[str, Sequence[Mapping[str, str]]], title: str) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -59,19 +90,37 @@ def _render(runs: Sequence[Run], pngs: Mapping[str, bytes], title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    compared = arms(runs)
+    names = dict(zip(compared, labels(compared), strict=True))
+    validated = any(run.best_epoch is not None for run in runs)
     return environment.get_template("page.html.j2").render(
         title=title,
         runs=runs,
-        arms=arms(runs),
-        representatives=representatives(runs),
-        images={name: _data_uri(png) for name, png in pngs.items()},
+        arms=names,
+        few=FEW,
+        sections=sections,
         summary=as_html(summary_table(runs)),
-        highlights=HIGHLIGHTS,
+        validated=validated,
+        theories=[
+            {
+                "name": name,
+                "assumptions": ASSUMPTIONS[name],
+                "arms": len(predicted),
+                "table": as_html(theory_table(predicted, names)),
+            }
+            for name, predicted in predictions(compared).items()
+        ],
+        highlights={key: highlight for key, highlight in HIGHLIGHTS.items() if validated or key != SELECTION},
         datasets=_datasets(runs),
         differences={key: values for key, values in config_differences(runs).items() if key != "exp_name"},
         shared=_shared_config(runs),
         training=[_training(run) for run in runs],
     )
+
+
+def _file_name(*parts: str) -> str:
+    """The parts that say something, without what a file system might mind."""
+    return "_".join(re.sub(r"[^\w.=+-]+", "-", part).strip("-") for part in parts if part)
 
 
 def _data_uri(png: bytes) -> str:
@@ -92,7 +141,7 @@ def _datasets(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _shared_config(runs: Sequence[Run]) -> dict[str, Any]:
     """What every run was trained with."""
     differing = config_differences(runs)
-    return {key: value for key, value in flatten(runs[0].config).items() if key not in differing}
+    return {key: value for key, value in runs[0].options.items() if key not in differing}
 
 
 def _training(run: Run) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import yaml
 
+from ncflow.reports.highlights import SELECTION, split_and_metric
+
 
 @dataclass(frozen=True)
 class Run:
@@ -34,10 +36,21 @@ class Run:
     def seed(self) -> int:
         return int(self.config["seed"])
 
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The configuration by dotted key: {"train.lr": 0.1, …}."""
+        return flatten(self.config)
+
     @property
     def epoch(self) -> int:
         """The epoch of the last analysis, which every table quotes."""
         return int(self.analyses[-1]["epoch"])
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The analysis best on SELECTION, the first among equals; None without a validation part. Never test's best."""
+        curve = self.curve(*split_and_metric(SELECTION))
+        return max(curve, key=lambda epoch: curve[epoch], default=None)
 
     @cached_property
     def dump(self) -> dict[str, torch.Tensor]:
@@ -51,6 +64,11 @@ class Run:
     def final(self, split: str, metric: str) -> float | None:
         """The metric's value at the last analysis, None where it was not measured."""
         return self.curve(split, metric).get(self.epoch)
+
+    def best(self, split: str, metric: str) -> float | None:
+        """The metric's value at the best epoch on validation, None where there is none."""
+        epoch = self.best_epoch
+        return None if epoch is None else self.curve(split, metric).get(epoch)
 
     def curve(self, split: str, metric: str) -> dict[int, float]:
         """Epoch -> value, over the analyses that measured the metric."""
@@ -84,17 +102,6 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     return runs
 
 
-def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in nothing but seeds, under one label: the head, and what sets apart the arms of that head."""
-    varying = {head: _choices([run for run in runs if run.head == head]) for head in {run.head for run in runs}}
-    grouped: dict[str, list[Run]] = {}
-    for run in runs:
-        options = flatten(run.config)
-        label = ", ".join([run.head, *(f"{key}={options.get(key)}" for key in varying[run.head])])
-        grouped.setdefault(label, []).append(run)
-    return {label: sorted(members, key=lambda run: run.seed) for label, members in grouped.items()}
-
-
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """Nested configuration -> {"train.lr": 0.1, …}."""
     return dict(_leaves(config))
@@ -102,14 +109,9 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Dotted key -> its value in each run (None where absent), for the keys on which the runs disagree."""
-    configs = [flatten(run.config) for run in runs]
+    configs = [run.options for run in runs]
     table = {key: [config.get(key) for config in configs] for key in dict.fromkeys(k for c in configs for k in c)}
     return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
-
-
-def _choices(runs: Sequence[Run]) -> list[str]:
-    """The keys on which runs differ by intent: not names, nor seeds, those of the split and of rotations among them."""
-    return [key for key in config_differences(runs) if key != "exp_name" and not key.endswith("seed")]
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

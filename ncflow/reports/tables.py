@@ -1,4 +1,4 @@
-"""Runs side by side: accuracy, collapse and drift of each, mean ± std and median of those that differ only in seed."""
+"""Runs side by side: accuracy, collapse and drift of each, and the statistics of those that differ only in seed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
-from ncflow.reports.highlights import HIGHLIGHTS, split_and_metric
-from ncflow.reports.runs import Run, arms
+from ncflow.reports.arms import Arm, arms, short, value_text
+from ncflow.reports.highlights import HIGHLIGHTS, SELECTION, split_and_metric
+from ncflow.reports.runs import Run
 
 ABSENT = "—"
 
@@ -21,30 +22,46 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Two-line headings ("test acc/", "balanced %") over rows of formatted cells; only the first column is words."""
+    """Headings of two lines ("test acc/", "balanced %") over rows of cells; the first `words` columns hold words."""
 
     headings: tuple[tuple[str, str], ...]
     rows: tuple[Row, ...]
+    words: int = 1
+
+
+class Moment(NamedTuple):
+    """An epoch of each run that the table quotes: its name, and how to read the epoch and a metric there."""
+
+    name: str
+    epoch: Callable[[Run], int | None]
+    value: Callable[[Run, str, str], float | None]
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
-    """One row per run at its last analysis; for an arm of several seeds also mean ± std (ddof = 1) and median."""
-    headings = (("", "head"), ("", "seed"), ("", "epoch"), *(_heading(key) for key in COLUMNS))
-    return Table(headings, tuple(row for label, members in arms(runs).items() for row in _arm_rows(label, members)))
+    """A column per choice that sets arms apart; one row per run at its last analysis, and at its best on validation.
+
+    For an arm of several seeds also mean ± std (ddof = 1) and median (min–max). Nothing is chosen on the test split.
+    """
+    compared = arms(runs)
+    keys = list(compared[0].choices)
+    columns = COLUMNS if any(run.best_epoch for run in runs) else tuple(key for key in COLUMNS if key != SELECTION)
+    choices = [("", short(key, keys)) for key in keys]
+    headings = (*choices, ("", "seed"), ("", "epoch"), *(_heading(key) for key in columns))
+    return Table(headings, tuple(row for arm in compared for row in _arm_rows(arm, columns)), words=len(keys))
 
 
 def as_text(table: Table) -> str:
     """Plain, aligned, for a terminal."""
     lines = [*zip(*table.headings, strict=True), *(row.cells for row in table.rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    upper, lower, *body = (_aligned(line, widths) for line in lines)
+    upper, lower, *body = (_aligned(line, widths, table.words) for line in lines)
     return "\n".join([upper, lower, "  ".join("-" * width for width in widths), *body])
 
 
 def as_markdown(table: Table) -> str:
     """A pipe table, as GitHub and MLflow notes render it."""
     headings = [upper + lower for upper, lower in table.headings]
-    rule = [":---"] + ["---:"] * (len(headings) - 1)
+    rule = [":---"] * table.words + ["---:"] * (len(headings) - table.words)
     return "\n".join(
         "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |"
         for line in [headings, rule, *(row.cells for row in table.rows)]
@@ -53,33 +70,45 @@ def as_markdown(table: Table) -> str:
 
 def as_html(table: Table) -> str:
     """A `<table>`; aggregate rows carry the class "aggregate"."""
-    head = "".join(f"<th>{escape(upper)}<br>{escape(lower)}</th>" for upper, lower in table.headings)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(_html_row, table.rows))}</tbody></table>"
+    words = ['<th class="word">' if i < table.words else "<th>" for i in range(len(table.headings))]
+    head = "".join(f"{th}{escape(a)}<br>{escape(b)}</th>" for th, (a, b) in zip(words, table.headings, strict=True))
+    body = "".join(_html_row(row, table.words) for row in table.rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def format_value(key: str, value: float | None) -> str:
     """A metric as the tables write it: accuracies in percent, the rest to three digits, an em dash where absent."""
     if value is None:
         return ABSENT
-    return f"{100 * value:.1f}" if HIGHLIGHTS[key].percent else _digits(value, 3)
+    return f"{100 * value:.1f}" if HIGHLIGHTS[key].percent else number(value)
 
 
-def _arm_rows(label: str, members: Sequence[Run]) -> Iterator[Row]:
-    for run in members:
-        cells = [format_value(key, run.final(*split_and_metric(key))) for key in COLUMNS]
-        yield Row((label, str(run.seed), str(run.epoch), *cells))
-    if len(members) > 1:
-        yield _aggregate(label, f"mean ± std of {len(members)}", members, _mean_and_std)
-        yield _aggregate(
-            label, f"median of {len(members)}", members, lambda key, v: format_value(key, statistics.median(v))
-        )
+def number(value: float, digits: int = 3) -> str:
+    """To so many significant digits, zeros included: 0.130 is more than 0.13."""
+    return f"{value:#.{digits}g}".rstrip(".")
 
 
-def _aggregate(label: str, name: str, members: Sequence[Run], write: Callable[[str, list[float]], str]) -> Row:
-    """`write` sees the values of the runs that have the metric; with none of them the cell is absent."""
-    epochs = sorted({run.epoch for run in members})
-    cells = [write(key, values) if (values := _values(members, key)) else ABSENT for key in COLUMNS]
-    return Row((label, name, "–".join(str(epoch) for epoch in dict.fromkeys((epochs[0], epochs[-1]))), *cells), True)
+def _arm_rows(arm: Arm, columns: Sequence[str]) -> Iterator[Row]:
+    choices = tuple(value_text(value) for value in arm.choices.values())
+    for moment in MOMENTS:
+        members = [run for run in arm.runs if moment.epoch(run) is not None]
+        for run in members:
+            cells = [format_value(key, moment.value(run, *split_and_metric(key))) for key in columns]
+            yield Row((*choices, str(run.seed), f"{moment.epoch(run)}{moment.name}", *cells))
+        for name, write in AGGREGATES.items() if len(members) > 1 else ():
+            cells = [write(key, values) if (values := _values(members, moment, key)) else ABSENT for key in columns]
+            yield Row((*choices, f"{name} of {len(members)}", _span(members, moment) + moment.name, *cells), True)
+
+
+def _values(runs: Sequence[Run], moment: Moment, key: str) -> list[float]:
+    """Of the runs that have the metric."""
+    values = (moment.value(run, *split_and_metric(key)) for run in runs)
+    return [value for value in values if value is not None]
+
+
+def _span(runs: Sequence[Run], moment: Moment) -> str:
+    epochs = sorted({epoch for run in runs if (epoch := moment.epoch(run)) is not None})
+    return "–".join(str(epoch) for epoch in dict.fromkeys((epochs[0], epochs[-1])))
 
 
 def _mean_and_std(key: str, values: list[float]) -> str:
@@ -87,17 +116,12 @@ def _mean_and_std(key: str, values: list[float]) -> str:
     if len(values) < 2:
         return mean
     std = statistics.stdev(values)
-    return f"{mean} ± {format_value(key, std) if HIGHLIGHTS[key].percent else _digits(std, 2)}"
+    return f"{mean} ± {format_value(key, std) if HIGHLIGHTS[key].percent else number(std, 2)}"
 
 
-def _digits(value: float, digits: int) -> str:
-    """To so many significant digits, zeros included: 0.130 is more than 0.13."""
-    return f"{value:#.{digits}g}".rstrip(".")
-
-
-def _values(runs: Sequence[Run], key: str) -> list[float]:
-    values = (run.final(*split_and_metric(key)) for run in runs)
-    return [value for value in values if value is not None]
+def _median_and_range(key: str, values: list[float]) -> str:
+    median, low, high = (format_value(key, of(values)) for of in (statistics.median, min, max))
+    return median if len(values) < 2 else f"{median} ({low}–{high})"
 
 
 def _heading(key: str) -> tuple[str, str]:
@@ -106,17 +130,20 @@ def _heading(key: str) -> tuple[str, str]:
     return f"{split} {group}/", f"{name} %" if HIGHLIGHTS[key].percent else name
 
 
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = zip(line, widths, strict=True)
-    return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)])
+def _aligned(line: Sequence[str], widths: Sequence[int], words: int) -> str:
+    cells = zip(line, widths, strict=True)
+    return "  ".join(c.ljust(width) if i < words else c.rjust(width) for i, (c, width) in enumerate(cells))
 
 
-def _html_row(row: Row) -> str:
-    cells = "".join(f"<td>{escape(cell)}</td>" for cell in row.cells)
+def _html_row(row: Row, words: int) -> str:
+    cells = "".join(
+        f'<td class="word">{escape(c)}</td>' if i < words else f"<td>{escape(c)}</td>" for i, c in enumerate(row.cells)
+    )
     return f'<tr class="aggregate">{cells}</tr>' if row.aggregate else f"<tr>{cells}</tr>"
 
 
 COLUMNS = (
+    SELECTION,
     "test/acc/balanced",
     "test/acc/few",
     "test/acc/tail20",
@@ -125,3 +152,8 @@ COLUMNS = (
     "train/nc3/self_duality",
     "train/drift/relative",
 )
+MOMENTS = (
+    Moment("", lambda run: run.epoch, Run.final),
+    Moment(" best on val", lambda run: run.best_epoch, Run.best),
+)
+AGGREGATES = {"mean ± std": _mean_and_std, "median (min–max)": _median_and_range}

@@ -22,17 +22,26 @@ def write_run(
     epochs: tuple[int, ...] = (3, 6, 9, 12),
     num_classes: int = 10,
     without: tuple[str, ...] = (),
+    validation: tuple[float, ...] = (),
+    class_counts: tuple[int, ...] = (),
     overrides: dict[str, Any] | None = None,
 ) -> Path:
-    """A finished run folder; `without` names metrics left undefined, `overrides` replaces sections of the config."""
+    """A finished run folder; `without` names metrics left undefined, `overrides` replaces sections of the config.
+
+    `validation` are balanced accuracies, one per epoch, of a validation part; `class_counts` those of its dump.
+    """
     folder.mkdir(parents=True)
     config = resolved_config(folder.name, head, seed) | (overrides or {})
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     generator = torch.Generator().manual_seed(seed)
-    for epoch in epochs:
+    for number, epoch in enumerate(epochs):
         analysis = made_up_analysis(epoch, TIGHTNESS.get(head, 0.5), generator, without)
+        if validation:
+            analysis["val"] = analysis["test"] | {"acc/balanced": validation[number]}
         (folder / f"metrics_epoch_{epoch}.json").write_text(json.dumps(analysis), encoding="utf-8")
-        torch.save(made_up_dump(num_classes, TIGHTNESS.get(head, 0.5), generator), folder / f"raw_geo_epoch_{epoch}.pt")
+        dump = made_up_dump(num_classes, TIGHTNESS.get(head, 0.5), generator)
+        dump |= {"class_counts": torch.tensor(class_counts)} if class_counts else {}
+        torch.save(dump, folder / f"raw_geo_epoch_{epoch}.pt")
     history = [
         {"epoch": e, "loss": 2.3 / (1 + e), "lr": 0.1, "accuracy": 1 - 1 / (1 + e), "seconds": 1.5}
         for e in range(1, epochs[-1] + 1)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from ncflow.reports.arms import arms, labels
 from ncflow.reports.curves import CURVES, HEAD_LOOKS, arm_styles, classwise_figure, curves_figure
 from ncflow.reports.figures import to_image
 from ncflow.reports.highlights import HIGHLIGHTS, split_and_metric
-from ncflow.reports.runs import arms, read_runs
+from ncflow.reports.runs import read_runs
 
 MakeRun = Callable[..., Path]
 
@@ -25,8 +26,8 @@ def test_curves_run_through_the_medians_in_the_band_of_all_seeds(make_run: MakeR
     panels = curves_figure(grouped).axes
     for axes, key in zip(panels, CURVES, strict=True):
         split, metric = split_and_metric(key)
-        for (label, runs), line, band in zip(grouped.items(), axes.lines, axes.collections, strict=False):
-            expected = np.array([[a[split][metric] for a in run.analyses] for run in runs])
+        for arm, label, line, band in zip(grouped, labels(grouped), axes.lines, axes.collections, strict=False):
+            expected = np.array([[a[split][metric] for a in run.analyses] for run in arm.runs])
             assert line.get_label() == label
             np.testing.assert_allclose(line.get_ydata(), np.median(expected, axis=0))
             heights = band.get_paths()[0].vertices[:, 1]
@@ -54,30 +55,52 @@ def test_collapse_to_the_last_bit_is_drawn_where_a_logarithm_cannot(make_run: Ma
     assert figure.axes[CURVES.index("train/nc1/pinv")].get_yscale() == "linear"
 
 
+def test_the_validation_part_is_dotted_beside_the_test_split(make_run: MakeRun) -> None:
+    accuracies = (0.3, 0.7, 0.6, 0.5)
+    axes = curves_figure(arms(read_runs([make_run("digits", validation=accuracies)]))).axes
+    dotted = [line for line in axes[CURVES.index("test/acc/balanced")].lines if line.get_linestyle() == ":"]
+    assert [tuple(line.get_ydata()) for line in dotted] == [accuracies]
+    assert not [line for line in axes[CURVES.index("train/nc1/pinv")].lines if line.get_linestyle() == ":"]
+
+
 def test_a_head_keeps_its_color_in_every_company(three_heads: list[Path]) -> None:
-    everyone = arm_styles(arms(read_runs(three_heads)))
-    for path in three_heads:
-        for label, style in arm_styles(arms(read_runs([path]))).items():
-            assert style == everyone[label]
-            assert style.items() >= HEAD_LOOKS[label].items()
+    everyone = arms(read_runs(three_heads))
+    for arm, style in zip(everyone, arm_styles(everyone), strict=True):
+        assert arm_styles([arm]) == [style]
+        assert style.items() >= HEAD_LOOKS[arm.head].items()
 
 
-def test_arms_of_one_head_share_its_color_and_differ_in_dash(make_run: MakeRun) -> None:
-    paths = [make_run(f"lr{lr}", overrides={"train": {"lr": lr}}) for lr in (0.1, 0.2, 0.3)]
-    styles = list(arm_styles(arms(read_runs(paths))).values())
-    assert len({style["color"] for style in styles}) == 1
-    assert len({style["linestyle"] for style in styles}) == 3
+def test_where_heads_are_compared_arms_of_one_head_share_its_color_and_differ_in_dash(make_run: MakeRun) -> None:
+    paths = [make_run(f"{h}{lr}", head=h, overrides={"train": {"lr": lr}}) for h in HEAD_LOOKS for lr in (0.1, 0.2)]
+    styles = arm_styles(arms(read_runs(paths)))
+    assert [style["color"] for style in styles] == [look["color"] for look in HEAD_LOOKS.values() for _ in range(2)]
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == 6
+
+
+@pytest.mark.parametrize("values", [(0.1, 0.01, 0.5), ("ce", "mse", "focal")])
+def test_arms_of_one_head_alone_have_colors_and_markers_of_their_own(make_run: MakeRun, values: tuple[object]) -> None:
+    styles = arm_styles(arms(read_runs([make_run(f"run{v}", overrides={"train": {"knob": v}}) for v in values])))
+    assert len({style["color"] for style in styles}) == len({style["marker"] for style in styles}) == len(values)
+
+
+def test_shades_follow_the_number_not_the_order_of_the_runs(make_run: MakeRun) -> None:
+    paths = {lr: make_run(f"lr{lr}", overrides={"train": {"lr": lr}}) for lr in (0.1, 0.01, 0.5)}
+    one, other = (
+        {arm.choices["train.lr"]: style["color"] for arm, style in zip(group, arm_styles(group), strict=True)}
+        for group in (arms(read_runs(paths.values())), arms(read_runs(reversed(paths.values()))))
+    )
+    assert one == other
 
 
 def test_heads_of_the_users_own_get_looks_of_their_own(make_run: MakeRun) -> None:
     runs = read_runs([make_run(f"run-{head}", head=head) for head in ("linear", "mine", "yours")])
-    looks = [(style["color"], style["marker"]) for style in arm_styles(arms(runs)).values()]
+    looks = [(style["color"], style["marker"]) for style in arm_styles(arms(runs))]
     assert len(set(looks)) == 3
 
 
 def test_classwise_points_are_accuracy_over_class_size(make_run: MakeRun) -> None:
     (run,) = read_runs([make_run("digits")])
-    axes = classwise_figure({"linear": [run]}).axes[0]
+    axes = classwise_figure(arms([run])).axes[0]
     targets, hits = run.dump["targets"], run.dump["predictions"] == run.dump["targets"]
     points = np.array(axes.collections[0].get_offsets())
     np.testing.assert_allclose(points[:, 0], run.dump["class_counts"])
@@ -92,7 +115,7 @@ def test_classwise_points_are_accuracy_over_class_size(make_run: MakeRun) -> Non
 def test_classes_of_one_size_are_one_point_of_the_line(make_run: MakeRun, counts: list[int]) -> None:
     (run,) = read_runs([make_run("digits")])
     run.dump["class_counts"] = torch.tensor(counts)
-    line = classwise_figure({"linear": [run]}).axes[0].lines[0]
+    line = classwise_figure(arms([run])).axes[0].lines[0]
     assert sorted(line.get_xdata()) == sorted(set(counts))
 
 
@@ -100,6 +123,6 @@ def test_a_class_without_test_samples_leaves_the_line_whole(make_run: MakeRun) -
     (run,) = read_runs([make_run("digits")])
     kept = run.dump["targets"] != 3
     run.dump.update(targets=run.dump["targets"][kept], predictions=run.dump["predictions"][kept])
-    line = classwise_figure({"linear": [run]}).axes[0].lines[0]
+    line = classwise_figure(arms([run])).axes[0].lines[0]
     assert len(line.get_xdata()) == 9
     assert np.isfinite(line.get_ydata()).all()

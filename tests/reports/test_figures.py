@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from itertools import combinations
 from pathlib import Path
@@ -13,23 +14,36 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from ncflow.reports.arms import arms
+from ncflow.reports.beside import lengths_figure, predictions
 from ncflow.reports.curves import classwise_figure, curves_figure
 from ncflow.reports.figures import confusion_figure, cosine_figure, to_image, to_png
-from ncflow.reports.runs import arms, read_runs
+from ncflow.reports.knobs import knob_figures
+from ncflow.reports.runs import read_runs
+from ncflow.theory import seli_optimum
 
 pytestmark = pytest.mark.filterwarnings("error")  # missing glyphs and layouts that do not fit are warnings
 
 
-@pytest.fixture(scope="module", params=["curves", "classwise", "cosines", "confusion"])
+@pytest.fixture(
+    scope="module", params=["curves", "classwise", "cosines", "predicted", "confusion", "lengths", "numbers", "names"]
+)
 def figure(request: pytest.FixtureRequest, three_heads_two_seeds: list[Path]) -> Figure:
     """Every kind of figure that a report shows, drawn once."""
     runs = read_runs(three_heads_two_seeds)
     dump = runs[0].dump
     shown = {"class_counts": dump["class_counts"], "title": "digits-linear-0, epoch 12"}
+    optimum = seli_optimum(dump["class_counts"])
+    predicted = {"predicted": ("SELI", optimum.class_means, optimum.weight)}
+    knob = [replace(run, config=run.config | {"train": {"lr": 0.1 * 2**-n}}) for n in range(10) for run in runs[::2]]
     draw = {
         "curves": lambda: curves_figure(arms(runs)),
         "classwise": lambda: classwise_figure(arms(runs)),
         "cosines": lambda: cosine_figure(dump["class_means"], dump["weight"], **shown),
+        "predicted": lambda: cosine_figure(dump["class_means"], dump["weight"], **shown, **predicted),
+        "lengths": lambda: lengths_figure(predictions(arms(runs))["SELI"], "digits"),
+        "numbers": lambda: knob_figures(arms(knob), "train.lr")[""],
+        "names": lambda: knob_figures(arms(runs), "head.name")[""],
         "confusion": lambda: confusion_figure(dump["predictions"], dump["targets"], 10, **shown),
     }
     figure = draw[request.param]()
@@ -117,3 +131,14 @@ def test_confusion_equals_counting_pair_by_pair() -> None:
     shown = confusion_figure(predictions, targets, 5).axes[0].images[0].get_array()
     np.testing.assert_allclose(shown[:4], counts[:4] / counts[:4].sum(1, keepdim=True))
     np.testing.assert_array_equal(shown[4], 0)  # a class without test samples
+
+
+def test_what_theory_predicts_stands_beside_what_was_measured() -> None:
+    counts = torch.tensor([3, 50, 7, 50, 1])
+    ideal = seli_optimum(counts)
+    predicted = ("SELI", ideal.class_means, ideal.weight)
+    measured = (2 * ideal.class_means + 1, 3 * ideal.weight)
+    panels = cosine_figure(*measured, class_counts=counts, predicted=predicted).axes[:5]
+    means, weight, _, ideal_means, ideal_weight = (axes.images[0].get_array() for axes in panels)
+    np.testing.assert_allclose(ideal_means, means, atol=1e-9)
+    np.testing.assert_allclose(ideal_weight, weight, atol=1e-9)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ncflow.reports import read_runs, summary_table, write_report
-from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.reports.highlights import HIGHLIGHTS, SELECTION
+from ncflow.reports.predictions import ASSUMPTIONS
 
 MakeRun = Callable[..., Path]
 
@@ -41,7 +42,7 @@ def test_the_page_asks_for_nothing_outside_itself(report: Path) -> None:
     page = report.read_text()
     links = Links()
     links.feed(page)
-    assert len(links.addresses) == 2 + 2 * 3  # curves, classwise; cosines and confusion of each arm
+    assert len(links.addresses) == 2 + 2 + 2 * 3  # curves, classwise; two theories; cosines and confusion of each arm
     assert all(address.startswith("data:image/png;base64,") for address in links.addresses)
     assert not re.search(r"https?://|url\(|@import|<script|<link", page)
 
@@ -55,14 +56,14 @@ def test_every_tag_is_closed(report: Path) -> None:
 def test_the_page_shows_every_cell_of_the_summary(report: Path, three_heads_two_seeds: list[Path]) -> None:
     page = report.read_text()
     for row in summary_table(read_runs(three_heads_two_seeds)).rows:
-        assert "".join(f"<td>{cell}</td>" for cell in row.cells) in page
+        assert "</td>".join(row.cells).replace("</td>", "</td><td>") in page
 
 
 def test_the_page_explains_every_highlight(report: Path) -> None:
     page = report.read_text().replace("&#39;", "'")
     for key, highlight in HIGHLIGHTS.items():
-        assert f"<code>{key}</code>" in page
-        assert highlight.meaning in page
+        assert (f"<code>{key}</code>" in page) == (key != SELECTION)
+        assert (highlight.meaning in page) == (key != SELECTION)
 
 
 def test_the_page_lists_class_counts_what_differs_and_what_is_shared(report: Path) -> None:
@@ -75,13 +76,42 @@ def test_the_page_lists_class_counts_what_differs_and_what_is_shared(report: Pat
 
 
 def test_titles_and_names_are_escaped(make_run: MakeRun, tmp_path: Path) -> None:
-    page = write_report([make_run("a<b>&c")], tmp_path / "report", title="<script>alert(1)</script>").read_text()
+    page = write_report(
+        [make_run("a<b>&c", head="nearest_etf")], tmp_path / "report", title="<script>alert(1)</script>"
+    ).read_text()
     assert "<script" not in page
     assert "a&lt;b&gt;&amp;c" in page
 
 
+def test_the_page_says_how_the_best_epoch_is_chosen(make_run: MakeRun, tmp_path: Path) -> None:
+    validated = make_run("digits", head="nearest_etf", validation=(0.1, 0.8, 0.3, 0.2))
+    page = write_report([validated], tmp_path / "report").read_text()
+    assert "<td>6 best on val</td>" in page
+    assert "Nothing is chosen on the test split" in page
+    assert f"<code>{SELECTION}</code>" in page
+
+
+def test_the_page_says_what_theory_assumes_where_it_applies(report: Path) -> None:
+    page = report.read_text()
+    told = {theory: assumptions in page for theory, assumptions in ASSUMPTIONS.items()}
+    assert told == {"optimum": False, "SELI": True, "fixed ETF": True}
+
+
+def test_many_pictures_are_folded_away_and_the_knob_is_not(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ncflow.reports.page.FEW", 1)
+    overrides = [{"train": {"lr": 0.5**i, "loss": "ce"}} for i in range(2)]
+    runs = [make_run(f"run{o['train']['lr']}", head="nearest_etf", epochs=(3,), overrides=o) for o in overrides]
+    page = write_report(runs, tmp_path / "report").read_text()
+    folded = re.findall(r"<summary>(.*?): (\d+) figures", page)
+    assert folded == [("Cosine matrices", "2"), ("Confusion matrices", "2")]
+    assert "What the choice does" in page
+    assert "Theory beside measurement" not in page
+
+
 def test_one_run_alone_makes_a_report(make_run: MakeRun, tmp_path: Path) -> None:
-    page = write_report([make_run("digits", without=("acc/few",))], tmp_path / "report").read_text()
+    page = write_report([make_run("digits", head="nearest_etf", without=("acc/few",))], tmp_path / "report").read_text()
     assert "1 run in 1 arm:" in page
     assert "What differs" not in page
     assert "<td>—</td>" in page
@@ -90,14 +120,14 @@ def test_one_run_alone_makes_a_report(make_run: MakeRun, tmp_path: Path) -> None
 def test_figures_lie_beside_the_page(report: Path) -> None:
     names = {file.name for file in (report.parent / "figures").iterdir()}
     heads = ("linear", "fixed_etf", "nearest_etf")
-    assert names == {"curves.png", "classwise.png"} | {
+    assert names == {"curves.png", "classwise.png", "theory_SELI.png", "theory_fixed-ETF.png"} | {
         f"{k}_digits-{h}-0.png" for k in ("cosines", "confusion") for h in heads
     }
     assert all((report.parent / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)
 
 
 def test_the_same_runs_give_the_same_report(make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run("digits")
+    run = make_run("digits", head="nearest_etf")
     once, again = (write_report([run], tmp_path / name) for name in ("one", "two"))
-    for file in ("index.html", "summary.json", "curves.csv"):
+    for file in ("index.html", "summary.json", "curves.csv", "statistics.csv"):
         assert (once.parent / file).read_bytes() == (again.parent / file).read_bytes()

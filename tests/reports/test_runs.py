@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncflow.reports.runs import arms, config_differences, flatten, read_run, read_runs
+from ncflow.reports.runs import config_differences, flatten, read_run, read_runs
 
 MakeRun = Callable[..., Path]
 
@@ -42,6 +42,22 @@ def test_a_metric_that_was_not_measured_is_none(make_run: MakeRun) -> None:
     assert run.final("test", "acc/few") is None
     assert run.final("validation", "acc/overall") is None
     assert run.curve("test", "acc/few") == {}
+
+
+def test_the_best_epoch_is_that_of_validation_whatever_the_test_split_says(make_run: MakeRun) -> None:
+    run = read_run(make_run("digits", epochs=(2, 4, 6, 8), validation=(0.3, 0.7, 0.7, 0.5)))
+    assert run.best_epoch == 4
+    assert run.best("test", "acc/balanced") == run.curve("test", "acc/balanced")[4]
+    assert run.best("val", "acc/balanced") == 0.7
+    for analysis in run.analyses:
+        analysis["test"]["acc/balanced"] = analysis["epoch"] / 8
+    assert run.best_epoch == 4
+
+
+def test_without_a_validation_part_no_epoch_is_the_best(make_run: MakeRun) -> None:
+    run = read_run(make_run("digits"))
+    assert run.best_epoch is None
+    assert run.best("test", "acc/balanced") is None
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
@@ -90,36 +106,6 @@ def test_two_runs_of_one_name_are_refused(make_run: MakeRun) -> None:
 def test_no_runs_at_all_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one run folder"):
         read_runs([])
-
-
-def test_runs_that_differ_only_in_seeds_form_one_arm(make_run: MakeRun) -> None:
-    def options(split_seed: int) -> dict[str, object]:
-        return {
-            "dataset": {"name": "digits", "seed": split_seed},
-            "head": {"name": "linear", "rotation_seed": split_seed},
-        }
-
-    runs = read_runs([make_run(f"run{seed}", seed=seed, overrides=options(seed)) for seed in (2, 0, 1)])
-    grouped = arms(runs)
-    assert list(grouped) == ["linear"]
-    assert [run.seed for run in grouped["linear"]] == [0, 1, 2]
-
-
-def test_what_sets_runs_of_one_head_apart_is_in_their_label(make_run: MakeRun) -> None:
-    runs = read_runs(
-        [
-            make_run("a", head="linear", overrides={"train": {"lr": 0.1}}),
-            make_run("b", head="linear", overrides={"train": {"lr": 0.01}}),
-            make_run("c", head="fixed_etf", overrides={"train": {"lr": 0.1}}),
-        ]
-    )
-    assert list(arms(runs)) == ["linear, train.lr=0.1", "linear, train.lr=0.01", "fixed_etf"]
-
-
-def test_every_run_is_in_exactly_one_arm(three_heads_two_seeds: list[Path]) -> None:
-    runs = read_runs(three_heads_two_seeds)
-    members = [run.name for group in arms(runs).values() for run in group]
-    assert sorted(members) == sorted(run.name for run in runs)
 
 
 def test_flatten_joins_keys_with_dots() -> None:

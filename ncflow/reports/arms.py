@@ -1,0 +1,154 @@
+"""Which runs are repetitions, what sets the others apart, and which of them fit one picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import ceil
+from typing import Any
+
+from ncflow.reports.runs import Run, config_differences
+
+LINES = 6  # that one pair of axes can hold and an eye can follow
+SUBJECTS = ("dataset.name", "model.name", "head.name")  # what is trained on what; every other key is a knob
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """Runs that differ in nothing but seeds, sorted by them; `choices` are the values that set it apart from others.
+
+    The head is always one of the choices. A key that the configuration lacks is None.
+    """
+
+    choices: dict[str, Any]
+    runs: tuple[Run, ...]
+
+    @property
+    def head(self) -> str:
+        return str(self.choices["head.name"])
+
+    @property
+    def representative(self) -> Run:
+        """The run of the lowest seed: the one whose matrices are drawn."""
+        return self.runs[0]
+
+
+def arms(runs: Sequence[Run]) -> list[Arm]:
+    """Runs that differ in nothing but seeds, together, in the order of their first run."""
+    keys = choice_keys(runs)
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(repr([run.options.get(key) for key in keys]), []).append(run)
+    return [
+        Arm({key: members[0].options.get(key) for key in keys}, tuple(sorted(members, key=lambda run: run.seed)))
+        for members in grouped.values()
+    ]
+
+
+def choice_keys(runs: Sequence[Run]) -> list[str]:
+    """The fewest keys that tell arms apart, data set, model and head before knobs; the head is always among them.
+
+    Names and seeds are no choices, nor is what another choice settles: the learning rate that comes with an optimizer,
+    the width that comes with a data set.
+    """
+    columns = {key: [repr(value) for value in values] for key, values in config_differences(runs).items()}
+    varying = [key for key in columns if key != "exp_name" and not key.endswith("seed")]
+    knobs = sorted(set(varying).difference(SUBJECTS), key=lambda key: (-len(set(columns[key])), varying.index(key)))
+    chosen: list[str] = []
+    for key in [*(key for key in SUBJECTS if key in varying), *knobs]:
+        if not any(_settles(columns[other], columns[key]) for other in chosen):
+            chosen.append(key)
+    return chosen if "head.name" in chosen else [*chosen, "head.name"]
+
+
+def labels(arms: Sequence[Arm]) -> list[str]:
+    """What sets each of these arms apart from the others of them; the head, where nothing does."""
+    keys = varying(arms) or ["head.name"]
+    return [
+        ", ".join(_say(key, arm.choices[key], keys) for key in keys if arm.choices[key] is not None) for arm in arms
+    ]
+
+
+def varying(arms: Sequence[Arm]) -> list[str]:
+    """The choices on which these arms differ."""
+    return [key for key in arms[0].choices if len({repr(arm.choices[key]) for arm in arms}) > 1]
+
+
+def knobs(arms: Sequence[Arm]) -> list[str]:
+    """What the comparison turns: the choices beside data set, model, head; without any the model, or the data set."""
+    keys = varying(arms)
+    subjects: list[str] = [key for key in ("model.name", "dataset.name") if key in keys]
+    return [key for key in keys if key not in SUBJECTS] or subjects[:1]
+
+
+def facets(arms: Sequence[Arm], along: str | None = None) -> dict[str, list[Arm]]:
+    """Title -> the arms of one picture of at most LINES lines: one per data set, and as few as possible of each.
+
+    A line joins the arms that differ only in the choice `along`; without it each arm is a line.
+    """
+    groups = [list(arms)]
+    for key in SUBJECTS:
+        if key != along:
+            groups = [part for group in groups for part in _split(group, key, along)]
+    chunks = [chunk for group in groups for chunk in _chunks(group, along)]
+    shared = [key for key in varying(arms) if all(key not in varying(chunk) for chunk in chunks)]
+    titles = [", ".join(_say(key, chunk[0].choices[key], shared) for key in shared) for chunk in chunks]
+    return dict(zip(_numbered(titles), chunks, strict=True))
+
+
+def lines(arms: Sequence[Arm], along: str | None = None) -> list[list[Arm]]:
+    """The arms grouped into lines, each along the one choice that is not held fixed."""
+    grouped: dict[str, list[Arm]] = {}
+    for arm in arms:
+        grouped.setdefault(repr([value for key, value in arm.choices.items() if key != along]), []).append(arm)
+    return list(grouped.values())
+
+
+def short(key: str, keys: Iterable[str]) -> str:
+    """`imb_factor` for `dataset.imb_factor`, as long as no other of the keys ends alike; `model` for `model.name`."""
+    section, _, last = key.rpartition(".")
+    tail = section if last == "name" else last
+    return key if any(other != key and other.endswith(f".{last}") for other in keys if last != "name") else tail
+
+
+def value_text(value: Any) -> str:
+    """A value as labels write it: 0.1, not 0.10000000000000001, and a dash for none."""
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _say(key: str, value: Any, keys: Iterable[str]) -> str:
+    """Names speak for themselves; `imb_factor=0.1` for the rest."""
+    return value_text(value) if key in SUBJECTS else f"{short(key, keys)}={value_text(value)}"
+
+
+def _settles(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether equal values of one key always come with equal values of the other."""
+    return len(set(zip(one, other, strict=True))) == len(set(one))
+
+
+def _split(group: list[Arm], key: str, along: str | None) -> list[list[Arm]]:
+    """One group per value, for data sets always and otherwise when there are too many lines; none of a single line."""
+    values = {repr(arm.choices.get(key)): arm.choices.get(key) for arm in group}
+    parts = [[arm for arm in group if arm.choices.get(key) == value] for value in values.values()]
+    wanted = key == "dataset.name" or len(lines(group, along)) > LINES
+    return parts if wanted and any(len(lines(part, along)) > 1 for part in parts) else [group]
+
+
+def _chunks(group: list[Arm], along: str | None) -> list[list[Arm]]:
+    """At most LINES lines each, and about as many in one as in the other."""
+    found = lines(group, along)
+    size = ceil(len(found) / ceil(len(found) / LINES))
+    return [list(chain(*found[start : start + size])) for start in range(0, len(found), size)]
+
+
+def _numbered(titles: Sequence[str]) -> list[str]:
+    """The titles, those that come several times with "1 of 2" behind."""
+    totals, seen = Counter(titles), Counter[str]()
+    numbered = []
+    for title in titles:
+        seen[title] += 1
+        count = f"{seen[title]} of {totals[title]}"
+        numbered.append(title if totals[title] == 1 else f"{title} ({count})" if title else count)
+    return numbered

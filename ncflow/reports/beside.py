@@ -1,0 +1,82 @@
+"""Theory beside measurement: a table of the numbers that tell a geometry, and the lengths class by class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ncflow.reports.arms import Arm, labels
+from ncflow.reports.curves import arm_styles, legend_below
+from ncflow.reports.predictions import Prediction, measure, predict, quantities
+from ncflow.reports.tables import ABSENT, Row, Table, number
+
+Predicted = Sequence[tuple[Arm, Prediction]]
+
+
+def predictions(arms: Sequence[Arm]) -> dict[str, list[tuple[Arm, Prediction]]]:
+    """Theory -> the arms it speaks of, each with its prediction; empty where none applies."""
+    grouped: dict[str, list[tuple[Arm, Prediction]]] = {}
+    for arm in arms:
+        if prediction := predict(arm.representative):
+            grouped.setdefault(prediction.theory, []).append((arm, prediction))
+    return grouped
+
+
+def theory_table(predicted: Predicted, names: Mapping[Arm, str]) -> Table:
+    """Two lines per arm: what theory predicts, and what was measured, the median over seeds."""
+    rows: list[Row] = []
+    for arm, prediction in predicted:
+        ideal = quantities(prediction.optimum, scale=prediction.scale)
+        found = [quantities(measure(run), scale=prediction.scale) for run in arm.runs]
+        measured = [median(each[name] for each in found) for name in ideal]
+        rows.append(Row((names[arm], prediction.theory, *map(_cell, ideal.values())), aggregate=True))
+        rows.append(Row((names[arm], "measured", *map(_cell, measured))))
+    headings = [(upper, lower) for upper, _, lower in (name.partition(" ") for name in ideal)]
+    return Table((("", "arm"), ("", ""), *headings), tuple(rows))
+
+
+def lengths_figure(predicted: Predicted, title: str = "") -> Figure:
+    """Lengths of classifier rows and of class means, largest class first: dashes as predicted, points as measured.
+
+    Where the theory leaves the scale open both are divided by their root mean square, and the means are centered.
+    """
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    arms = [arm for arm, _ in predicted]
+    panels = figure.subplots(1, 2)
+    for (arm, prediction), label, style in zip(predicted, labels(arms), arm_styles(arms), strict=True):
+        measured = measure(arm.representative)
+        order = torch.argsort(measured.class_counts, descending=True, stable=True)
+        for axes, rows in zip(panels, ("weight", "class_means"), strict=True):
+            both = (getattr(each, rows) for each in (prediction.optimum, measured))
+            ideal, found = (_lengths(each, prediction.scale)[order] for each in both)
+            _draw(axes, ideal, found, label, style)
+    scale = predicted[0][1].scale
+    for axes, name in zip(panels, ("‖w‖" if scale else "‖w‖ / rms", "‖h‖" if scale else "‖μ̃‖ / rms"), strict=True):
+        axes.set(xlabel="class, largest first", ylabel=name, ylim=(0, 1.15 * axes.dataLim.y1))
+        axes.grid(alpha=0.25)
+    legend_below(figure, panels[0])
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _draw(axes: Axes, ideal: Tensor, found: Tensor, label: str, style: Mapping[str, str]) -> None:
+    ranks = range(1, len(ideal) + 1)
+    axes.plot(ranks, ideal, color=style["color"], linestyle="--", linewidth=1)
+    axes.plot(ranks, found, color=style["color"], marker=style["marker"], linestyle="", markersize=4, label=label)
+
+
+def _lengths(rows: Tensor, scale: bool) -> Tensor:
+    """‖row‖ (K,), or of the centered rows relative to their root mean square."""
+    lengths = torch.linalg.vector_norm(rows if scale else rows - rows.mean(0), dim=1)
+    relative: Tensor = lengths / (1.0 if scale else lengths.square().mean().sqrt())
+    return relative
+
+
+def _cell(value: float) -> str:
+    return number(value) if math.isfinite(value) else ABSENT

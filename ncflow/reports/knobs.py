@@ -1,0 +1,109 @@
+"""What a knob does: accuracy, drift and collapse at the end of training against the value that was turned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from statistics import median
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ncflow.reports.arms import Arm, facets, labels, lines, short, value_text
+from ncflow.reports.curves import Array, arm_styles, legend_below
+from ncflow.reports.highlights import HIGHLIGHTS, split_and_metric
+from ncflow.reports.predictions import drift_references, obeys_cross_entropy
+
+IMBALANCE, DRIFT = "dataset.imb_factor", "train/drift/relative"
+METRICS = ("test/acc/balanced", DRIFT, "train/nc1/pinv")
+
+
+def knob_figures(arms: Sequence[Arm], key: str) -> dict[str, Figure]:
+    """Title -> the metrics at the last analysis against the choice `key`, a line per setting of the others."""
+    places = knob_values(arms, key)
+    return {title: _knob_figure(title, members, key, places) for title, members in facets(arms, along=key).items()}
+
+
+def knob_values(arms: Sequence[Arm], key: str) -> list[Any]:
+    """The values of a choice: numbers in order, names as they come, none at all first."""
+    values = list({repr(arm.choices[key]): arm.choices[key] for arm in arms}.values())
+    return sorted(values, key=lambda value: -1.0 if value is None else value) if _numeric(values) else values
+
+
+def _knob_figure(title: str, arms: Sequence[Arm], key: str, places: Sequence[Any]) -> Figure:
+    """Values stand at equal distances, because grids are closer to geometric than to even; names go down the side."""
+    upright = _numeric(places)
+    figure = Figure(figsize=(12, 3.8 if upright else 1.8 + 0.27 * len(places)), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=not upright)
+    drawn = lines(arms, along=key)
+    first = [line[0] for line in drawn]
+    names, styles = labels(first), arm_styles(first)
+    for axes, metric in zip(panels, METRICS, strict=True):
+        for number, (line, label, style) in enumerate(zip(drawn, names, styles, strict=True)):
+            dodge = 0.0 if upright else 0.12 * (number - (len(drawn) - 1) / 2)
+            points = _points(line, key, metric, places, dodge)
+            _draw_points(axes, points, upright, label=label, **style)
+        if (key, metric) == (IMBALANCE, DRIFT):
+            _draw_references(axes, arms, places)
+        _dress(axes, key, metric, places)
+    legend_below(figure, panels[METRICS.index(DRIFT)])
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _points(line: Sequence[Arm], key: str, metric: str, places: Sequence[Any], dodge: float) -> Array:
+    """Place, median, minimum and maximum over seeds (n, 4) of the arms that measured the metric, in order of places."""
+    points = []
+    for arm in line:
+        values = [value for run in arm.runs if (value := run.final(*split_and_metric(metric))) is not None]
+        if values:
+            points.append((places.index(arm.choices[key]) + dodge, median(values), min(values), max(values)))
+    return np.array(sorted(points)).reshape(-1, 4)
+
+
+def _draw_points(axes: Axes, points: Array, upright: bool, **style: Any) -> None:
+    place, middle, low, high = points.T
+    spread = np.array([middle - low, high - middle])
+    if upright:
+        axes.errorbar(place, middle, yerr=spread, markersize=5, linewidth=1.4, elinewidth=1, **style)
+    else:
+        axes.errorbar(middle, place, xerr=spread, markersize=6, elinewidth=1, **style | {"linestyle": ""})
+
+
+def _draw_references(axes: Axes, arms: Sequence[Arm], places: Sequence[Any]) -> None:
+    """The drift that theory predicts for these class sizes, once for each set of sizes; only where cross-entropy is."""
+    curves: dict[str, dict[int, float]] = {}
+    for arm in arms:
+        counts = arm.representative.dump["class_counts"]
+        if obeys_cross_entropy(arm.representative):
+            for theory, drift in drift_references(counts).items():
+                name = f"{theory}, K = {len(counts)}"
+                curves.setdefault(name, {})[places.index(arm.choices[IMBALANCE])] = drift
+    for (name, curve), dash in zip(curves.items(), cycle(("--", ":"))):
+        axes.plot(*zip(*sorted(curve.items()), strict=True), color="gray", linestyle=dash, label=f"theory: {name}")
+
+
+def _dress(axes: Axes, key: str, metric: str, places: Sequence[Any]) -> None:
+    highlight, upright = HIGHLIGHTS[metric], _numeric(places)
+    ticks, texts = range(len(places)), [value_text(value) for value in places]
+    measured, named = (axes.yaxis, axes.xaxis) if upright else (axes.xaxis, axes.yaxis)
+    named.set_ticks(ticks, texts, fontsize=8, rotation=90 if upright and len("".join(texts)) > 45 else 0)
+    if upright:
+        axes.set_xlabel(short(key, [key]))
+        axes.set_xlim(-0.4, len(places) - 0.6)
+    else:
+        axes.set_ylim(len(places) - 0.4, -0.6)  # the first at the top
+    low, high = measured.get_data_interval()
+    if highlight.log and high > 10 * low > 0:  # a shorter logarithmic axis has hardly a tick
+        (axes.set_yscale if upright else axes.set_xscale)("log")
+    if highlight.percent:
+        measured.set_major_formatter(PercentFormatter(1))
+    axes.set_title(f"{highlight.title}\n{metric}", fontsize=10)
+    axes.grid(alpha=0.25)
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, (int, float, type(None))) for value in values)
