@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,10 +23,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+IMPORT = "NCFLOW_IMPORT"  # the files of --import, for `dvc repro`, `mlflow run` and every process that these start
 Config = Annotated[Path | None, typer.Option(help="YAML file; default: the project's params.yaml, if there is one.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated.")]
 Head = Annotated[str, typer.Option(help="This head in every run.")]
 Data = Annotated[Path | None, typer.Option("--snapshot", help="Snapshot folder; default: data/<its name>.")]
+
+
+@app.callback()
+def rows_of_your_own(
+    import_: Annotated[
+        list[Path] | None,
+        typer.Option("--import", metavar="FILE", envvar=IMPORT, help="Python file that adds rows to ncflow's tables."),
+    ] = None,
+) -> None:
+    files = [file.resolve() for file in import_ or []]
+    for file in files:
+        _import(file)
+    if files:  # the processes that this one starts import them, too
+        os.environ[IMPORT] = os.pathsep.join(map(str, files))
 
 
 @app.command()
@@ -45,12 +64,16 @@ def train(
     set_: Set = None,
     data: Data = None,
     group: Annotated[str | None, typer.Option(help="Tag that holds the runs of one comparison together.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Tag of the suite that starts this run.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Resolve and print the configuration; train nothing.")] = False,
 ) -> None:
-    """Train one configuration: one MLflow run, one folder models/<exp_name>/."""
+    """Train one configuration: one MLflow run, one folder models/<exp_name>/.
+
+    Stopped in any way, the same command goes on after the last finished epoch. SIGTERM ends it with exit code 75.
+    """
     params = _load(config, set_)
     from ncflow import stages  # after the parameters, whose errors need not wait for torch
-    from ncflow.suite import PROCESSES
+    from ncflow.suite import PROCESSES, claimed
 
     if check:
         import yaml
@@ -61,8 +84,11 @@ def train(
     root = _root()
     folder = root / "models" / params.exp_name
     data, processes = data or _snapshot_path(params), _count(os.environ.get(PROCESSES, ""))
-    stages.train(params, folder=folder, data=data, root=root, group=group, processes=processes)
-    if int(os.environ.get("RANK", "0")) == 0:
+    main = int(os.environ.get("RANK", "0")) == 0
+    stages.check(params)  # before anything is made
+    with claimed(root, params.exp_name) if main else nullcontext():
+        stages.train(params, folder=folder, data=data, root=root, group=group, suite=suite, processes=processes)
+    if main:
         _say(f"finished: {folder}")
 
 
@@ -103,20 +129,44 @@ def suite(
     set_: Set = None,
     head: Head = "",
     processes: Annotated[str, typer.Option(help="Processes per run; default: one per GPU, or one.")] = "",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; default: one, on Ray all.")] = None,
+    jobs_per_gpu: Annotated[int | None, typer.Option(min=1, help="Runs that share a GPU.")] = None,
+    engine: Annotated[str, typer.Option(help="Where the runs go: local or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: one here.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often a run that was killed is started again.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Train finished runs anew, too.")] = False,
+    track: Annotated[bool, typer.Option("--track", help="Put snapshots and runs under DVC's control.")] = False,
 ) -> None:
-    """Run a group of experiments, one configuration after another, and report on them."""
-    from ncflow.experiments import expand
-    from ncflow.suite import run_suite
+    """Run what is missing of a group of experiments, several side by side, and report on the group.
 
+    A run that is finished stays; one that was interrupted goes on. A failed run stops no other, and makes the exit
+    code 1. Stopped by SIGTERM, the suite stops its runs in order and exits with 75: the same command goes on.
+    """
+    from rich.console import Console
+
+    from ncflow import suite as suites
+    from ncflow.experiments import expand
+    from ncflow.tracking import interruptible
+
+    root, name = _root(), f"{group}-{time.strftime('%Y%m%dT%H%M%S')}"
     configs = expand(group, _load(config, None), head=head or None, overrides=_pairs(set_), announce=_say)
-    failed = run_suite(configs, group=group, root=_root(), processes=_count(processes), announce=_say)
-    done = [run for run in configs if run.exp_name not in failed]
-    if done:
-        folders = [_root() / "models" / run.exp_name for run in done]
-        _report(folders, _root() / "reports" / group, group)
-    if failed:
-        lines = [f"  {name}: exit code {code}" for name, code in failed.items()]
-        _fail("\n".join([f"{len(failed)} of {len(configs)} runs failed:", *lines]))
+    machines = suites.create_engine(
+        engine, processes=_count(processes), jobs=jobs, jobs_per_gpu=jobs_per_gpu, address=address
+    )
+    todo = suites.make_jobs(configs, group=group, root=root, suite=name)
+    with interruptible(), _opened_run(name, several=len(todo) > 1) as log_page:
+        looks = suites.run_suite(todo, engine=machines, prepare=_prepare, retries=retries, force=force)
+        with closing(looks):
+            suites.watch(looks, todo, say=_say, console=Console())
+        if done := [job for job in todo if job.state == "done"]:
+            _report([job.folder for job in done], root / "reports" / group, group)
+            log_page(root / "reports" / group)
+        if done and track:
+            data = {_snapshot_path(job.params) for job in done}
+            folders = suites.track(group, root=root, runs=[job.folder for job in done], snapshots=data)
+            _say(f"tracked by DVC; to share the group, commit suites/ and `dvc push -R {' '.join(folders)}`")
+        if failed := suites.failures(todo):
+            raise ValueError(f"{len(todo) - len(done)} of {len(todo)} runs failed:\n{failed}")
 
 
 @app.command()
@@ -141,8 +191,7 @@ def experiments(
             _say(f"{run.exp_name}  (config {run.digest()})")
     else:
         for name in groups:
-            summary = (EXPERIMENTS[name].__doc__ or "").splitlines()[0]
-            _say(f"{name:12} {len(expand(name, params, **options)):3} runs  {summary}")
+            _say(f"{name:12} {len(expand(name, params, **options)):3} runs  {_summary(EXPERIMENTS[name])}")
 
 
 @app.command()
@@ -153,10 +202,11 @@ def models() -> None:
     _say(f"{'model':20} {'parameters':>12} {'d':>5}  without classifier, for 32x32 images")
     for name, builder in sorted(BACKBONES.items()):
         count, num_features = backbone_size(name, image_size=32)
-        _say(f"{name:20} {count:12,} {num_features:5}  {(builder.__doc__ or '').splitlines()[0]}")
+        _say(f"{name:20} {count:12,} {num_features:5}  {_summary(builder)}")
     for name, (row, options) in MODEL_ALIASES.items():
+        count, num_features = backbone_size(name, image_size=32)
         meaning = ", ".join(f"{option}={value}" for option, value in options.items())
-        _say(f"{name:20} {'':12} {'':5}  {row} with {meaning}")
+        _say(f"{name:20} {count:12,} {num_features:5}  {row} with {meaning}")
     _say(f"{'timm/<name>':20} {'':12} {'':5}  Any timm model without its classifier.")
 
 
@@ -166,7 +216,30 @@ def datasets() -> None:
     from ncflow.data import SOURCES
 
     for name, load in SOURCES.items():
-        _say(f"{name:14} {(load.__doc__ or '').splitlines()[0]}")
+        _say(f"{name:14} {_summary(load)}")
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help="Run this one.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of measurements per case.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="Small cases only: does it work, not how fast is it.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: benchmarks/results.")] = None,
+) -> None:
+    """List the benchmarks, or run one: ncflow and a baseline alternately, into a dated page."""
+    import subprocess
+
+    from ncflow.lookup import lookup
+
+    scripts = _benchmarks()
+    if name is None:
+        for each, summary in scripts.items():
+            _say(f"{each:14} {summary}")
+        return
+    lookup(scripts, name, "benchmark")
+    options = ["--pairs", str(pairs), *(["--quick"] if quick else []), *(["--out", str(out.resolve())] if out else [])]
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+    sys.exit(subprocess.run(command, cwd=_root(), check=False).returncode)
 
 
 @app.command()
@@ -185,10 +258,29 @@ def main() -> None:
     """Run the command line; what a user can mend is one message, not a traceback."""
     try:
         app()
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, MemoryError, OSError) as error:
         _fail(str(error))
+    except SystemExit as stop:
+        if stop.code == os.EX_TEMPFAIL:
+            print(f"ncflow: {stop}", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _summary(row: Any) -> str:
+    """The first line of a row's docstring; a user's row may have none."""
+    return (row.__doc__ or "").strip().partition("\n")[0]
+
+
+def _import(file: Path) -> None:
+    """Import a user's file as a plain module beside its neighbors; installed modules come first."""
+    if not file.is_file():
+        raise ValueError(f"--import expects a Python file, got {file}")
+    sys.path.append(str(file.parent))
+    other = getattr(importlib.import_module(file.stem), "__file__", None)
+    if other != str(file):
+        raise ValueError(f"--import {file}: the name {file.stem} belongs to {other}; call the file otherwise")
 
 
 def _load(config: Path | None, overrides: list[str] | None) -> Params:
@@ -213,6 +305,38 @@ def _snapshot_path(params: Params) -> Path:
     from ncflow.stages import snapshot_name
 
     return _root() / "data" / snapshot_name(params)
+
+
+def _benchmarks() -> dict[str, str]:
+    """Name -> first line of the scripts in benchmarks/, which are part of a clone and not of the package."""
+    import ast
+
+    folder = _root() / "benchmarks"
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}: benchmarks come with a clone of the repository; run this in one")
+    files = sorted(folder.glob("[!_]*.py"))
+    return {file.stem: (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0] for file in files}
+
+
+def _prepare(params: Params) -> None:
+    from ncflow import stages
+
+    stages.snapshot(params, _snapshot_path(params))
+
+
+@contextmanager
+def _opened_run(name: str, *, several: bool) -> Iterator[Callable[[Path], None]]:
+    """The run that `mlflow run` opened, and whose status it sets by our exit code, is the suite's if that has several.
+
+    Yields what puts a report there. A suite of one leaves the run to its only job; without `mlflow run` there is none.
+    """
+    if not (several and os.environ.get("MLFLOW_RUN_ID")):
+        yield lambda page: None
+        return
+    from ncflow.tracking import start_run
+
+    with start_run(root=_root(), name=f"suite {name}", config={}, tags={"suite": name}) as run:
+        yield lambda page: run.artifacts(page, "report")
 
 
 def _report(folders: list[Path], out: Path, title: str) -> None:

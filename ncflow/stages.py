@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,22 +18,26 @@ import yaml
 from tqdm.auto import tqdm
 
 import ncflow
-from ncflow.data import AUGMENTATIONS, SOURCES, Batches, Snapshot, load_batches
+from ncflow.consistency import refuse_contradictions
+from ncflow.data import AUGMENTATIONS, SAMPLINGS, SOURCES, Batches, Snapshot, load_batches
+from ncflow.data.sources import NUM_CLASSES
 from ncflow.lookup import lookup
 from ncflow.metrics import class_recalls
 from ncflow.nn import Classifier, create_backbone, create_head, create_loss
 from ncflow.params import Params, make_params, read_yaml
 from ncflow.reports import Table, read_runs, summary_table, write_report
 from ncflow.reports.curves import HEAD_LOOKS
-from ncflow.tracking import RunLogger, git_commit, start_run
+from ncflow.tracking import RunLogger, git_commit, interruptible, start_run
 from ncflow.training import (
     EpochRecord,
     RunFolder,
+    StateFolder,
     create_accelerator,
     create_optimizer,
     create_schedule,
     describe,
     evaluate_splits,
+    explained_faults,
     fit,
     initialize,
     load_model,
@@ -43,6 +48,8 @@ from ncflow.training import (
 )
 
 CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+STATES = Path(".ncflow", "state")  # below the project, where DVC, which empties a run's folder, does not look
+MEASURED_AT_ONCE = 256  # samples per process, where training takes the whole split at once
 ELSEWHERE = 1e-2  # how far metrics may differ on other hardware, whose convolutions round differently
 
 
@@ -52,68 +59,60 @@ def snapshot(params: Params, path: Path) -> Snapshot:
 
 
 def train(
-    params: Params, *, folder: Path, data: Path, root: Path, group: str | None = None, processes: int | None = None
+    params: Params,
+    *,
+    folder: Path,
+    data: Path,
+    root: Path,
+    group: str | None = None,
+    suite: str | None = None,
+    processes: int | None = None,
 ) -> Path:
     """Stage train: one configuration, one MLflow run, one run folder. Returns the folder.
 
     `data` is the snapshot's folder, created if need be; `root` the project, whose MLflow store is used; `group` a tag
-    that holds the runs of one comparison together; `processes`, if given, how many of them must take part.
+    that holds the runs of one comparison together, `suite` one of the suite that started this run; `processes`, if
+    given, how many of them must take part.
+
+    A run of the same configuration on the same snapshot that was stopped, however it was, goes on after its last
+    finished epoch, in the same MLflow run. SIGTERM raises Interrupted.
     """
-    check(params)
-    accelerator = create_accelerator(params.train.device)
-    if processes not in (None, accelerator.num_processes):
-        raise ValueError(f"asked for {processes} processes, but Accelerate started {accelerator.num_processes}")
-    precision = resolve_precision(params.train.precision, accelerator.device)
-    images = snapshot(params, data)
-    set_seed(params.seed)
-    classifier = build_classifier(params, images.num_classes, pretrained=True)
-    initialize(params.train.optimizer, classifier)
-    classifier.to(accelerator.device)
-    batches = _load_splits(params, images, accelerator)
-    counts = torch.tensor(images.class_counts, device=accelerator.device)
     how = params.train
-    records = fit(
-        classifier,
-        batches["train"],
-        batches["test"],
-        criterion=_criterion(params, counts),
-        optimizer=_optimizer(params, classifier),
-        epochs=how.epochs,
-        class_counts=images.class_counts,
-        schedule=_schedule(params),
-        deferred=(how.reweight_after, _criterion(params, counts, reweight=how.reweight)) if how.reweight else None,
-        drift_weight=how.drift_penalty,
-        feature_weight=how.feature_decay,
-        analyze_freq=how.analyze_freq,
-        analyze_layers=how.analyze_layers,
-        posthoc_tau=how.posthoc_tau,
-        precision=precision,
-        accelerator=accelerator,
-    )
-    name = snapshot_name(params)
-    provenance = {
-        "ncflow": ncflow.__version__,
-        "torch": torch.__version__,
-        "git_commit": git_commit(root),
-        "snapshot": {"name": name, "digest": images.digest},
-        "hardware": describe(accelerator, precision),
-    }
-    main = accelerator.is_main_process
-    tags = _tags(params, provenance, group)
-    color = HEAD_LOOKS[params.head.name]["color"]  # a head has one color in the report and in MLflow
-    config = params.resolved()
-    with start_run(root=root, name=params.exp_name, config=config, tags=tags, color=color, enabled=main) as run:
-        run.dataset(name, images.digest, images.path)
+    with interruptible(), explained_faults(batch_size=how.batch_size, precision=how.precision):
+        check(params)
+        accelerator = create_accelerator(how.device)
+        if processes not in (None, accelerator.num_processes):
+            raise ValueError(f"asked for {processes} processes, but Accelerate started {accelerator.num_processes}")
+        images = snapshot(params, data)
+        states = StateFolder(root / STATES / f"{params.exp_name}-{params.digest()}-{images.digest[:12]}")
+        resume = states.newest(accelerator)
+        precision = resolve_precision(how.precision, accelerator.device)
+        classifier, batches, records = _start(params, images, accelerator, precision, resume)
+        provenance = _provenance(params, images, root, describe(accelerator, precision))
+        main = accelerator.is_main_process
+        with start_run(
+            root=root,
+            name=params.exp_name,
+            config=params.resolved(),
+            tags=_tags(params, provenance, group, suite),
+            color=HEAD_LOOKS[params.head.name]["color"],  # a head has one color in the report and in MLflow
+            attempt=states.token() if main else None,
+            enabled=main,
+        ) as run:
+            if main:
+                run.dataset(provenance["snapshot"]["name"], images.digest, images.path)
+                files = RunFolder(folder, kept=states.files, epoch=resume["epoch"] if resume else 0)
+                _record(params, records, classifier, images, files, states, provenance, run, example=batches["test"])
+            else:
+                for record in records:
+                    record.state()  # each process has a part of it
         if main:
-            _record(params, records, classifier, images, RunFolder(folder), provenance, run, example=batches["test"])
-        else:
-            for _ in records:
-                pass
+            states.remove()
     return folder
 
 
 def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Stage evaluate: the tracked checkpoint's metrics on both splits, measured anew and written to `out` as JSON.
+    """Stage evaluate: the tracked checkpoint's metrics on every split, measured anew and written to `out` as JSON.
 
     Raises ValueError where they differ from what training measured last: then the checkpoint is not that model. On the
     machine that trained it they are equal to the last bit.
@@ -132,6 +131,7 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
         classifier,
         batches["train"],
         batches["test"],
+        validation=batches.get("val"),
         class_counts=images.class_counts,
         layers=params.train.analyze_layers,
         posthoc_tau=params.train.posthoc_tau,
@@ -151,13 +151,20 @@ def report(folders: Sequence[Path], out: Path, *, title: str) -> tuple[Path, Tab
 
 
 def check(params: Params) -> None:
-    """Refuse unknown names and options before anything is loaded or trained."""
+    """Refuse unknown names, wrong options and contradictions before anything is loaded or trained.
+
+    Of a source that tells its number of classes only when it is read, what depends on it is checked after the snapshot.
+    """
     lookup(SOURCES, params.dataset.name, "data set")
     lookup(AUGMENTATIONS, params.train.augment, "augmentation")
-    classifier = build_classifier(params, num_classes=2)
+    lookup(SAMPLINGS, params.train.sampling, "sampling")
+    refuse_contradictions(params)
+    per_class = [len(option) for option in params.train.loss_options.values() if isinstance(option, list)]
+    num_classes = NUM_CLASSES.get(params.dataset.name, max(per_class, default=2))
+    classifier = build_classifier(params, num_classes)
     _schedule(params)
     _optimizer(params, classifier)
-    _criterion(params, torch.ones(2), reweight=params.train.reweight)
+    _criterion(params, torch.ones(num_classes), reweight=params.train.reweight)
 
 
 def build_classifier(params: Params, num_classes: int, *, pretrained: bool = False) -> Classifier:
@@ -165,7 +172,7 @@ def build_classifier(params: Params, num_classes: int, *, pretrained: bool = Fal
 
     `pretrained` downloads the published weights that the parameters ask for; without, they only shape the model.
     """
-    options = params.model.options()
+    options = params.model.options(num_classes)
     backbone = create_backbone(params.model.name, **options if pretrained else options | {"pretrained": None})
     if not params.model.affine:
         remove_affine(backbone)
@@ -177,6 +184,51 @@ def build_classifier(params: Params, num_classes: int, *, pretrained: bool = Fal
 def snapshot_name(params: Params) -> str:
     """The name of the snapshot of these parameters, such as digits-exp-0.02-seed0."""
     return Snapshot.default_name(**params.dataset.model_dump(exclude={"root"}))
+
+
+def _start(
+    params: Params, images: Snapshot, accelerator: Any, precision: str, resume: dict[str, Any] | None
+) -> tuple[Classifier, dict[str, Batches], Iterator[EpochRecord]]:
+    """The classifier, the batches of every split, and the training that is about to begin or to go on."""
+    how = params.train
+    set_seed(params.seed)
+    classifier = build_classifier(params, images.num_classes, pretrained=True)
+    initialize(how.optimizer, classifier)
+    classifier.to(accelerator.device)
+    batches = _load_splits(params, images, accelerator)
+    counts = torch.tensor(images.class_counts, device=accelerator.device)
+    records = fit(
+        classifier,
+        batches["train"],
+        batches["test"],
+        validation=batches.get("val"),
+        criterion=_criterion(params, counts),
+        optimizer=_optimizer(params, classifier),
+        epochs=how.epochs,
+        class_counts=images.class_counts,
+        schedule=_schedule(params),
+        deferred=(how.reweight_after, _criterion(params, counts, reweight=how.reweight)) if how.reweight else None,
+        drift_weight=how.drift_penalty,
+        feature_weight=how.feature_decay,
+        analyze_freq=how.analyze_freq,
+        analyze_layers=how.analyze_layers,
+        analyze_solver=how.analyze_solver,
+        posthoc_tau=how.posthoc_tau,
+        precision=precision,
+        accelerator=accelerator,
+        resume=resume,
+    )
+    return classifier, batches, records
+
+
+def _provenance(params: Params, images: Snapshot, root: Path, hardware: str) -> dict[str, Any]:
+    return {
+        "ncflow": ncflow.__version__,
+        "torch": torch.__version__,
+        "git_commit": git_commit(root),
+        "snapshot": {"name": snapshot_name(params), "digest": images.digest},
+        "hardware": hardware,
+    }
 
 
 def _criterion(params: Params, class_counts: torch.Tensor, *, reweight: float | None = None) -> Any:
@@ -200,20 +252,30 @@ def _load_splits(params: Params, images: Snapshot, accelerator: Any) -> dict[str
             images,
             split,
             image_size=params.model.image_size,
-            batch_size=params.train.batch_size,
+            batch_size=_batch_size(params, split, accelerator.num_processes),
             device=accelerator.device,
             augment=params.train.augment,
+            sampling=params.train.sampling,
             seed=params.seed,
             process_index=accelerator.process_index,
             num_processes=accelerator.num_processes,
         )
-        for split in ("train", "test")
+        for split in images.splits
     }
 
 
-def _tags(params: Params, provenance: dict[str, Any], group: str | None) -> dict[str, Any]:
+def _batch_size(params: Params, split: str, num_processes: int) -> int | None:
+    """Samples per batch; None for the whole of the training split. The others, only measured, need not fit at once."""
+    size = params.train.batch_size
+    if size != "full":
+        return cast(int, size)
+    return None if split == "train" else MEASURED_AT_ONCE * num_processes
+
+
+def _tags(params: Params, provenance: dict[str, Any], group: str | None, suite: str | None) -> dict[str, Any]:
     return {
         "group": group or params.exp_name,
+        "suite": suite,
         "head": params.head.name,
         "dataset": params.dataset.name,
         "model": params.model.name,
@@ -227,31 +289,40 @@ def _tags(params: Params, provenance: dict[str, Any], group: str | None) -> dict
 
 def _record(
     params: Params,
-    records: Any,
+    records: Iterator[EpochRecord],
     classifier: Classifier,
     images: Snapshot,
-    folder: RunFolder,
+    files: RunFolder,
+    states: StateFolder,
     provenance: dict[str, Any],
     run: RunLogger,
     *,
     example: Batches,
 ) -> None:
-    """Consume the training records: files, MLflow, progress bar; then the final model."""
-    folder.write_text(CONFIG, yaml.safe_dump(params.resolved(), sort_keys=False))
-    folder.write_text(PROVENANCE, json.dumps(provenance, indent=1))
-    bar = tqdm(records, total=params.train.epochs, desc=params.exp_name, unit="epoch", dynamic_ncols=True)
+    """Consume the training records: files, MLflow, state, progress bar; then the final model.
+
+    An epoch is finished once its state is written. Whatever is killed before does it again, with the same outcome:
+    files are replaced by their equals, and MLflow takes each step once.
+    """
+    files.write_text(CONFIG, yaml.safe_dump(params.resolved(), sort_keys=False))
+    files.write_text(PROVENANCE, json.dumps(provenance, indent=1))
+    bar = tqdm(records, params.exp_name, params.train.epochs, initial=files.epochs, unit="epoch", dynamic_ncols=True)
     shown: dict[str, str] = {}
     try:
         for record in bar:
-            folder.write_record(record, classifier.head, images.class_counts, save_logits=params.train.save_logits)
+            files.write_record(record, classifier.head, images.class_counts, save_logits=params.train.save_logits)
             _log_epoch(record, classifier, images, run)
+            states.write(record.state())
             shown |= {"loss": f"{record.loss:.4f}", "acc": f"{record.accuracy:.3f}"}
             if record.analysis:  # the last nc1 stays in sight until the next analysis
                 shown["nc1/pinv"] = f"{record.analysis['train'].metrics.get('nc1/pinv', math.nan):.2e}"
             bar.set_postfix(shown)
-        folder.write_model(classifier)
-    finally:  # what was measured before a failure stays with the failed run
-        run.artifacts(folder.path)
+        files.write_model(classifier)
+    except Exception:  # what was measured before a failure stays with the failed run
+        with suppress(OSError):  # which must not hide the failure, such as a full disk
+            run.artifacts(files.path)
+        raise
+    run.artifacts(files.path)
     pixels, _ = next(example.ordered())
     run.model(classifier, pixels, step=params.train.epochs)
 
@@ -273,13 +344,12 @@ def _log_epoch(record: EpochRecord, classifier: Classifier, images: Snapshot, ru
             test.predictions.cpu(), test.targets.cpu(), num_classes=images.num_classes, class_counts=counts
         )
         run.images({"cosines": to_image(cosines), "confusion": to_image(confusion)}, step=record.epoch)
-        run.table(_class_table(record, images), "class_accuracies.json")
+        run.table(_class_table(record, images), "class_accuracies.json", step=record.epoch)
 
 
 def _class_table(record: EpochRecord, images: Snapshot) -> dict[str, list[Any]]:
-    """Per class: training samples and accuracy on both splits."""
+    """Per class: training samples and accuracy on every split."""
     columns: dict[str, list[Any]] = {
-        "epoch": [record.epoch] * images.num_classes,
         "class": images.class_names,
         "train samples": images.class_counts,
     }
@@ -290,7 +360,9 @@ def _class_table(record: EpochRecord, images: Snapshot) -> dict[str, list[Any]]:
 
 def _refuse_if_different(measured: dict[str, Any], logged: dict[str, Any], *, tolerance: float, folder: Path) -> None:
     for split, metrics in measured.items():
-        for name in sorted(metrics.keys() | logged[split].keys()):
+        # How a solver's search went is no property of the checkpoint, and is not repeated.
+        expected = {name for name in logged[split] if not name.startswith("head/riemannian_")}
+        for name in sorted(metrics.keys() | expected):
             new, old = metrics.get(name, math.nan), logged[split].get(name, math.nan)
             if not math.isclose(new, old, rel_tol=tolerance, abs_tol=tolerance):
                 raise ValueError(

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -29,13 +31,8 @@ if TYPE_CHECKING:
 
 
 def project_root(start: Path | None = None) -> Path:
-    """The nearest folder at or above `start` (default: the current one) with a params.yaml or dvc.yaml, else `start`.
-
-    DVC runs temporary and queued experiments in a copy of the project below `.dvc/tmp/exps`, which it deletes: from
-    there the root is the project's own, so that what was tracked outlives the copy.
-    """
+    """The nearest folder at or above `start`, by default the current one with a params.yaml or dvc.yaml, or `start`."""
     start = (start or Path.cwd()).resolve()
-    start = Path(_DVC_COPY.sub("", start.as_posix()))
     marked = (folder for folder in (start, *start.parents) if any((folder / mark).is_file() for mark in _ROOT_MARKS))
     return next(marked, start)
 
@@ -43,13 +40,16 @@ def project_root(start: Path | None = None) -> Path:
 def tracking_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI if set, a relative file or folder in it taken from `root`; else `mlflow.db` in `root`.
 
-    The default is the store that MLflow's own commands use when typed in `root`.
+    The default is the store that MLflow's own commands use when typed in `root`. DVC runs temporary and queued
+    experiments in a copy of the project below `.dvc/tmp/exps`, which it deletes: there the store is that of the project
+    itself, so that what was tracked outlives the copy.
     """
+    root = _original(root)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///"):
-        return f"sqlite:///{quote(str(root.resolve() / unquote(uri.removeprefix('sqlite:///'))))}"
+        return f"sqlite:///{quote(str(root / unquote(uri.removeprefix('sqlite:///'))))}"
     if urlsplit(uri).scheme in ("", "file") and uri not in _NAMED_STORES:
-        return (root.resolve() / unquote(urlsplit(uri).path)).as_uri()
+        return (root / unquote(urlsplit(uri).path)).as_uri()
     return uri
 
 
@@ -79,58 +79,79 @@ def start_run(
     config: Mapping[str, Any],
     tags: Mapping[str, object] | None = None,
     color: str | None = None,
-    run_id: str | None = None,
+    attempt: str | None = None,
     enabled: bool = True,
 ) -> Iterator[RunLogger]:
     """One flat MLflow run around one configuration, in MLflow's default experiment or the one its environment names.
 
-    `run_id` continues that run; otherwise the run that `mlflow run` opened is taken, once, and else a new one is made.
-    `color` is that of its curves in the UI, such as "#0072B2". Leaving normally ends the run FINISHED; an error ends it
-    FAILED; an interruption, exit or SIGTERM ends it KILLED, each with the message in the tag `error`. `enabled=False`,
-    for all processes but the main one, logs nothing anywhere.
+    A run that was opened before for the same `attempt`, and killed or not, is continued; otherwise the run that `mlflow
+    run` opened is taken, once, and else a new one is made. `color` is that of its curves in the UI, such as "#0072B2".
+    Leaving normally ends the run FINISHED; an error ends it FAILED; an interruption, exit or SIGTERM ends it KILLED,
+    each with the message in the tag `error`. `enabled=False`, for all processes but the main one, logs nothing
+    anywhere.
     """
     if not enabled:
         yield RunLogger(_Nothing(), run_id=None)
         return
-    with store(root) as mlflow, _sigterm_as_exit():
-        all_tags = _strings({**(tags or {}), "mlflow.runColor": color})
-        run = mlflow.start_run(run_id or _opened_run(mlflow), run_name=name, tags=all_tags)
-        status = "FINISHED"
+    with store(root) as mlflow, interruptible():
+        all_tags = _strings({**(tags or {}), "mlflow.runColor": color, "attempt": attempt})
+        run_id = _lost_run(mlflow, attempt) or _opened_run(mlflow)
+        run = mlflow.start_run(run_id, run_name=name, tags=all_tags)
+        failed_store = mlflow.exceptions.MlflowException
         try:
             if "error" in run.data.tags:  # a run that is continued has not failed after all
                 mlflow.delete_tag("error")
             mlflow.log_params(_strings(_flatten(config, "cfg")))
-            yield RunLogger(mlflow, run_id=run.info.run_id)
+            yield RunLogger(mlflow, run.info.run_id, logged={m.key: m.step for m in run.data.to_proto().metrics})
         except BaseException as error:
-            status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            mlflow.set_tags(_strings({"error": f"{type(error).__name__}: {error}"}))
+            with suppress(failed_store):  # what fails may be the store itself: the first failure is the one to hear of
+                mlflow.set_tags(_strings({"error": f"{type(error).__name__}: {error}"}))
+            with suppress(failed_store):
+                mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+            if isinstance(error, failed_store):
+                raise OSError(f"MLflow's store failed, mend it and give the same command again: {error}") from error
             raise
-        finally:
-            mlflow.end_run(status)
+        mlflow.end_run("FINISHED")
 
 
 @dataclass(frozen=True)
 class RunLogger:
-    """What a run can say to MLflow while `start_run` holds it open."""
+    """What a run can say to MLflow while `start_run` holds it open.
+
+    Whatever has a step is there once for each step, even if it is said again after an interruption: `logged` holds the
+    last step of each metric that a continued run has already.
+    """
 
     mlflow: Any
     run_id: str | None
+    logged: Mapping[str, int] = field(default_factory=dict)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """All metrics of one step in one call, which is an order of magnitude faster than one by one."""
-        self.mlflow.log_metrics(dict(values), step=step)
+        self.mlflow.log_metrics({key: v for key, v in values.items() if step > self.logged.get(key, -1)}, step=step)
 
     def images(self, images: Mapping[str, np.ndarray], step: int) -> None:
         """Images (H,W,3) uint8, each key a row of the run's image grid with a slider over the steps."""
-        for key, image in images.items():
-            self.mlflow.log_image(image, key=key, step=step)
+        from PIL import Image
 
-    def table(self, columns: Mapping[str, Iterable[Any]], artifact_file: str) -> None:
-        """Columns of equal length; under the same `artifact_file` (.json) MLflow compares them across runs.
+        with TemporaryDirectory() as folder:
+            for key, pixels in images.items():
+                # The names by which MLflow's grid knows images, but the same each time: then the second replaces the
+                # first. MLflow's own `log_image` invents new ones, and returns before the files are written.
+                file = Path(folder) / f"{key}+step+{step}+timestamp+{step}+{uuid.uuid5(uuid.NAMESPACE_OID, key)}.png"
+                image = Image.fromarray(pixels)
+                image.save(file)
+                image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+                image.save(file.with_name(f"{file.stem}+compressed.webp"))
+            for file in sorted(Path(folder).iterdir()):
+                self.artifact(file, "images")
+        self.mlflow.set_tag("mlflow.loggedImages", True)
 
-        Another call with the same file appends its rows.
-        """
-        self.mlflow.log_table({name: list(column) for name, column in columns.items()}, artifact_file)
+    def table(self, columns: Mapping[str, Iterable[Any]], artifact_file: str, step: int) -> None:
+        """Columns of equal length, as rows of a step; MLflow compares those of the same `artifact_file` across runs."""
+        if step not in self._steps_of(artifact_file):
+            rows = {name: list(column) for name, column in columns.items()}
+            self.mlflow.log_table({"step": [step] * len(next(iter(rows.values()))), **rows}, artifact_file)
 
     def artifacts(self, folder: Path, artifact_path: str | None = None) -> None:
         """A copy of every file in `folder`."""
@@ -148,7 +169,7 @@ class RunLogger:
         self.mlflow.log_input(version, context=context)
 
     def model(self, classifier: torch.nn.Module, images: torch.Tensor, *, name: str = "model", step: int = 0) -> str:
-        """The classifier as a logged model; returns its URI. `images` (B,3,S,S) show the input's shape.
+        """The classifier as the run's logged model; returns its URI. `images` (B,3,S,S) show the input's shape.
 
         `mlflow.pytorch.load_model(uri)` gives back images (B,3,S,S) -> logits (B,K) in evaluation mode, for any B and
         without ncflow installed. It is a traced graph and runs no foreign code when loaded, as a pickle would; features
@@ -156,6 +177,8 @@ class RunLogger:
         """
         import torch
 
+        if (there := self._whole_model(name)) is not None:
+            return there
         pair = images[:1].detach().cpu().repeat(2, 1, 1, 1)  # tracing a batch of one would fix B = 1
         classifier = deepcopy(classifier).cpu().eval()
         classifier.register_forward_hook(lambda module, inputs, output: output.logits)
@@ -173,6 +196,51 @@ class RunLogger:
                 pip_requirements=["mlflow", f"torch=={torch.__version__.partition('+')[0]}"],
             )
         return str(logged.model_uri)
+
+    def _steps_of(self, artifact_file: str) -> set[int]:
+        """The steps that a table has rows of."""
+        files = [file.path for file in self.mlflow.artifacts.list_artifacts(run_id=self.run_id)]
+        if artifact_file not in files:
+            return set()
+        return set(self.mlflow.load_table(artifact_file, run_ids=[self.run_id])["step"])
+
+    def _whole_model(self, name: str) -> str | None:
+        """The URI of the model logged before an interruption; one that the interruption left incomplete is deleted."""
+        where = [self.mlflow.active_run().info.experiment_id]
+        ours = f"source_run_id = '{self.run_id}' AND name = '{name}'"
+        for model in self.mlflow.search_logged_models(where, filter_string=ours, output_format="list"):
+            if model.status == "READY":
+                return str(model.model_uri)
+            self.mlflow.MlflowClient().delete_logged_model(model.model_id)
+        return None
+
+
+class Interrupted(SystemExit):
+    """SIGTERM came, as schedulers send it; the exit code, 75, says that the same command goes on where this one was."""
+
+    def __init__(self) -> None:
+        super().__init__(os.EX_TEMPFAIL)
+
+    def __str__(self) -> str:
+        return "stopped by SIGTERM; the same command goes on after the last finished epoch"
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, SIGTERM raises Interrupted, so that a job that its scheduler stops still ends its run."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the clearing up
+        raise Interrupted
+
+    if ours:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def git_commit(root: Path) -> str | None:
@@ -210,7 +278,7 @@ def ui(
     where = ["--backend-store-uri", uri, "--default-artifact-root", _artifact_root(root)]
     command = [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port), "--workers", "1"]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves four processes
-    with store(root) as mlflow, _sigterm_as_exit():
+    with store(root) as mlflow, interruptible():
         mlflow.MlflowClient().set_experiment_tag(experiment_id, "mlflow.sharedViewState.ncflow", _view(columns))
         silent = subprocess.DEVNULL
         server = subprocess.Popen(command, env=environment, stdout=silent, stderr=silent, start_new_session=True)
@@ -245,7 +313,21 @@ def _create_database(uri: str, root: Path) -> None:
 
 def _artifact_root(root: Path) -> str:
     """Where MLflow would put artifacts if it ran in `root`; left to itself it takes the folder it happens to run in."""
-    return str(root.resolve() / "mlruns")
+    return str(_original(root) / "mlruns")
+
+
+def _original(root: Path) -> Path:
+    """The project of which `root` is, if DVC made it, a temporary copy; else `root`."""
+    return Path(_DVC_COPY.sub("", root.resolve().as_posix()))
+
+
+def _lost_run(mlflow: Any, attempt: str | None) -> str | None:
+    """The run that an earlier process opened for this attempt, even if it was killed before it could note the ID."""
+    if attempt is None:
+        return None
+    filter_string = f"tags.attempt = '{attempt}'"
+    runs = mlflow.search_runs(search_all_experiments=True, filter_string=filter_string, output_format="list")
+    return runs[0].info.run_id if runs else None
 
 
 def _opened_run(mlflow: Any) -> str | None:
@@ -253,19 +335,6 @@ def _opened_run(mlflow: Any) -> str | None:
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     taken = run_id and any(key.startswith("cfg.") for key in mlflow.get_run(run_id).data.params)
     return None if taken else run_id
-
-
-@contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as an exit, so that a job killed by its scheduler still ends its run."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _flatten(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -318,10 +387,14 @@ class _Nothing:
     def __call__(self, *args: object, **options: object) -> _Nothing:
         return self
 
+    def __iter__(self) -> Iterator[_Nothing]:
+        return iter(())
+
 
 _ROOT_MARKS = ("params.yaml", "dvc.yaml")
 _DVC_COPY = re.compile(r"/\.dvc/tmp/exps/(standalone/)?[^/]+")
 _NAMED_STORES = ("databricks", "databricks-uc", "uc")  # what MLflow takes for a store although it looks like a folder
+_THUMBNAIL = 256  # pixels, as MLflow's
 _LONGEST = 5000  # characters; MLflow takes 6,000 in a parameter and 8,000 in a tag, its older servers 5,000
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

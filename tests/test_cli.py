@@ -1,8 +1,11 @@
 """The command line: what is wrong is one message, and nothing heavy loads before it is needed."""
 
+import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -85,6 +88,35 @@ def test_check_prints_the_resolved_configuration_and_trains_nothing(project, mon
     assert not (project / "models").exists()
 
 
+def test_a_file_of_your_own_is_imported_here_and_named_to_every_process_that_starts_from_here(
+    project, monkeypatch, capsys
+):
+    monkeypatch.setenv(cli.IMPORT, "")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("rows.py").write_text(
+        "from ncflow.experiments import EXPERIMENTS\nEXPERIMENTS['mine'] = lambda base: [base]\n"
+    )
+    from ncflow.experiments import EXPERIMENTS
+
+    monkeypatch.setattr("ncflow.experiments.EXPERIMENTS", dict(EXPERIMENTS))
+    code, out, _ = run(monkeypatch, capsys, "--import", "rows.py", "experiments", "mine")
+    assert (code, out.split()[0]) == (0, "mine")
+    assert os.environ[cli.IMPORT] == str(project / "rows.py")
+    sys.modules.pop("rows")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere.py", "--import expects a Python file, got"), ("json.py", "the name json belongs to")],
+)
+def test_a_file_that_cannot_be_imported_as_itself_is_refused(project, monkeypatch, capsys, name, message):
+    Path("json.py").write_text("")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    code, _, err = run(monkeypatch, capsys, "--import", name, "datasets")
+    assert code == 1
+    assert err.startswith("ncflow: --import") and message in err
+
+
 def test_an_option_that_no_command_has_is_refused(project, monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "suite", "quickstart", "--lr", "0.1")
     assert code == 2
@@ -139,15 +171,45 @@ def test_a_suite_takes_overrides_in_one_piece(project, monkeypatch, capsys):
 
     asked = []
 
-    def all_fail(configs, **options):
-        asked.extend(configs)
-        return {config.exp_name: 7 for config in configs}
+    def all_fail(jobs, **options):
+        for job in jobs:
+            asked.append(job.params)
+            job.state, job.reason = "failed", "boom"
+        yield
 
     monkeypatch.setattr(suite, "run_suite", all_fail)
-    code, _, err = run(monkeypatch, capsys, "suite", "exp10", "--set", "dataset.name=digits train.epochs=1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code, out, err = run(monkeypatch, capsys, "suite", "exp10", "--set", "dataset.name=digits train.epochs=1")
     assert code == 1
-    assert err.startswith("ncflow: 2 of 2 runs failed")
+    assert err.startswith("ncflow: 2 of 2 runs failed:\n  exp10")
+    assert out.count("failed: boom") == 2
     assert {(config.dataset.name, config.train.epochs, config.train.lr) for config in asked} == {("digits", 1, 0.0125)}
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_the_run_that_mlflow_opened_is_the_suites_or_that_of_its_only_job(project, monkeypatch, several):
+    """`mlflow run` sets its status by the exit code of the suite, which is that of one job, but not of one of many."""
+    monkeypatch.setenv("MLFLOW_RUN_ID", "opened")
+    taken = []
+
+    @contextmanager
+    def start_run(**options):
+        taken.append(os.environ.pop("MLFLOW_RUN_ID"))
+        yield SimpleNamespace(artifacts=lambda page, path: taken.append((page, path)))
+
+    monkeypatch.setattr("ncflow.tracking.start_run", start_run)
+    with cli._opened_run("exp8-now", several=several) as log_page:
+        assert os.environ.get("MLFLOW_RUN_ID") == (None if several else "opened")
+        log_page("page")
+    assert taken == (["opened", ("page", "report")] if several else [])
+
+
+def test_a_run_that_another_process_trains_is_refused_with_the_code_that_says_later(project, monkeypatch, capsys):
+    from ncflow.suite import claimed
+
+    with claimed(project, "busy"):
+        code, _, err = run(monkeypatch, capsys, "train", "--set", "exp_name=busy")
+    assert (code, err) == (75, "ncflow: another process trains models/busy; wait until it ends, or end it\n")
 
 
 @pytest.mark.parametrize(("command", "name"), [("models", "resnet20"), ("datasets", "digits")])

@@ -1,17 +1,23 @@
 """The stages, end to end on real digits: one run folder and one MLflow run for each configuration, and their proof."""
 
+import errno
 import json
+import os
 import re
 import shutil
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from ncflow import stages, tracking
-from ncflow.nn import HEADS
+from ncflow.nn import BACKBONES, HEADS
 from ncflow.params import Params, make_params
 from ncflow.training import Diverged
+from ncflow.training.faults import OutOfMemory
 
 SMALL = {
     "dataset": {"name": "digits", "imb_factor": 0.02},
@@ -159,6 +165,26 @@ def test_the_same_seed_gives_the_same_numbers_and_the_finished_run_is_kept(proje
     assert {path.name for path in other.parent.glob("twice*")} == {"twice", "twice.1", "twice.2"}
 
 
+def test_every_data_option_in_one_run(project, tmp_path):
+    """Validation part, label noise, fewer samples, a floor, balanced full batches: trained, logged, measured again."""
+    data = {"dataset.val_fraction": 0.2, "dataset.label_noise": 0.1, "dataset.samples_per_class": 50}
+    how = {"train.batch_size": "full", "train.sampling": "class_balanced", "train.epochs": 1}
+    params = configure("options", **data, **how, **{"dataset.min_samples": 3})
+    assert stages.snapshot_name(params) == "digits-exp-0.02-val0.2-noise0.1-max50-min3-seed0"
+    folder, where = project / "models" / "options", project / "data" / "options"
+    stages.train(params, folder=folder, data=where, root=project)
+    last = json.loads((folder / "metrics_epoch_1.json").read_text())
+    (run,) = runs_named(project, "options")
+    assert last["val"].keys() == last["test"].keys() and last["val"] != last["test"]
+    for name, value in last["val"].items():
+        assert run.data.metrics[f"val/{name}"] == pytest.approx(value, rel=1e-12), name
+    with tracking.store(project) as mlflow:
+        table = mlflow.load_table("class_accuracies.json", run_ids=[run.info.run_id])
+    assert "val accuracy" in table and min(table["train samples"]) == 3 and max(table["train samples"]) == 50
+    measured = stages.evaluate(folder, where, tmp_path / "evaluation.json")
+    assert measured == {split: last[split] for split in ("train", "val", "test")}
+
+
 def test_a_loss_that_is_not_finite_fails_the_run_and_keeps_what_was_logged(project):
     # Weight decay at a huge rate flips and grows the weights tenfold a step, until they overflow in a later epoch.
     params = configure(
@@ -178,6 +204,103 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_keeps_what_was_logged(proje
         files = {file.path for file in mlflow.artifacts.list_artifacts(run_id=run.info.run_id)}
     assert len(logged) == epochs > 0
     assert "history.json" in files
+
+
+def stop_after(epoch: int, how: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let something happen when an epoch is logged, before its state is written."""
+    log = stages._log_epoch
+
+    def log_and_stop(record, *rest):
+        log(record, *rest)
+        if record.epoch == epoch:
+            how()
+
+    monkeypatch.setattr(stages, "_log_epoch", log_and_stop)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+
+class Small(torch.nn.Sequential):
+    """A backbone that is quick to train."""
+
+    num_features = 16
+
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 16), torch.nn.ReLU())
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without what takes long and is not the question."""
+    monkeypatch.setitem(BACKBONES, "small", Small)
+    monkeypatch.setattr(tracking.RunLogger, "model", lambda *arguments, **options: "")
+
+
+def test_stopped_by_sigterm_a_run_goes_on_as_if_it_had_not_been(project, quick, monkeypatch):
+    """Although DVC deletes the folder before it runs the stage again, and another configuration had it meanwhile."""
+    options = {"model.name": "small", "head.name": "nearest_etf"}
+    whole = train(project, configure("whole", **options))
+    params, other = (configure("stopped", **options, **{"train.lr": rate}) for rate in (0.1, 0.05))
+    with monkeypatch.context() as patch, pytest.raises(tracking.Interrupted) as stop:
+        stop_after(2, terminate, patch)
+        train(project, params)
+    assert stop.value.code == 75
+    (run,) = runs_named(project, "stopped")
+    assert run.info.status == "KILLED" and "SIGTERM" in run.data.tags["error"]
+    (state,) = (project / stages.STATES).glob("stopped-*")
+    shutil.rmtree(project / "models" / "stopped")
+
+    folder = train(project, other)
+    assert len(json.loads((folder / "history.json").read_text())) == 3
+    assert state.exists() and len(runs_named(project, "stopped")) == 2
+
+    folder = train(project, params)
+    assert json.loads((project / "models" / "stopped.1" / "history.json").read_text())[0]["lr"] == 0.05
+    for file in whole.glob("*_epoch_*"):
+        assert (folder / file.name).read_bytes() == file.read_bytes(), file.name
+    assert (folder / "final_model.pth").read_bytes() == (whole / "final_model.pth").read_bytes()
+    assert not list((project / stages.STATES).glob("stopped-*"))
+    resumed = next(each for each in runs_named(project, "stopped") if each.info.run_id == run.info.run_id)
+    assert resumed.info.status == "FINISHED" and "error" not in resumed.data.tags
+    with tracking.store(project) as mlflow:
+        for key, steps in {"fit/loss": [1, 2, 3], "test/nc1/pinv": [2, 3]}.items():
+            points = mlflow.MlflowClient().get_metric_history(run.info.run_id, key)
+            assert [point.step for point in points] == steps
+        table = mlflow.load_table("class_accuracies.json", run_ids=[run.info.run_id])
+    assert sorted(table["step"]) == [2] * 10 + [3] * 10
+
+
+def test_a_full_disk_is_named_and_nothing_that_was_finished_is_lost(project, quick, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    params = configure("full", **{"model.name": "small"})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"cannot write .*epoch_2.pt: No space left"):
+        stop_after(2, lambda: patch.setattr(torch, "save", full), patch)
+        train(project, params)
+    (run,) = runs_named(project, "full")
+    assert run.info.status == "FAILED" and "No space left" in run.data.tags["error"]
+    folder = project / "models" / "full"
+    assert not list(folder.glob(".*")) and not (folder / "final_model.pth").exists()
+    assert [epoch["epoch"] for epoch in json.loads((train(project, params) / "history.json").read_text())] == [1, 2, 3]
+    (run,) = runs_named(project, "full")
+    assert run.info.status == "FINISHED" and "error" not in run.data.tags
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(), "can't allocate memory"],
+)
+def test_running_out_of_memory_names_the_options_that_need_less(project, quick, monkeypatch, error):
+    def fail() -> None:
+        raise RuntimeError(f"DefaultCPUAllocator: {error}") if isinstance(error, str) else error
+
+    stop_after(1, fail, monkeypatch)
+    with pytest.raises(OutOfMemory, match=r"train.batch_size=64; try train.batch_size=32, or train.precision=bf16"):
+        train(project, configure("memory", **{"model.name": "small", "train.precision": "fp32"}))
 
 
 def test_the_report_lines_up_the_heads(project, folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ncflow import tracking
 
@@ -77,11 +79,18 @@ def test_a_folder_of_no_project_is_its_own_root(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("copy", [".dvc/tmp/exps/tmpab12", ".dvc/tmp/exps/standalone/tmpab12"])
 @pytest.mark.parametrize("project", [".", "sub/project"])
-def test_in_a_temporary_copy_made_by_dvc_the_root_is_the_real_one(tmp_path: Path, copy: str, project: str) -> None:
+def test_a_temporary_copy_made_by_dvc_has_its_own_files_and_the_store_of_the_real_project(
+    tmp_path: Path, copy: str, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in (tmp_path / project, tmp_path / copy / project):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "dvc.yaml").touch()
-    assert tracking.project_root(tmp_path / copy / project) == tmp_path / project
+    inner, real = tmp_path / copy / project, tmp_path / project
+    assert tracking.project_root(inner) == inner.resolve()
+    assert tracking.tracking_uri(inner) == tracking.tracking_uri(real)
+    assert tracking._artifact_root(inner) == tracking._artifact_root(real) == str(real.resolve() / "mlruns")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./kept")
+    assert tracking.tracking_uri(inner) == (real.resolve() / "kept").as_uri()
 
 
 def test_the_default_store_is_the_one_mlflow_uses_in_the_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,21 +213,105 @@ def test_an_error_ends_the_run_and_keeps_what_was_logged(root: Path, error: Base
 
 
 def test_a_terminated_process_ends_its_run_and_gets_its_signals_back(root: Path) -> None:
-    with pytest.raises(SystemExit), tracking.start_run(root=root, name="terminated", config={}) as run:
+    with (
+        pytest.raises(tracking.Interrupted) as stop,
+        tracking.start_run(root=root, name="terminated", config={}) as run,
+    ):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
+    assert stop.value.code == 75
     assert read(root, run.run_id).info.status == "KILLED"
+    assert read(root, run.run_id).data.tags["error"].endswith("the same command goes on after the last finished epoch")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_run_that_is_continued_loses_its_error(root: Path) -> None:
     config = {"seed": 1}
-    with pytest.raises(OSError), tracking.start_run(root=root, name="resumed", config=config) as first:
+    with pytest.raises(OSError), tracking.start_run(root=root, name="resumed", config=config, attempt="7") as first:
         raise OSError("disk full")
-    with tracking.start_run(root=root, name="resumed", config=config, run_id=first.run_id) as second:
+    with tracking.start_run(root=root, name="resumed", config=config, attempt="7") as second:
         second.metrics({"loss": 0.5}, step=1)
     held = read(root, first.run_id)
     assert first.run_id == second.run_id and held.info.status == "FINISHED" and "error" not in held.data.tags
+
+
+def test_another_attempt_and_a_deleted_run_get_a_run_of_their_own(root: Path) -> None:
+    ids = []
+    for attempt in ("8", "9", "9"):
+        with tracking.start_run(root=root, name="attempt", config={}, attempt=attempt) as run:
+            ids.append(run.run_id)
+    assert ids[0] != ids[1] == ids[2]
+    with tracking.store(root) as mlflow:
+        mlflow.delete_run(ids[1])
+    with tracking.start_run(root=root, name="attempt", config={}, attempt="9") as run:
+        assert run.run_id not in ids
+
+
+def test_what_is_said_again_after_an_interruption_is_there_once(root: Path, tmp_path: Path) -> None:
+    """Killed between the parts of step 2, which is then done again, and goes on to step 3."""
+    image, runs = np.zeros((8, 6, 3), np.uint8), []
+    for steps in ((1, 2), (2, 3)):
+        with tracking.start_run(root=root, name="again", config={}, attempt="again") as run:
+            runs.append(run.run_id)
+            run.dataset("digits", "d", tmp_path)
+            for step in steps:
+                run.metrics({"loss": step + 10 * (steps == (2, 3))}, step=step)
+                run.images({"gram": image}, step=step)
+                run.table({"class": [0, 1]}, "table.json", step=step)
+            uri = run.model(TinyClassifier(), torch.randn(1, 3, 8, 8))
+    assert runs[0] == runs[1]
+    held = read(root, runs[0])
+    files = sorted(file.name for file in (Path(held.info.artifact_uri) / "images").iterdir())
+    with tracking.store(root) as mlflow:
+        points = mlflow.MlflowClient().get_metric_history(runs[0], "loss")
+        table = mlflow.load_table("table.json", run_ids=[runs[0]])
+        models = mlflow.search_logged_models(filter_string=f"source_run_id = '{runs[0]}'", output_format="list")
+    assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 2.0), (3, 13.0)]
+    assert [name[:11] for name in files] == [f"gram+step+{step}" for step in (1, 2, 3) for _ in (".png", ".webp")]
+    assert list(table["step"]) == [1, 1, 2, 2, 3, 3]
+    assert [model.model_uri for model in models] == [uri] and len(held.inputs.dataset_inputs) == 1
+
+
+def test_a_model_that_was_left_incomplete_is_replaced(root: Path) -> None:
+    with tracking.start_run(root=root, name="incomplete", config={}, attempt="incomplete") as run:
+        run.mlflow.initialize_logged_model(name="model", source_run_id=run.run_id)
+        uri = run.model(TinyClassifier(), torch.randn(1, 3, 8, 8))
+    with tracking.store(root) as mlflow:
+        models = mlflow.search_logged_models(filter_string=f"source_run_id = '{run.run_id}'", output_format="list")
+    assert [(model.model_uri, model.status) for model in models] == [(uri, "READY")]
+
+
+def test_image_files_are_named_as_mlflow_names_them(root: Path) -> None:
+    """The image grid finds key and step in the name; MLflow's own differ in time and random part only."""
+    image = np.zeros((8, 600, 3), np.uint8)
+    with tracking.start_run(root=root, name="names", config={}) as run:
+        run.images({"ours": image}, step=3)
+        run.mlflow.log_image(image, key="mlflows", step=3, synchronous=True)
+        assert "mlflow.loggedImages" in read(root, run.run_id).data.tags
+    folder = Path(read(root, run.run_id).info.artifact_uri) / "images"
+    ours, theirs = (sorted(folder.glob(f"{key}+*")) for key in ("ours", "mlflows"))
+    sizes = [[Image.open(file).size for file in files] for files in (ours, theirs)]
+    plain = [[re.sub(r"\+timestamp\+\d+\+[0-9a-f-]{36}", "", file.name) for file in files] for files in (ours, theirs)]
+    assert plain[0] == [name.replace("mlflows", "ours") for name in plain[1]] and sizes[0] == sizes[1]
+
+
+def test_a_store_that_fails_is_named_and_hides_no_other_failure(root: Path, monkeypatch: Any) -> None:
+    with tracking.store(root) as mlflow:
+        full = mlflow.exceptions.MlflowException("database or disk is full")
+
+    def fail(*args: object, **options: object) -> None:
+        raise full
+
+    failure = pytest.raises(OSError, match="MLflow's store failed, mend it .*: database or disk is full")
+    with failure, tracking.start_run(root=root, name="full", config={}) as run, monkeypatch.context() as patch:
+        patch.setattr(run.mlflow, "log_metrics", fail)
+        run.metrics({"loss": 1.0}, step=1)
+    assert read(root, run.run_id).info.status == "FAILED"
+    first = pytest.raises(ValueError, match="the first failure")
+    with monkeypatch.context() as patch, first, tracking.start_run(root=root, name="full", config={}) as run:
+        patch.setattr(run.mlflow, "set_tags", fail)
+        raise ValueError("the first failure")
+    assert read(root, run.run_id).info.status == "FAILED"
 
 
 def test_the_run_opened_by_mlflow_run_is_taken_by_the_first_configuration_only(root: Path, monkeypatch: Any) -> None:
@@ -266,7 +359,7 @@ def test_tables_of_several_runs_are_read_as_one(root: Path) -> None:
     runs = []
     for accuracy in ([0.9, 0.1], [0.8, 0.5]):
         with tracking.start_run(root=root, name="table", config={}) as run:
-            run.table({"class": np.arange(2), "accuracy": accuracy}, "class_accuracy.json")
+            run.table({"class": np.arange(2), "accuracy": accuracy}, "class_accuracy.json", step=0)
         runs.append(run.run_id)
     with tracking.store(root) as mlflow:
         table = mlflow.load_table("class_accuracy.json", run_ids=runs, extra_columns=["run_id"])

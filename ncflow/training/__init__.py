@@ -5,6 +5,7 @@ from accelerate.utils import set_seed
 from ncflow.training.agd import AGD, remove_affine
 from ncflow.training.checkpoint import RunFolder, load_model
 from ncflow.training.evaluation import Evaluation, evaluate, evaluate_splits
+from ncflow.training.faults import explained_faults
 from ncflow.training.hardware import create_accelerator, describe, resolve_precision
 from ncflow.training.loop import Diverged, EpochRecord, fit
 from ncflow.training.optimizers import (
@@ -15,6 +16,7 @@ from ncflow.training.optimizers import (
     initialize,
     parameter_groups,
 )
+from ncflow.training.state import StateFolder
 
 __all__ = [
     "AGD",
@@ -24,12 +26,14 @@ __all__ = [
     "EpochRecord",
     "Evaluation",
     "RunFolder",
+    "StateFolder",
     "create_accelerator",
     "create_optimizer",
     "create_schedule",
     "describe",
     "evaluate",
     "evaluate_splits",
+    "explained_faults",
     "fit",
     "initialize",
     "load_model",

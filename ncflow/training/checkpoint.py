@@ -1,23 +1,23 @@
 """What a run leaves in its folder: configuration, metrics and geometry of every analysis, and the final classifier.
 
-The first seed's layout: `metrics_epoch_N.json`, `raw_geo_epoch_N.pt`, `final_model.pth`. Every file is written beside
-its place and renamed, so that none is ever half there; every tensor file loads with `weights_only=True`.
+The first seed's layout: `metrics_epoch_N.json`, `raw_geo_epoch_N.pt`, `final_model.pth`. No file is ever half there;
+every tensor file loads with `weights_only=True`.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
-from zipfile import ZipFile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ncflow.training.evaluation import Evaluation
+from ncflow.training.files import publish, read_tensors, write_atomically, write_tensors
 from ncflow.training.loop import EpochRecord
 
 FINAL_MODEL = "final_model.pth"
@@ -25,56 +25,72 @@ HISTORY = "history.json"
 
 
 class RunFolder:
-    """Writes a run's files under `path`. A finished run that is there already is moved aside, never overwritten."""
+    """Writes a run's files under `path`. A finished run that is there already is moved aside, never overwritten.
 
-    def __init__(self, path: str | Path) -> None:
+    A run that goes on after `epoch` finds there its files up to that epoch, whoever has emptied the folder meanwhile:
+    every file is written to `kept` first, and `path` holds a second name of it.
+    """
+
+    def __init__(self, path: str | Path, *, kept: Path | None = None, epoch: int = 0) -> None:
         self.path = Path(path)
-        self._history: list[dict[str, Any]] = []
-        if (self.path / FINAL_MODEL).exists():
+        self.kept = kept or self.path
+        finished, ours = self.path / FINAL_MODEL, self.kept / FINAL_MODEL
+        if finished.exists() and not (kept and ours.exists() and filecmp.cmp(ours, finished, shallow=False)):
             self.path.rename(_free_name(self.path))
-        self.path.mkdir(parents=True, exist_ok=True)
-        for stale in [*self.path.glob("metrics_epoch_*.json"), *self.path.glob("raw_geo_epoch_*.pt")]:
-            stale.unlink()  # of an unfinished run: its epochs must not be taken for this one's
+        for folder in (self.kept, self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_later(folder, epoch if folder == self.kept else 0)
+        for file in self.kept.iterdir():
+            self._publish(file)
+        history = self.kept / HISTORY
+        self._history: list[dict[str, Any]] = json.loads(history.read_text())[:epoch] if epoch else []
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the run has behind it."""
+        return len(self._history)
 
     def write_text(self, name: str, text: str) -> Path:
         """A text file such as the resolved configuration."""
-        return write_atomically(self.path / name, lambda file: file.write(text.encode()))
+        return self._publish(write_atomically(self.kept / name, lambda file: file.write(text.encode())))
 
     def write_record(
         self, record: EpochRecord, head: nn.Module, class_counts: Sequence[int], *, save_logits: bool = False
     ) -> dict[str, Any]:
         """Add an epoch to the history and, if it was analyzed, write its metrics and geometry; returns the metrics."""
-        self._history.append({key: value for key, value in vars(record).items() if key != "analysis"})
+        self._history.append({name: getattr(record, name) for name in NUMBERS})
         self.write_text(HISTORY, json.dumps(self._history, indent=1))
         if not record.analysis:
             return {}
         summary = summarize(record)
         self.write_text(f"metrics_epoch_{record.epoch}.json", json.dumps(summary, indent=1))
         geometry = collect_geometry(record.analysis, head, class_counts, save_logits=save_logits)
-        write_tensors(self.path / f"raw_geo_epoch_{record.epoch}.pt", geometry)
+        self._publish(write_tensors(self.kept / f"raw_geo_epoch_{record.epoch}.pt", geometry))
         return summary
 
     def write_model(self, classifier: nn.Module) -> Path:
         """The final classifier's state_dict; its presence says that the run is finished."""
         state = {name: tensor.detach().cpu() for name, tensor in classifier.state_dict().items()}
-        return write_tensors(self.path / FINAL_MODEL, state)
+        return self._publish(write_tensors(self.kept / FINAL_MODEL, state))
+
+    def _publish(self, file: Path) -> Path:
+        return file if self.kept == self.path else publish(file, self.path / file.name)
 
 
 def load_model(path: str | Path, classifier: nn.Module) -> None:
     """Load a state_dict saved by RunFolder into the classifier; a damaged or foreign file is refused by name."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint {path}; train first, or fetch it with `dvc pull`")
+    state = read_tensors(path)
     try:
-        with ZipFile(path) as archive:  # torch stores checksums but does not look at them
-            if changed := archive.testzip():
-                raise ValueError(f"the checksum of {changed} does not match")
-        classifier.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise ValueError(f"no checkpoint {path}; train first, or fetch it with `dvc pull`") from None
+        classifier.load_state_dict(state)
     except Exception as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint of this configuration: {error}") from error
+        raise ValueError(f"{path} is not a checkpoint of this configuration: {error}") from error
 
 
 def summarize(record: EpochRecord) -> dict[str, Any]:
-    """The content of metrics_epoch_N.json: the first seed's keys, then all metrics of both splits.
+    """The content of metrics_epoch_N.json: the first seed's keys, then all metrics of every split.
 
     Accuracies under the seed's keys are those of the test split, null where it has no sample of the rarest classes; the
     drift is that of the training features.
@@ -90,9 +106,7 @@ def summarize(record: EpochRecord) -> dict[str, Any]:
         },
         "lr": record.lr,
         "loss": record.loss,
-        "train": train,
-        "test": test,
-    }
+    } | {split: result.metrics for split, result in record.analysis.items()}
 
 
 def collect_geometry(
@@ -113,23 +127,12 @@ def collect_geometry(
     return {name: tensor.detach().cpu() for name, tensor in geometry.items() if isinstance(tensor, Tensor)}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
-    """torch.save, complete or not at all."""
-    return write_atomically(path, lambda file: torch.save(dict(tensors), file))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
-    """Let `write` fill a temporary sibling, sync it to the disk and give it the name `path`."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+def _remove_later(folder: Path, epoch: int) -> None:
+    """Delete what a run that goes on after `epoch` is yet to write: the files of later epochs and the final model."""
+    for file in folder.iterdir():
+        number = re.fullmatch(r"(?:metrics|raw_geo)_epoch_(\d+)\.(?:json|pt)", file.name)
+        if file.name == FINAL_MODEL or file.suffix == ".partial" or (number and int(number[1]) > epoch):
+            file.unlink()
 
 
 def _free_name(path: Path) -> Path:
@@ -138,3 +141,6 @@ def _free_name(path: Path) -> Path:
     while path.with_name(f"{path.name}.{number}").exists():
         number += 1
     return path.with_name(f"{path.name}.{number}")
+
+
+NUMBERS = ("epoch", "lr", "loss", "accuracy", "seconds", "images_per_second")  # of a record, in the history

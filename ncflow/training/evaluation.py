@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ncflow.metrics import ClassMoments, collapse_metrics, moment_metrics
+from ncflow.metrics import ClassMoments, collapse_metrics
 from ncflow.metrics.accuracy import accuracies
 from ncflow.nn import Classifier, capture, posthoc_adjustment
 from ncflow.training.hardware import reproducible_convolutions
@@ -63,16 +63,22 @@ def evaluate(
     features, logits, by_layer = extract(classifier, batches, layers=layers)
     features, logits = gather_rows(accelerator, features), gather_rows(accelerator, logits)
     targets = batches.targets
-    weight, bias = classifier.head.weight, classifier.head.bias
-    metrics = collapse_metrics(features, targets, weight, bias, class_counts=class_counts, train_means=train_means)
+    moments = ClassMoments.from_features(features, targets, len(class_counts))
+    metrics = collapse_metrics(
+        features,
+        targets,
+        classifier.head.weight,
+        classifier.head.bias,
+        class_counts=class_counts,
+        train_means=train_means,
+        moments=moments,
+    )
     if posthoc_tau:
         adjusted = posthoc_adjustment(logits, class_counts, tau=posthoc_tau)
         metrics |= logit_metrics("posthoc", adjusted, targets, class_counts)
     for layer, rows in by_layer.items():
         metrics |= layer_metrics(layer, gather_rows(accelerator, rows), targets, len(class_counts))
-    moments = ClassMoments.from_features(features, targets, len(class_counts))
-    means = moments.means.masked_fill((moments.counts == 0).unsqueeze(1), torch.nan)
-    return Evaluation(metrics, logits, targets, means, moments.sample_mean)
+    return Evaluation(metrics, logits, targets, moments.means_or_nan, moments.sample_mean)
 
 
 def evaluate_splits(
@@ -80,18 +86,25 @@ def evaluate_splits(
     train: Batches,
     test: Batches,
     *,
+    validation: Batches | None = None,
     class_counts: Sequence[int],
     layers: bool = False,
     posthoc_tau: float = 0.0,
+    solver: bool = False,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Evaluation]:
-    """{"train": …, "test": …}; the nearest class means that test samples are held against are those of training.
+    """{"train": …, "test": …} and, with `validation`, "val": unseen samples are held against the means of training.
 
-    Options as in `evaluate`; logits are adjusted on the test split only.
+    Options as in `evaluate`; logits are adjusted on unseen splits only. What the head tells of itself, with `solver`
+    of its solver too, joins the metrics of the train split as head/<name>.
     """
     measure = partial(evaluate, classifier, class_counts=class_counts, layers=layers, accelerator=accelerator)
     on_train = measure(train)
-    return {"train": on_train, "test": measure(test, train_means=on_train.class_means, posthoc_tau=posthoc_tau)}
+    told = classifier.head.diagnostics(solver=solver)
+    on_train.metrics.update({f"head/{name}": value for name, value in told.items()})
+    unseen = {"test": test} | ({"val": validation} if validation else {})
+    measure = partial(measure, train_means=on_train.class_means, posthoc_tau=posthoc_tau)
+    return {"train": on_train} | {split: measure(batches) for split, batches in unseen.items()}
 
 
 @torch.no_grad()
@@ -126,8 +139,8 @@ def logit_metrics(prefix: str, logits: Tensor, targets: Tensor, class_counts: Se
 
 def layer_metrics(layer: str, features: Tensor, targets: Tensor, num_classes: int) -> dict[str, float]:
     """Drift ‖μ_N‖ and nc1/pinv of one layer's pooled features (N, d_l)."""
-    metrics = moment_metrics(ClassMoments.from_features(features, targets, num_classes))
     chosen = {"drift": "drift/norm", "nc1": "nc1/pinv"}
+    metrics = collapse_metrics(features, targets, num_classes=num_classes, only=chosen.values())
     return {f"layers/{layer}/{short}": metrics[name] for short, name in chosen.items() if name in metrics}
 
 

@@ -17,6 +17,7 @@ from ncflow.nn import Classifier, drift_penalty, feature_penalty
 from ncflow.nn.losses import Loss
 from ncflow.training.evaluation import Evaluation, evaluate_splits
 from ncflow.training.hardware import autocast, create_accelerator, reproducible_convolutions
+from ncflow.training.state import State, apply_state, collect_state
 
 if TYPE_CHECKING:
     from ncflow.data.loaders import Batches
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What happened in one epoch, counted from 1. `analysis` is empty, or {"train": Evaluation, "test": Evaluation}.
+    """What happened in one epoch, counted from 1. `analysis` is empty, or the Evaluation of each split.
 
     loss and accuracy are means over the samples as training saw them, before each step; seconds are those of training.
+    state() is what `fit` needs to go on from here: to be called, by every process, before the next record is asked for.
     """
 
     epoch: int
@@ -36,6 +38,7 @@ class EpochRecord:
     seconds: float
     images_per_second: float
     analysis: dict[str, Evaluation] = field(default_factory=dict)
+    state: Callable[[], State] = field(default=dict, repr=False)
 
 
 class Diverged(FloatingPointError):
@@ -47,6 +50,7 @@ def fit(
     train: Batches,
     test: Batches,
     *,
+    validation: Batches | None = None,
     criterion: Loss,
     optimizer: torch.optim.Optimizer,
     epochs: int,
@@ -57,15 +61,18 @@ def fit(
     feature_weight: float = 0.0,
     analyze_freq: int = 1,
     analyze_layers: bool = False,
+    analyze_solver: bool = False,
     posthoc_tau: float = 0.0,
     precision: str = "fp32",
     accelerator: Accelerator | None = None,
+    resume: State | None = None,
 ) -> Iterator[EpochRecord]:
     """Train in place and yield an EpochRecord after every epoch, analyzed every `analyze_freq` epochs and at the last.
 
     The loss is criterion(logits, targets) + drift_weight·‖batch mean of features‖² + feature_weight·feature_penalty.
     `schedule` maps the share of epochs done to a factor of the learning rate; `deferred` is a share of the epochs and
-    the criterion to go on with from there. The test split is only ever measured. Raises Diverged, naming epoch, step
+    the criterion to go on with from there. test and `validation` are only ever measured. `resume`, the state() of a
+    record, goes on after it: on a CPU with the bits of a run that never stopped. Raises Diverged, naming epoch, step
     and learning rate, when the loss is not finite.
     """
     accelerator = accelerator or create_accelerator()
@@ -89,12 +96,15 @@ def fit(
         classifier,
         train,
         test,
+        validation=validation,
         class_counts=class_counts,
         layers=analyze_layers,
+        solver=analyze_solver,
         posthoc_tau=posthoc_tau,
         accelerator=accelerator,
     )
-    for epoch in range(1, epochs + 1):
+    done = apply_state(resume, classifier, optimizer, scaler, accelerator.process_index) if resume else 0
+    for epoch in range(done + 1, epochs + 1):
         progress = (epoch - 1) / epochs
         current = deferred[1] if deferred and progress >= deferred[0] else criterion
         factor = schedule(progress)
@@ -110,7 +120,8 @@ def fit(
             broadcast(list(classifier.buffers()))  # batch norms saw a share each; the first process's are the model's
             analysis = measure()
         rate = base_rates[0] * factor
-        yield EpochRecord(epoch, rate, loss, accuracy, seconds, train.num_samples / seconds, analysis)
+        state = partial(collect_state, epoch, classifier, optimizer, scaler)
+        yield EpochRecord(epoch, rate, loss, accuracy, seconds, train.num_samples / seconds, analysis, state)
 
 
 def _train_epoch(

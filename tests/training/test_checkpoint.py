@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import torch
 
 from ncflow.nn import HEADS
 from ncflow.training import EpochRecord, RunFolder, evaluate_splits, load_model
-from ncflow.training.checkpoint import write_atomically, write_tensors
+from ncflow.training.files import write_atomically, write_tensors
 
 PLAIN = EpochRecord(epoch=1, lr=0.1, loss=2.0, accuracy=0.5, seconds=1.5, images_per_second=300.0)
 TENSORS = {"predictions", "targets", "drift_vector", "class_means", "class_counts", "weight"}
@@ -60,6 +63,14 @@ def test_metrics_have_the_seeds_keys_and_everything_measured(tmp_path, record, c
     assert (metrics["train"], metrics["test"]) == (train, test)
 
 
+def test_a_validation_part_has_its_metrics_beside_the_others(tmp_path, record, classifier, digits):
+    test = record.analysis["test"]
+    record = replace(record, analysis=record.analysis | {"val": replace(test, metrics={"acc/overall": 0.5})})
+    metrics = RunFolder(tmp_path / "run").write_record(record, classifier.head, digits.class_counts)
+    assert metrics["val"] == {"acc/overall": 0.5}
+    assert (metrics["test"], metrics["overall_acc"]) == (test.metrics, test.metrics["acc/overall"])
+
+
 def test_an_accuracy_that_the_test_split_does_not_define_is_null(tmp_path, record, classifier, digits):
     test = record.analysis["test"]
     without = replace(test, metrics={name: v for name, v in test.metrics.items() if name != "acc/tail20"})
@@ -100,7 +111,7 @@ def test_the_history_holds_every_epoch_analyzed_or_not(tmp_path, record, classif
     for each in (PLAIN, record):
         folder.write_record(each, classifier.head, digits.class_counts)
         history = json.loads((folder.path / "history.json").read_text())
-        assert history[-1] == {name: value for name, value in vars(each).items() if name != "analysis"}
+        assert history[-1] == {name: v for name, v in vars(each).items() if name not in ("analysis", "state")}
     assert [epoch["epoch"] for epoch in history] == [1, 2]
 
 
@@ -108,6 +119,66 @@ def test_an_epoch_without_analysis_adds_to_the_history_only(tmp_path, classifier
     folder = RunFolder(tmp_path / "run")
     assert folder.write_record(PLAIN, classifier.head, digits.class_counts) == {}
     assert names(folder.path) == {"history.json"}
+
+
+# --- runs that go on ---
+
+
+def test_a_run_that_goes_on_finds_its_files_though_the_folder_was_deleted(tmp_path, record, classifier, digits):
+    path, kept = tmp_path / "run", tmp_path / "kept"
+    before = RunFolder(path, kept=kept)
+    before.write_text("config.yaml", "a: 1")
+    for epoch in (1, 2, 3):
+        before.write_record(replace(record, epoch=epoch), classifier.head, digits.class_counts)
+    content = {file.name: file.read_bytes() for file in path.iterdir()}
+    shutil.rmtree(path)
+    after = RunFolder(path, kept=kept, epoch=2)  # the third was written, but its state was not
+    later = {"metrics_epoch_3.json", "raw_geo_epoch_3.pt"}
+    assert after.epochs == 2 and names(path) == names(kept) == set(content) - later
+    assert all((path / name).read_bytes() == content[name] for name in names(path))
+    after.write_record(replace(record, epoch=3), classifier.head, digits.class_counts)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == content
+
+
+def test_files_show_while_the_run_goes_on_and_stay_when_what_kept_them_is_gone(tmp_path, record, classifier, digits):
+    folder = RunFolder(tmp_path / "run", kept=tmp_path / "kept")
+    folder.write_record(record, classifier.head, digits.class_counts)
+    assert "metrics_epoch_2.json" in names(tmp_path / "run")
+    shutil.rmtree(tmp_path / "kept")
+    assert json.loads((tmp_path / "run" / "metrics_epoch_2.json").read_text())["epoch"] == 2
+
+
+def test_a_run_killed_after_its_final_model_finishes_in_place(tmp_path, record, classifier, digits):
+    path, kept = tmp_path / "run", tmp_path / "kept"
+    folder = RunFolder(path, kept=kept)
+    folder.write_record(replace(record, epoch=1), classifier.head, digits.class_counts)
+    folder.write_model(classifier)
+    again = RunFolder(path, kept=kept, epoch=1)
+    assert not (path / "final_model.pth").exists()  # or it would look finished while it is not
+    again.write_model(classifier)
+    assert names(tmp_path) == {"run", "kept"}
+
+
+def test_the_finished_run_of_another_configuration_is_moved_aside_for_one_that_goes_on(
+    tmp_path, record, classifier, digits
+):
+    path, kept = tmp_path / "run", tmp_path / "kept"
+    RunFolder(path, kept=kept).write_record(replace(record, epoch=1), classifier.head, digits.class_counts)
+    other = RunFolder(path)
+    other.write_text("config.yaml", "the other's")
+    other.write_model(classifier)
+    RunFolder(path, kept=kept, epoch=1)
+    assert names(tmp_path / "run.1") >= {"config.yaml", "final_model.pth"}
+    assert names(path) == {"history.json", "metrics_epoch_1.json", "raw_geo_epoch_1.pt"}
+
+
+def test_on_file_systems_without_hard_links_files_are_copied(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    file = RunFolder(tmp_path / "run", kept=tmp_path / "kept").write_text("config.yaml", "a: 1")
+    assert file == tmp_path / "run" / "config.yaml" and file.read_text() == "a: 1"
 
 
 # --- runs that were there before ---
@@ -156,6 +227,35 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         write_atomically(path, half)
     assert names(tmp_path) == {"file"}
     assert path.read_bytes() == b"whole"
+
+
+def test_a_full_disk_is_named_with_the_file_and_leaves_nothing_half_written(tmp_path):
+    class Full:
+        """A file on a disk with room for a thousand bytes: torch hides the system's error behind one of its own."""
+
+        def __init__(self, file):
+            self.file, self.written = file, 0
+
+        def write(self, content):
+            self.written += len(content)
+            if self.written > 1000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.file.write(content)
+
+        def flush(self):
+            self.file.flush()
+
+    path = write_tensors(tmp_path / "model.pth", {"a": torch.zeros(3)})
+    before = path.read_bytes()
+    with pytest.raises(OSError, match=rf"cannot write {path}: No space left on device; .* the same command goes on"):
+        write_atomically(path, lambda file: torch.save({"a": torch.zeros(10_000)}, Full(file)))
+    assert names(tmp_path) == {"model.pth"} and path.read_bytes() == before
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write .*file/config.yaml: Not a directory"):
+        write_atomically(tmp_path / "file" / "config.yaml", lambda file: file.write(b"x"))
 
 
 def test_while_a_file_is_being_written_nothing_has_its_name(tmp_path):
@@ -212,7 +312,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_by_name(tmp_path, damage, ma
         write_tensors(path, make_classifier("nearest_etf").state_dict())
     else:
         torch.save([1, 2, 3], path)
-    with pytest.raises(ValueError, match=f"{path} is damaged or not a checkpoint of this configuration: "):
+    with pytest.raises(ValueError, match=f"{path} is (damaged or )?not a checkpoint"):
         load_model(path, make_classifier())
 
 

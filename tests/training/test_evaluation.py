@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ncflow.metrics import collapse_metrics
+from ncflow.metrics import ClassMoments, collapse_metrics
 from ncflow.nn import HEADS
 from ncflow.training import evaluate, evaluate_splits
 
@@ -112,6 +112,17 @@ def test_the_nearest_means_of_the_test_split_are_those_of_training(trained, spli
     assert analysis["test"].metrics["nc4/ncc_mismatch"] != other.metrics["nc4/ncc_mismatch"]
 
 
+def test_a_validation_part_is_measured_as_the_test_split_is(trained, splits, digits):
+    """Against the means of training, with adjusted logits; and what is measured of the others stays the same."""
+    classifier = trained()
+    options = {"class_counts": digits.class_counts, "posthoc_tau": 1.0}
+    without = evaluate_splits(classifier, splits["train"], splits["test"], **options)
+    analysis = evaluate_splits(classifier, splits["train"], splits["test"], validation=splits["test"], **options)
+    assert list(without) == ["train", "test"] and set(analysis) == {"train", "test", "val"}
+    assert analysis["val"].metrics == analysis["test"].metrics == without["test"].metrics
+    assert analysis["train"].metrics == without["train"].metrics
+
+
 def test_a_class_without_samples_has_no_mean(trained, splits, digits):
     kept = splits["test"].targets[:30]
     absent = sorted(set(range(10)) - set(kept[kept != 3].tolist()))
@@ -141,6 +152,23 @@ def test_the_last_layer_before_the_features_drifts_as_they_do(trained, splits, d
     metrics = evaluate(trained(), splits["train"], class_counts=digits.class_counts, layers=True).metrics
     assert metrics["layers/layer3/drift"] == pytest.approx(metrics["drift/norm"], rel=1e-5)
     assert metrics["layers/layer3/nc1"] == pytest.approx(metrics["nc1/pinv"], rel=1e-3)
+
+
+def test_a_split_takes_one_forward_of_each_image_and_one_look_at_its_moments(monkeypatch, trained, splits, digits):
+    """The moments of the features with their scatter, those of each layer without."""
+    classifier, images, scatters = trained(), [], []
+    classifier.backbone.register_forward_hook(lambda module, inputs, output: images.append(len(inputs[0])))
+    build = ClassMoments.from_features
+
+    def counted(*tensors, scatter=True):
+        scatters.append(scatter)
+        return build(*tensors, scatter=scatter)
+
+    monkeypatch.setattr(ClassMoments, "from_features", counted)
+    found = evaluate(classifier, splits["test"], class_counts=digits.class_counts, layers=True)
+    layers = {name.split("/")[1] for name in found.metrics if name.startswith("layers/")}
+    assert sum(images) == len(found.targets)
+    assert scatters == [True] + [False] * len(layers)
 
 
 def test_posthoc_adjustment_adds_accuracies_on_the_test_split_and_changes_nothing_else(trained, splits, digits):

@@ -6,10 +6,12 @@ import math
 import os
 import socket
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ncflow.data import Batches, Snapshot, load_batches
@@ -18,6 +20,7 @@ from ncflow.training import (
     SCHEDULES,
     Diverged,
     EpochRecord,
+    StateFolder,
     create_accelerator,
     create_optimizer,
     evaluate_splits,
@@ -153,6 +156,16 @@ def test_the_test_split_is_only_measured(start, few, splits, digits):
         assert (a.loss, a.accuracy) == (b.loss, b.accuracy)
 
 
+def test_a_validation_part_is_only_measured(start, few, splits):
+    ours, theirs = few(), few()
+    with_it, without = (list(start(c, epochs=2, validation=v)) for c, v in ((ours, splits["test"]), (theirs, None)))
+    for a, b in zip(with_it, without, strict=True):
+        assert a.analysis.keys() - b.analysis.keys() == {"val"}
+        assert a.analysis["val"].metrics == b.analysis["test"].metrics
+        assert a.loss == b.loss
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+
+
 def test_measuring_does_not_disturb_training(start, make_classifier):
     """Batch norms keep their statistics and their mode: analyses more or fewer, the same model."""
     often, seldom = make_classifier("nearest_etf"), make_classifier("nearest_etf")
@@ -239,13 +252,13 @@ def load(digits: Snapshot, rank: int = 0, processes: int = 1) -> dict[str, Batch
     return {split: load_batches(digits, split, image_size=8, batch_size=46, **share) for split in ("train", "test")}
 
 
-def train_share(rank: int, processes: int, classifier: Classifier, digits: Snapshot) -> dict:
+def start_share(
+    accelerator: Accelerator, classifier: Classifier, digits: Snapshot, resume: dict | None = None
+) -> Iterator[EpochRecord]:
     """Two epochs as one of so many processes."""
-    accelerator = create_accelerator("cpu")
-    assert accelerator.num_processes == processes
-    records = fit(
+    return fit(
         classifier,
-        **load(digits, rank, processes),
+        **load(digits, accelerator.process_index, accelerator.num_processes),
         criterion=create_loss("ce"),
         optimizer=create_optimizer("sgd", classifier.parameters(), lr=0.05),
         epochs=2,
@@ -253,7 +266,23 @@ def train_share(rank: int, processes: int, classifier: Classifier, digits: Snaps
         drift_weight=0.1,
         analyze_freq=2,
         accelerator=accelerator,
+        resume=resume,
     )
+
+
+def train_share(rank: int, processes: int, classifier: Classifier, digits: Snapshot, folder: str = "") -> dict:
+    """What a process has at the end; with a folder it stops after the first epoch and goes on from what is there."""
+    accelerator = create_accelerator("cpu")
+    assert (accelerator.process_index, accelerator.num_processes) == (rank, processes)
+    fresh = deepcopy(classifier)
+    records = start_share(accelerator, classifier, digits)
+    if folder:
+        states, state = StateFolder(folder), next(records).state()
+        assert len(state["randomness"]) == processes
+        if accelerator.is_main_process:
+            states.write(state)
+        classifier = fresh
+        records = start_share(accelerator, classifier, digits, resume=states.newest(accelerator))
     *_, last = records
     logits = {split: result.logits for split, result in last.analysis.items()}
     return {"numbers": numbers(last), "logits": logits, "state": classifier.state_dict()}
@@ -264,7 +293,8 @@ def process(rank: int, port: int, folder: str, digits: Snapshot, classifiers: di
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in where.items()} | {"MASTER_ADDR": "127.0.0.1"}
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    results = {name: train_share(rank, 2, classifier, digits) for name, classifier in classifiers.items()}
+    results = {"resumed": train_share(rank, 2, deepcopy(classifiers["linear"]), digits, f"{folder}/state")}
+    results |= {name: train_share(rank, 2, classifier, digits) for name, classifier in classifiers.items()}
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -296,6 +326,14 @@ def test_all_processes_measure_the_same_and_hold_the_same_model(two_processes):
         assert first[name]["numbers"] == second[name]["numbers"]
         for key, tensor in first[name]["state"].items():
             assert torch.equal(second[name]["state"][key], tensor), f"{name}: {key}"
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_as_if_they_had_not_stopped(two_processes):
+    for result in two_processes:
+        assert result["resumed"]["numbers"] == result["linear"]["numbers"]
+        for name, tensor in result["linear"]["state"].items():
+            assert torch.equal(result["resumed"]["state"][name], tensor), name
 
 
 @pytest.mark.slow

@@ -1,0 +1,157 @@
+"""What training needs to go on after an epoch as if it had never stopped: how it is read off, put back and kept.
+
+A state is plain data and tensors: model, optimizer, gradient scaler and every random generator of every process. The
+schedule and the order of samples need none, they are functions of the epoch.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from torch import nn
+
+from ncflow.training.files import read_tensors, write_atomically, write_tensors
+
+State = dict[str, Any]
+KEPT = 2  # the newest states: where the last is damaged, the one before it is used
+
+
+class StateFolder:
+    """The states of one unfinished run. The folder's name says whose they are: the digests of all that decides a run.
+
+    `files` is where the run's finished files stay while it is not finished, whatever happens to its run folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.files = self.path / "files"
+
+    def token(self) -> str:
+        """A name for this attempt at the run, made on first use: tracking finds by it what a killed process opened."""
+        file = self.path / "token"
+        if not file.exists():
+            shutil.rmtree(self._removed, ignore_errors=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, lambda stream: stream.write(uuid.uuid4().hex.encode()))
+        return file.read_text()
+
+    def write(self, state: State) -> Path:
+        """Add the state of a finished epoch; it and the one before it stay."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = write_tensors(self._file(state["epoch"]), {"run": self.path.name, **state})
+        epochs = self._epochs()  # some may be later: those that were damaged, so that training went back
+        for other in set(epochs) - set([n for n in epochs if n <= state["epoch"]][:KEPT]):
+            self._file(other).unlink()
+        return file
+
+    def newest(self, accelerator: Accelerator) -> State | None:
+        """The newest whole state, the same in every process, or None; damaged and foreign ones are named in a warning.
+
+        The main process chooses; the others read the same file.
+        """
+        state = self._newest_whole() if accelerator.is_main_process else None
+        chosen = torch.tensor(state["epoch"] if state else 0, device=accelerator.device)
+        epoch = int(broadcast(chosen).item())
+        return state or (self.read(epoch) if epoch else None)
+
+    def read(self, epoch: int) -> State:
+        """The state after an epoch; a ValueError names a file that is missing, damaged or of another run."""
+        file = self._file(epoch)
+        state = read_tensors(file)
+        if not isinstance(state, dict) or (state.get("run"), state.get("epoch")) != (self.path.name, epoch):
+            raise ValueError(f"{file} is not the state of this run after epoch {epoch}")
+        return state
+
+    def remove(self) -> None:
+        """The run is finished: nothing is left to go on with. In one step: half a folder would not do either."""
+        shutil.rmtree(self._removed, ignore_errors=True)
+        self.path.rename(self._removed)
+        shutil.rmtree(self._removed, ignore_errors=True)
+
+    @property
+    def _removed(self) -> Path:
+        """The name under which the folder is deleted."""
+        return self.path.with_name(f".{self.path.name}.removed")
+
+    def _newest_whole(self) -> State | None:
+        for epoch in self._epochs():
+            try:
+                return self.read(epoch)
+            except ValueError as error:
+                warnings.warn(f"{error}; it is left out", stacklevel=4)
+        return None
+
+    def _epochs(self) -> list[int]:
+        """The epochs there is a state of, newest first."""
+        names = (re.fullmatch(r"epoch_(\d+)\.pt", file.name) for file in self.path.glob("epoch_*.pt"))
+        return sorted((int(name[1]) for name in names if name), reverse=True)
+
+    def _file(self, epoch: int) -> Path:
+        return self.path / f"epoch_{epoch}.pt"
+
+
+def collect_state(
+    epoch: int,
+    classifier: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> State:
+    """The state after `epoch`, its tensors those of training itself; all processes call it together."""
+    return {
+        "epoch": epoch,
+        "model": classifier.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "randomness": gather_object([get_randomness()]),
+    }
+
+
+def apply_state(
+    state: State,
+    classifier: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    process_index: int,
+) -> int:
+    """Put a state back, in place; returns its epoch. A process that is new keeps the generators that it has."""
+    try:
+        classifier.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the state after epoch {state['epoch']} is of another model or optimizer: {error}") from error
+    scaler.load_state_dict(state["scaler"])
+    if process_index < len(state["randomness"]):
+        set_randomness(state["randomness"][process_index])
+    return int(state["epoch"])
+
+
+def get_randomness() -> dict[str, Any]:
+    """The global generators of this process, from which layers and users' functions draw, as plain data and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_randomness(state: Mapping[str, Any]) -> None:
+    """Put back what `get_randomness` gave."""
+    kind, keys, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
