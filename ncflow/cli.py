@@ -72,20 +72,20 @@ def train(
     Stopped in any way, the same command goes on after the last finished epoch. SIGTERM ends it with exit code 75.
     """
     params = _load(config, set_)
-    from ncflow import stages  # after the parameters, whose errors need not wait for torch
+    from ncflow import assembly, stages  # after the parameters, whose errors need not wait for torch
     from ncflow.suite import PROCESSES, claimed
 
     if check:
         import yaml
 
-        stages.check(params)
+        assembly.check(params)
         _say(yaml.safe_dump(params.resolved(), sort_keys=False).rstrip())
         return
     root = _root()
     folder = root / "models" / params.exp_name
     data, processes = data or _snapshot_path(params), _count(os.environ.get(PROCESSES, ""))
     main = int(os.environ.get("RANK", "0")) == 0
-    stages.check(params)  # before anything is made
+    assembly.check(params)  # before anything is made
     with claimed(root, params.exp_name) if main else nullcontext():
         stages.train(params, folder=folder, data=data, root=root, group=group, suite=suite, processes=processes)
     if main:
@@ -101,8 +101,9 @@ def evaluate(
     """Recompute every metric from the checkpoint; fail if it is not the model that was trained."""
     from ncflow import stages
     from ncflow.params import load_params
+    from ncflow.recording import CONFIG
 
-    data = data or _snapshot_path(load_params(folder / stages.CONFIG))
+    data = data or _snapshot_path(load_params(folder / CONFIG))
     metrics = stages.evaluate(folder, data, out or folder.with_name(f"{folder.name}.evaluation.json"))
     count = sum(map(len, metrics.values()))
     _say(f"{folder}: the checkpoint is the model that was trained ({count} metrics measured again)")
@@ -302,7 +303,7 @@ def _root() -> Path:
 
 
 def _snapshot_path(params: Params) -> Path:
-    from ncflow.stages import snapshot_name
+    from ncflow.assembly import snapshot_name
 
     return _root() / "data" / snapshot_name(params)
 

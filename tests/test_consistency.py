@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from ncflow import cli, stages
+from ncflow import assembly, cli, stages
 from ncflow.consistency import RULES, refuse_contradictions
 from ncflow.data.sources import NUM_CLASSES, SOURCES, load_source
 from ncflow.experiments import EXPERIMENTS, expand
@@ -84,7 +84,7 @@ def broken(params: Params) -> list[str]:
 def refused(*overrides: str) -> str:
     """What `ncflow train --check` says of these overrides of a small default."""
     with pytest.raises(ValueError) as caught:
-        stages.check(make_params({"model": {"image_size": 8}}, overrides))
+        assembly.check(make_params({"model": {"image_size": 8}}, overrides))
     return str(caught.value)
 
 
@@ -119,7 +119,7 @@ def test_who_does_what_a_message_says_breaks_no_rule(name):
 def test_check_and_training_refuse_a_broken_rule(name, tmp_path):
     params = make_params({}, CASES[name][0])
     with pytest.raises(ValueError, match="xpected .* got .* try "):
-        stages.check(params)
+        assembly.check(params)
     with pytest.raises(ValueError, match="xpected .* got .* try "):
         stages.train(params, folder=tmp_path / "run", data=tmp_path / "data", root=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -163,7 +163,7 @@ def test_two_corrections_for_class_sizes_are_one_too_many(first, second):
     ],
 )
 def test_what_belongs_together_passes(overrides):
-    stages.check(make_params({"model": {"image_size": 8}}, overrides))
+    assembly.check(make_params({"model": {"image_size": 8}}, overrides))
 
 
 @pytest.mark.parametrize("group", EXPERIMENTS)
@@ -208,7 +208,7 @@ def test_wrong_options_are_refused_with_the_real_number_of_classes(overrides, me
 
 def test_an_option_for_each_class_is_taken_at_its_word_where_the_classes_are_not_known_yet():
     pictures = ["dataset.name=imagefolder", "dataset.root=pictures", "train.loss=focal"]
-    stages.check(make_params({"model": {"image_size": 8}}, [*pictures, "train.loss_options.alpha=[0.2, 0.3, 0.5]"]))
+    assembly.check(make_params({"model": {"image_size": 8}}, [*pictures, "train.loss_options.alpha=[0.2, 0.3, 0.5]"]))
     assert "alpha >= 0" in refused(*pictures, "train.loss_options.alpha=[0.2, 0.3, -0.5]")
 
 
@@ -244,7 +244,7 @@ def test_the_numbers_of_classes_are_torchvisions():
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_width_said_in_classes_serves_every_head(head, width, num_classes=7):
     params = make_params({"head": head, "model": {"image_size": 8, "num_features": width}})
-    classifier = stages.build_classifier(params, num_classes)
+    classifier = assembly.build_classifier(params, num_classes)
     targets = torch.arange(4) % num_classes
     logits, features = classifier(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), targets)
     assert features.shape == (4, num_classes + WIDTHS[width])
@@ -254,13 +254,13 @@ def test_a_width_said_in_classes_serves_every_head(head, width, num_classes=7):
 @pytest.mark.parametrize("head", HEADS)
 def test_the_second_seeds_comparison_runs_at_its_width(head):
     first, *_ = expand("exp11", Params(), head=head, overrides=["model.num_features=K+1", "model.image_size=8"])
-    stages.check(first)
-    assert stages.build_classifier(first, 10).head.weight.shape == (10, 11)
+    assembly.check(first)
+    assert assembly.build_classifier(first, 10).head.weight.shape == (10, 11)
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar100"])
 def test_such_a_width_is_checked_with_the_classes_of_the_data_set(name):
     params = make_params({"dataset": {"name": name}, "head": "fixed_etf"}, ["model.num_features=K-1"])
-    stages.check(params)
+    assembly.check(params)
     with pytest.raises(ValueError, match=f"got {NUM_CLASSES[name] - 2} and {NUM_CLASSES[name]}"):
-        stages.check(make_params(params.model_dump(), [f"model.num_features={NUM_CLASSES[name] - 2}"]))
+        assembly.check(make_params(params.model_dump(), [f"model.num_features={NUM_CLASSES[name] - 2}"]))

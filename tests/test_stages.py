@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncflow import stages, tracking
+from ncflow import assembly, recording, stages, tracking
 from ncflow.nn import BACKBONES, HEADS
 from ncflow.params import Params, make_params
 from ncflow.training import Diverged
@@ -122,7 +122,7 @@ def test_mlflow_has_the_folder_the_pictures_and_the_class_table(project, folder,
 def test_the_logged_model_classifies_like_the_checkpoint(project, folder, head):
     (run,) = runs_named(project, head)
     images = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    classifier = stages.build_classifier(configure("x", **{"head.name": head}), 10).eval()
+    classifier = assembly.build_classifier(configure("x", **{"head.name": head}), 10).eval()
     stages.load_model(folder / "final_model.pth", classifier)
     with tracking.store(project) as mlflow:
         (model,) = mlflow.search_logged_models(
@@ -170,7 +170,7 @@ def test_every_data_option_in_one_run(project, tmp_path):
     data = {"dataset.val_fraction": 0.2, "dataset.label_noise": 0.1, "dataset.samples_per_class": 50}
     how = {"train.batch_size": "full", "train.sampling": "class_balanced", "train.epochs": 1}
     params = configure("options", **data, **how, **{"dataset.min_samples": 3})
-    assert stages.snapshot_name(params) == "digits-exp-0.02-val0.2-noise0.1-max50-min3-seed0"
+    assert assembly.snapshot_name(params) == "digits-exp-0.02-val0.2-noise0.1-max50-min3-seed0"
     folder, where = project / "models" / "options", project / "data" / "options"
     stages.train(params, folder=folder, data=where, root=project)
     last = json.loads((folder / "metrics_epoch_1.json").read_text())
@@ -208,14 +208,14 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_keeps_what_was_logged(proje
 
 def stop_after(epoch: int, how: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let something happen when an epoch is logged, before its state is written."""
-    log = stages._log_epoch
+    log = recording.log_epoch
 
     def log_and_stop(record, *rest):
         log(record, *rest)
         if record.epoch == epoch:
             how()
 
-    monkeypatch.setattr(stages, "_log_epoch", log_and_stop)
+    monkeypatch.setattr(recording, "log_epoch", log_and_stop)
 
 
 def terminate() -> None:

@@ -1,0 +1,139 @@
+"""Parameters become the parts of a run: classifier, batches of every split, and training that is about to begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+
+from ncflow.consistency import refuse_contradictions
+from ncflow.data import AUGMENTATIONS, SAMPLINGS, SOURCES, Batches, Snapshot, load_batches
+from ncflow.data.sources import NUM_CLASSES
+from ncflow.lookup import lookup
+from ncflow.nn import Classifier, create_backbone, create_head, create_loss
+from ncflow.params import Params
+from ncflow.training import (
+    EpochRecord,
+    create_optimizer,
+    create_schedule,
+    fit,
+    initialize,
+    parameter_groups,
+    remove_affine,
+    set_seed,
+)
+
+MEASURED_AT_ONCE = 256  # samples per process, where training takes the whole split at once
+
+
+def check(params: Params) -> None:
+    """Refuse unknown names, wrong options and contradictions before anything is loaded or trained.
+
+    Of a source that tells its number of classes only when it is read, what depends on it is checked after the snapshot.
+    """
+    lookup(SOURCES, params.dataset.name, "data set")
+    lookup(AUGMENTATIONS, params.train.augment, "augmentation")
+    lookup(SAMPLINGS, params.train.sampling, "sampling")
+    refuse_contradictions(params)
+    per_class = [len(option) for option in params.train.loss_options.values() if isinstance(option, list)]
+    num_classes = NUM_CLASSES.get(params.dataset.name, max(per_class, default=2))
+    classifier = build_classifier(params, num_classes)
+    _schedule(params)
+    _optimizer(params, classifier)
+    _criterion(params, torch.ones(num_classes), reweight=params.train.reweight)
+
+
+def build_classifier(params: Params, num_classes: int, *, pretrained: bool = False) -> Classifier:
+    """The backbone and head of these parameters, freshly initialized from torch's global generator.
+
+    `pretrained` downloads the published weights that the parameters ask for; without, they only shape the model.
+    """
+    options = params.model.options(num_classes)
+    backbone = create_backbone(params.model.name, **options if pretrained else options | {"pretrained": None})
+    if not params.model.affine:
+        remove_affine(backbone)
+    num_features = cast(int, backbone.num_features)
+    head = create_head(params.head.name, num_features, num_classes, **params.head.model_dump(exclude={"name"}))
+    return Classifier(backbone, head)
+
+
+def snapshot_name(params: Params) -> str:
+    """The name of the snapshot of these parameters, such as digits-exp-0.02-seed0."""
+    return Snapshot.default_name(**params.dataset.model_dump(exclude={"root"}))
+
+
+def start(
+    params: Params, images: Snapshot, accelerator: Any, precision: str, resume: dict[str, Any] | None
+) -> tuple[Classifier, dict[str, Batches], Iterator[EpochRecord]]:
+    """The classifier, the batches of every split, and the training that is about to begin or to go on."""
+    how = params.train
+    set_seed(params.seed)
+    classifier = build_classifier(params, images.num_classes, pretrained=True)
+    initialize(how.optimizer, classifier)
+    classifier.to(accelerator.device)
+    batches = load_splits(params, images, accelerator)
+    counts = torch.tensor(images.class_counts, device=accelerator.device)
+    records = fit(
+        classifier,
+        batches["train"],
+        batches["test"],
+        validation=batches.get("val"),
+        criterion=_criterion(params, counts),
+        optimizer=_optimizer(params, classifier),
+        epochs=how.epochs,
+        class_counts=images.class_counts,
+        schedule=_schedule(params),
+        deferred=(how.reweight_after, _criterion(params, counts, reweight=how.reweight)) if how.reweight else None,
+        drift_weight=how.drift_penalty,
+        feature_weight=how.feature_decay,
+        analyze_freq=how.analyze_freq,
+        analyze_layers=how.analyze_layers,
+        analyze_solver=how.analyze_solver,
+        posthoc_tau=how.posthoc_tau,
+        precision=precision,
+        accelerator=accelerator,
+        resume=resume,
+    )
+    return classifier, batches, records
+
+
+def load_splits(params: Params, images: Snapshot, accelerator: Any) -> dict[str, Batches]:
+    return {
+        split: load_batches(
+            images,
+            split,
+            image_size=params.model.image_size,
+            batch_size=_batch_size(params, split, accelerator.num_processes),
+            device=accelerator.device,
+            augment=params.train.augment,
+            sampling=params.train.sampling,
+            seed=params.seed,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
+        for split in images.splits
+    }
+
+
+def _batch_size(params: Params, split: str, num_processes: int) -> int | None:
+    """Samples per batch; None for the whole of the training split. The others, only measured, need not fit at once."""
+    size = params.train.batch_size
+    if size != "full":
+        return cast(int, size)
+    return None if split == "train" else MEASURED_AT_ONCE * num_processes
+
+
+def _criterion(params: Params, class_counts: torch.Tensor, *, reweight: float | None = None) -> Any:
+    return create_loss(params.train.loss, class_counts, reweight=reweight, **params.train.loss_options)
+
+
+def _schedule(params: Params) -> Any:
+    how = params.train
+    return create_schedule(how.schedule, warmup=how.warmup, **how.schedule_options)
+
+
+def _optimizer(params: Params, classifier: Classifier) -> torch.optim.Optimizer:
+    how = params.train
+    options = {"lr": how.lr, "weight_decay": how.weight_decay, "momentum": how.momentum} | how.optimizer_options
+    return create_optimizer(how.optimizer, parameter_groups(classifier, decay=how.decay), **options)

@@ -1,0 +1,93 @@
+"""What the training loop yields becomes files, MLflow entries, the state to go on from, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from ncflow.data import Batches, Snapshot
+from ncflow.metrics import class_recalls
+from ncflow.nn import Classifier
+from ncflow.params import Params
+from ncflow.tracking import RunLogger
+from ncflow.training import EpochRecord, RunFolder, StateFolder
+
+CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+
+
+def record(
+    params: Params,
+    records: Iterator[EpochRecord],
+    classifier: Classifier,
+    images: Snapshot,
+    files: RunFolder,
+    states: StateFolder,
+    provenance: dict[str, Any],
+    run: RunLogger,
+    *,
+    example: Batches,
+) -> None:
+    """Consume the training records: files, MLflow, state, progress bar; then the final model.
+
+    An epoch is finished once its state is written. Whatever is killed before does it again, with the same outcome:
+    files are replaced by their equals, and MLflow takes each step once.
+    """
+    files.write_text(CONFIG, yaml.safe_dump(params.resolved(), sort_keys=False))
+    files.write_text(PROVENANCE, json.dumps(provenance, indent=1))
+    bar = tqdm(records, params.exp_name, params.train.epochs, initial=files.epochs, unit="epoch", dynamic_ncols=True)
+    shown: dict[str, str] = {}
+    try:
+        for record in bar:
+            files.write_record(record, classifier.head, images.class_counts, save_logits=params.train.save_logits)
+            log_epoch(record, classifier, images, run)
+            states.write(record.state())
+            shown |= {"loss": f"{record.loss:.4f}", "acc": f"{record.accuracy:.3f}"}
+            if record.analysis:  # the last nc1 stays in sight until the next analysis
+                shown["nc1/pinv"] = f"{record.analysis['train'].metrics.get('nc1/pinv', math.nan):.2e}"
+            bar.set_postfix(shown)
+        files.write_model(classifier)
+    except Exception:  # what was measured before a failure stays with the failed run
+        with suppress(OSError):  # which must not hide the failure, such as a full disk
+            run.artifacts(files.path)
+        raise
+    run.artifacts(files.path)
+    pixels, _ = next(example.ordered())
+    run.model(classifier, pixels, step=params.train.epochs)
+
+
+def log_epoch(record: EpochRecord, classifier: Classifier, images: Snapshot, run: RunLogger) -> None:
+    """All numbers of an epoch in one call; of an analysis also its pictures and the accuracy of each class."""
+    from ncflow.reports.figures import confusion_figure, cosine_figure, to_image
+
+    values = {name: getattr(record, name) for name in ("loss", "lr", "accuracy", "seconds", "images_per_second")}
+    metrics = {f"fit/{name}": value for name, value in values.items()}
+    for split, result in record.analysis.items():
+        metrics |= {f"{split}/{name}": value for name, value in result.metrics.items()}
+    run.metrics(metrics, step=record.epoch)
+    if record.analysis:
+        counts = torch.tensor(images.class_counts)
+        means, test = record.analysis["train"].class_means.cpu(), record.analysis["test"]
+        cosines = cosine_figure(means, classifier.head.weight.detach().cpu(), class_counts=counts)
+        confusion = confusion_figure(
+            test.predictions.cpu(), test.targets.cpu(), num_classes=images.num_classes, class_counts=counts
+        )
+        run.images({"cosines": to_image(cosines), "confusion": to_image(confusion)}, step=record.epoch)
+        run.table(_class_table(record, images), "class_accuracies.json", step=record.epoch)
+
+
+def _class_table(record: EpochRecord, images: Snapshot) -> dict[str, list[Any]]:
+    """Per class: training samples and accuracy on every split."""
+    columns: dict[str, list[Any]] = {
+        "class": images.class_names,
+        "train samples": images.class_counts,
+    }
+    for split, result in record.analysis.items():
+        columns[f"{split} accuracy"] = class_recalls(result.predictions, result.targets, images.num_classes).tolist()
+    return columns
