@@ -116,7 +116,7 @@ def _leaves(ours: Any, theirs: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _distance(a: Tensor | float, b: Tensor | float) -> float:
-    a, b = (torch.as_tensor(value).detach().to("cpu", torch.float64) for value in (a, b))
+    a, b = (torch.as_tensor(value, dtype=torch.float64, device="cpu").detach() for value in (a, b))
     largest = float(b.abs().max())
     return float((a - b).abs().max()) / (largest or 1.0)
 

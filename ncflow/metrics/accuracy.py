@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ncflow.metrics.imbalance import rarest
 
+GROUPS = ("overall", "balanced", "top5", "many", "medium", "few", "tail20")
 MANY, FEW = 100, 20  # training samples: many-shot above the first, few-shot below the second. Liu et al. 2019.
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ncflow.geometry import seli_frame
-from ncflow.metrics.nc2 import pairwise_cosines
+from ncflow.metrics.pairs import pairwise_cosines
 
 
 def minority_cosine(weight: Tensor, class_counts: Tensor) -> Tensor:
@@ -20,14 +19,13 @@ def minority_cosine(weight: Tensor, class_counts: Tensor) -> Tensor:
     return pairwise_cosines(weight[rarest(class_counts, max(2, round(len(weight) / 3)))]).mean()
 
 
-def seli_error_weight(weight: Tensor, class_counts: Tensor) -> Tensor:
-    """Distance of WWᵀ to the SELI geometry of these class counts, both of unit norm. In [0, sqrt(2)], 0 under SELI."""
-    return _gram_error(weight, seli_frame(class_counts, device=weight.device)[0])
+def seli_error(gram: Tensor, ideal_rows: Tensor) -> Tensor:
+    """Distance of a Gram matrix (K, K) to that of SELI rows (K, K), both of unit norm. In [0, sqrt(2)], 0 under SELI.
 
-
-def seli_error_means(centered_means: Tensor, class_counts: Tensor) -> Tensor:
-    """The same for the centered class means. Thrampoulidis et al. 2022."""
-    return _gram_error(centered_means, seli_frame(class_counts, device=centered_means.device)[1])
+    `geometry.seli_frame` gives the rows of the classifier and of the class means. Thrampoulidis et al. 2022.
+    """
+    ideal = ideal_rows @ ideal_rows.mT
+    return torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - ideal / torch.linalg.matrix_norm(ideal))
 
 
 def norm_slope(weight: Tensor, class_counts: Tensor) -> Tensor:
@@ -40,8 +38,3 @@ def norm_slope(weight: Tensor, class_counts: Tensor) -> Tensor:
 def rarest(class_counts: Tensor, number: int) -> Tensor:
     """The indices of the `number` classes with the fewest samples; among equals the later ones."""
     return torch.argsort(class_counts, descending=True, stable=True)[-number:]
-
-
-def _gram_error(rows: Tensor, ideal_rows: Tensor) -> Tensor:
-    gram, ideal = rows @ rows.mT, ideal_rows @ ideal_rows.mT
-    return torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - ideal / torch.linalg.matrix_norm(ideal))

@@ -8,25 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-CHUNK = 8192  # samples held in float64 at a time, so that no copy grows with N
+from ncflow.geometry.frames import rounding_level
+from ncflow.metrics.checks import check_samples, check_targets
+from ncflow.metrics.frame import Frame
+
+CHUNK = 1024  # samples held in float64 at a time: no copy grows with N, and one of 512 features stays in the cache
+BLOCKS = 4  # of columns of a Gram matrix: the blocks above the diagonal, 3/8 of the products, mirror those below it
+NARROWEST = 512  # columns of a block: narrower products are no faster than one of them all
 
 
 @dataclass(frozen=True)
 class ClassMoments:
     """counts (K,), means (K, d), within_traces (K,) = Σ‖h - μ_k‖² of each class, within_scatter (d, d) of all samples.
 
-    The scatter is Σ(h - μ_y)(h - μ_y)ᵀ. All in float64. The mean of a class without samples is 0; statistics over
-    classes leave such classes out.
+    The scatter is Σ(h - μ_y)(h - μ_y)ᵀ, or None where nobody asked for it. All in float64. The mean of a class without
+    samples is 0; statistics over classes leave such classes out.
     """
 
     counts: Tensor
     means: Tensor
     within_traces: Tensor
-    within_scatter: Tensor
+    within_scatter: Tensor | None
 
     @classmethod
     def empty(cls, num_classes: int, num_features: int, *, device: torch.device | str | None = None) -> ClassMoments:
@@ -35,26 +42,32 @@ class ClassMoments:
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     @classmethod
-    def from_features(cls, features: Tensor, targets: Tensor, num_classes: int) -> ClassMoments:
+    def from_features(
+        cls, features: Tensor, targets: Tensor, num_classes: int, *, scatter: bool = True
+    ) -> ClassMoments:
         """The moments of features (N, d) with targets (N,) in 0..K-1, in two passes.
 
-        Raises ValueError for features that hold NaN, infinities or numbers too large to square.
+        The scatter is nearly all of the work: O(Nd²), without it O(Nd). Raises ValueError for features that hold NaN,
+        infinities or numbers too large to square, and for targets that do not fit.
         """
+        check_samples(features, targets)
+        check_targets(targets, num_classes)
         targets = targets.long()
         counts = torch.bincount(targets, minlength=num_classes).double()
-        moments = cls.empty(num_classes, features.shape[1], device=features.device)
-        means, traces, scatter = moments.means, moments.within_traces, moments.within_scatter
+        means = features.new_zeros(num_classes, features.shape[1], dtype=torch.float64)
         origin = features[:1].double().sum(0)  # sums of differences: what all samples have in common costs no digits
         for h, y in float64_chunks(features, targets):
-            means.index_add_(0, y, h - origin)
+            means.index_add_(0, y, h.sub_(origin))
         means.div_(counts.clamp(min=1).unsqueeze(1)).add_((counts > 0).unsqueeze(1) * origin)
-        for h, y in float64_chunks(features, targets):
-            deviations = h - means[y]
-            traces.index_add_(0, y, deviations.square().sum(1))
-            scatter.addmm_(deviations.mT, deviations)
+        traces = torch.zeros_like(counts)
+        gram = GramSum(features.shape[1], features.device) if scatter else None
+        for deviations, y in within_deviations(features, targets, means):
+            traces.index_add_(0, y, torch.linalg.vector_norm(deviations, dim=1).square())
+            if gram:
+                gram.add(deviations)
         if not bool(torch.isfinite(traces).all()):
             raise ValueError("features hold NaN, infinities or numbers too large to square; did the training diverge?")
-        return cls(counts, means, traces, scatter)
+        return cls(counts, means, traces, gram.total() if gram else None)
 
     def merge(self, other: ClassMoments) -> ClassMoments:
         """The moments of both sets of samples together (Chan, Golub and LeVeque 1979). Associative up to rounding."""
@@ -63,11 +76,14 @@ class ClassMoments:
         gap = other.means - self.means
         # An absent side has weight 0, so its mean of 0 never enters.
         weight = self.counts * share
+        scatter = None
+        if self.within_scatter is not None and other.within_scatter is not None:
+            scatter = self.within_scatter + other.within_scatter + (gap.mT * weight) @ gap
         return ClassMoments(
             counts,
             torch.where((self.counts > 0).unsqueeze(1), self.means + share.unsqueeze(1) * gap, other.means),
             self.within_traces + other.within_traces + weight * gap.square().sum(1),
-            self.within_scatter + other.within_scatter + (gap.mT * weight) @ gap,
+            scatter,
         )
 
     def present(self) -> ClassMoments:
@@ -93,16 +109,66 @@ class ClassMoments:
     @property
     def centered_means(self) -> Tensor:
         """μ_k - μ_K (K, d)."""
-        return self.means - self.class_mean
+        return self.frame.rows
+
+    @cached_property
+    def frame(self) -> Frame:
+        """The centered means as a frame, of classes that are all present."""
+        return Frame(self.means - self.class_mean)
+
+    @cached_property
+    def between_axes(self) -> tuple[Tensor, Tensor]:
+        """s (r,) and orthonormal rows u (r, d) with Σ_B = Σ s² u uᵀ, r <= K-1; directions that are rounding are cut."""
+        _, s, axes = self.frame.svd
+        kept = s > rounding_level(self.means)
+        return s[kept] / len(self.means) ** 0.5, axes[kept]
 
     @property
     def within_cov(self) -> Tensor:
         """Σ_W (d, d) = (1/N) Σ(h - μ_y)(h - μ_y)ᵀ."""
+        assert self.within_scatter is not None
         return self.within_scatter / self.num_samples
+
+    @property
+    def means_or_nan(self) -> Tensor:
+        """Class means (K, d), NaN for a class without samples, which is nobody's nearest."""
+        return self.means.masked_fill((self.counts == 0).unsqueeze(1), torch.nan)
+
+
+class GramSum:
+    """Σ hᵀh (d, d) over chunks h (n, d) of rows; the lower block triangle only, mirrored at the end."""
+
+    def __init__(self, num_features: int, device: torch.device) -> None:
+        self._sum = torch.zeros(num_features, num_features, dtype=torch.float64, device=device)
+        self._width = max(NARROWEST, -(-num_features // BLOCKS))
+
+    def add(self, rows: Tensor) -> None:
+        """Add the Gram matrix of the columns of rows (n, d)."""
+        for start in range(0, len(self._sum), self._width):
+            columns = rows[:, start : start + self._width]
+            self._sum[start:, start : start + self._width].addmm_(rows[:, start:].mT, columns)
+
+    def total(self) -> Tensor:
+        """The sum so far (d, d), symmetric to the last bit."""
+        return self._sum.tril() + self._sum.tril(-1).mT
+
+
+def variances_along(features: Tensor, targets: Tensor, moments: ClassMoments, axes: Tensor) -> Tensor:
+    """Within-class variances u Σ_W uᵀ (r,) along axes u (r, d), from the samples: O(Nrd), and no (d, d) matrix."""
+    sums = torch.zeros_like(axes[:, 0])
+    for deviations, _ in within_deviations(features, targets, moments.means):
+        sums += (axes @ deviations.mT).square().sum(1)  # this way round twice as fast for few axes
+    return sums / moments.num_samples
+
+
+def within_deviations(features: Tensor, targets: Tensor, means: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """h - μ_y (n, d) and y (n,), chunk by chunk."""
+    for h, y in float64_chunks(features, targets):
+        yield h.sub_(means.index_select(0, y)), y
 
 
 def float64_chunks(features: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Consecutive slices of features (N, d), converted to float64, with the same slices of the other tensors."""
+    """Consecutive slices of features (N, d), copied in float64, with the same slices of the other tensors."""
     for start in range(0, len(features), CHUNK):
         part = slice(start, start + CHUNK)
-        yield features[part].double(), *(other[part] for other in others)
+        yield features[part].to(torch.float64, copy=True), *(other[part] for other in others)

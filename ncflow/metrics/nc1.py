@@ -9,16 +9,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ncflow.geometry import contrasts
 from ncflow.geometry.frames import rounding_level
 from ncflow.metrics.moments import ClassMoments
+from ncflow.metrics.pairs import pairs, squared_distances
+from ncflow.metrics.spectra import spectral_ratios
 
 
-def pinv(moments: ClassMoments) -> Tensor:
-    """Within-class relative to between-class scatter, tr(Σ_W Σ_B⁺)/K. >= 0, 0 at collapse. Papyan et al. 2020."""
-    s, axes = _between_axes(moments)
-    along = ((axes @ moments.within_cov) * axes).sum(1).clamp(min=0)
-    return (along / s.square()).sum() / len(moments.means)
+def pinv(moments: ClassMoments, variances: Tensor | None = None) -> Tensor:
+    """Within-class relative to between-class scatter, tr(Σ_W Σ_B⁺)/K. >= 0, 0 at collapse. Papyan et al. 2020.
+
+    Σ_B⁺ lives on the axes of the centered means, so only the variances (r,) of Σ_W along these enter; for moments that
+    came without a scatter they are to be given.
+    """
+    s, axes = moments.between_axes
+    if variances is None:
+        variances = ((axes @ moments.within_cov) * axes).sum(1).clamp(min=0)
+    return (variances / s.square()).sum() / len(moments.means)
 
 
 def quotient(moments: ClassMoments) -> Tensor:
@@ -33,10 +39,10 @@ def cdnv(moments: ClassMoments) -> Tensor:
     >= 0, 0 at collapse. Galanti, György and Hutter 2022.
     """
     variances = moments.within_traces / moments.counts
-    i, j = torch.triu_indices(len(variances), len(variances), offset=1, device=variances.device)
-    distances = torch.cdist(moments.means, moments.means, compute_mode="donot_use_mm_for_euclid_dist")[i, j]
-    distances = torch.where(distances > rounding_level(moments.means), distances, 0)  # coinciding means: infinite
-    return ((variances[i] + variances[j]) / (2 * distances.square())).mean()
+    i, j = pairs(len(variances), variances.device)
+    squares = squared_distances(moments.centered_means)
+    squares = torch.where(squares > rounding_level(moments.means).square(), squares, 0)  # coinciding means: infinite
+    return ((variances[i] + variances[j]) / (2 * squares)).mean()
 
 
 def vci(moments: ClassMoments) -> Tensor:
@@ -44,37 +50,32 @@ def vci(moments: ClassMoments) -> Tensor:
 
     Xu and Liu 2023.
     With Σ_B = MMᵀ, I - Mᵀ(Σ_W + MMᵀ)⁺M = (I + MᵀΣ_W⁻¹M)⁻¹: the complement itself, which does not cancel at collapse.
-    Directions without any within-class variance separate perfectly; a floor at rounding level stands in for their 0.
+    Of X = Σ_W^(-1/2) M, its trace is ‖R⁻¹‖² with the R factor of I stacked on X, for RᵀR = I + XᵀX.
     """
-    s, axes = _between_axes(moments)
+    s, axes = moments.between_axes
     largest_rank = min(len(moments.means) - 1, len(moments.within_cov))
-    variances, basis = torch.linalg.eigh(moments.within_cov)
-    eps = torch.finfo(s.dtype).eps
-    floor = len(basis) * eps * torch.maximum(variances[-1], eps * moments.means.square().sum(1).mean())
-    separations = torch.linalg.svdvals(s.unsqueeze(1) * (axes @ basis) / variances.clamp(min=floor).sqrt()).square()
-    return ((1 / (1 + separations)).sum() + (largest_rank - len(s))) / largest_rank
+    whitened = _whiten((s.unsqueeze(1) * axes).mT, moments)
+    identity = torch.eye(len(s), dtype=s.dtype, device=s.device)
+    triangle = torch.linalg.qr(torch.cat([identity, whitened]), mode="r").R
+    inverse = torch.linalg.solve_triangular(triangle, identity, upper=True)
+    return (inverse.square().sum() + (largest_rank - len(s))) / largest_rank
 
 
 def numerical_rank(features: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Mean over classes of (‖H_c‖_*/‖H_c‖_F)² for the features H_c (n_c, d) of a class. >= 1, 1 at collapse.
+    """Mean over classes of (‖H_c‖_*/‖H_c‖_F)² for the features H_c (n_c, d) of a class. >= 1, 1 at collapse."""
+    return spectral_ratios(features, targets, num_classes).mean()
 
-    In singular values of H_c itself (through its R factor), because those of H_cᵀH_c lose half of the digits.
+
+def _whiten(columns: Tensor, moments: ClassMoments) -> Tensor:
+    """Σ_W^(-1/2) times columns (d, r), up to a rotation: through the Cholesky factor where Σ_W is safely invertible.
+
+    Directions without any within-class variance separate perfectly; a floor at rounding level stands in for their 0.
     """
-    by_class = (features[targets == label] for label in range(num_classes))
-    return torch.stack([_numerical_rank(rows.double()) for rows in by_class if len(rows) > 0]).mean()
-
-
-def _numerical_rank(rows: Tensor) -> Tensor:
-    triangle = torch.linalg.qr(rows, mode="r").R if rows.shape[0] > rows.shape[1] else rows
-    s = torch.linalg.svdvals(triangle)
-    return (s.sum() / torch.linalg.vector_norm(s)).square()
-
-
-def _between_axes(moments: ClassMoments) -> tuple[Tensor, Tensor]:
-    """s (r,) and orthonormal rows u (r, d) with Σ_B = Σ s² u uᵀ, r <= K-1; directions that are only rounding are cut.
-
-    The SVD of the K-1 contrasts never sees the null direction that a pseudo-inverse would have to find.
-    """
-    _, s, axes = torch.linalg.svd(contrasts(moments.means), full_matrices=False)
-    kept = s > rounding_level(moments.means)
-    return s[kept] / len(moments.means) ** 0.5, axes[kept]
+    within, eps = moments.within_cov, torch.finfo(columns.dtype).eps
+    rounding = len(within) * eps * torch.maximum(within.trace(), eps * moments.means.square().sum(1).mean())
+    _, fails = torch.linalg.cholesky_ex(within - 10 * rounding * torch.eye(len(within)).to(within))
+    if not bool(fails):
+        return torch.linalg.solve_triangular(torch.linalg.cholesky(within), columns, upper=False)
+    variances, basis = torch.linalg.eigh(within)
+    floor = len(basis) * eps * torch.maximum(variances[-1], eps * moments.means.square().sum(1).mean())
+    return basis.mT @ columns / variances.clamp(min=floor).sqrt().unsqueeze(1)

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from ncflow.metrics.pairs import pairwise_cosines, squared_distances, unit_rows
+
 
 def equinorm(rows: Tensor) -> Tensor:
     """Standard deviation over mean of the row norms. >= 0, 0 at collapse. Papyan et al. 2020."""
@@ -34,12 +36,4 @@ def gnc2_log(rows: Tensor) -> Tensor:
 
     -log sqrt(2K/(K-1)) for a simplex ETF, its minimum. Liu et al. 2023.
     """
-    unit = torch.nn.functional.normalize(rows, dim=1, eps=0.0)
-    return -torch.log(torch.pdist(unit)).mean()
-
-
-def pairwise_cosines(rows: Tensor) -> Tensor:
-    """Cosines of all pairs i < j of rows: (K, d) -> (K(K-1)/2,). NaN where a row is zero."""
-    unit = torch.nn.functional.normalize(rows, dim=1, eps=0.0)
-    i, j = torch.triu_indices(len(rows), len(rows), offset=1, device=rows.device)
-    return (unit @ unit.mT)[i, j]
+    return -torch.log(squared_distances(unit_rows(rows))).mean() / 2

@@ -1,6 +1,7 @@
 """NC3, self-duality: classifier rows align with the centered class means.
 
-Each function takes the classifier rows (K, d) and the centered class means (K, d) of the same classes, in float64.
+Each function takes the classifier rows (K, d) and the centered class means (K, d) of the same classes, in float64;
+etf_gap takes them as frames, which have been decomposed for other metrics, too.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ncflow.geometry import nearest_etf
 from ncflow.metrics import nc2
+from ncflow.metrics.frame import Frame
 
 
 def self_duality(weight: Tensor, centered_means: Tensor) -> Tensor:
@@ -33,11 +34,11 @@ def uniformity(weight: Tensor, centered_means: Tensor) -> Tensor:
     return (weight * centered_means).sum(1).var()
 
 
-def etf_gap(weight: Tensor, centered_means: Tensor) -> Tensor:
+def etf_gap(weight: Frame, centered_means: Frame) -> Tensor:
     """Squared distance between the ETFs nearest to W and to μ̃, both of unit Frobenius norm. In [0, 4], 0 at collapse.
 
     Not defined where W or μ̃ has rank below K-1 after centering, for it then has many nearest ETFs. Markou, Ajanthan
     and Gould 2024.
     """
-    gap = nearest_etf(weight) - nearest_etf(centered_means)
-    return gap.square().sum() / len(weight)  # an ETF of unit rows has squared norm K
+    gap = weight.nearest_etf_contrasts - centered_means.nearest_etf_contrasts
+    return gap.square().sum() / len(gap)  # K-1 orthonormal rows have squared norm K-1

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from ncflow.metrics.moments import float64_chunks
 
@@ -27,26 +26,39 @@ class Decisions:
     margins: Tensor
 
 
+FIELDS = (torch.int64, torch.int64, torch.float64, torch.int64, torch.float64)
+
+
 def decide(
     features: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, class_means: Tensor, sample_mean: Tensor
 ) -> Decisions:
     """Decisions on features (N, d) by weight (K, d), bias (K,) and class means (K, d), NaN for a class without one.
 
-    Margins are measured after centering: features by μ_N (d,), classifier rows by their mean row.
+    Margins are measured after centering: features by μ_N (d,), classifier rows by their mean row. Both are subtracted
+    from the products of the logits, so that classifier and nearest mean take one matrix product.
     """
-    rows = _unit(weight - weight.mean(0))
-    means = class_means - sample_mean  # the common shift keeps the distances, and their digits
-    half_squares = means.square().sum(1).div(2).nan_to_num(nan=torch.inf)
-    parts = []
-    for h, y in float64_chunks(features, targets):
-        logits = torch.addmm(bias, h, weight.mT)
+    means = class_means - sample_mean  # the common shift keeps the distances, and more of their digits
+    half_squares = (means.square().sum(1) / 2 + means @ sample_mean).nan_to_num(nan=torch.inf)
+    both = torch.cat([weight, means.nan_to_num()])
+    along_center = weight @ sample_mean
+    scale = _inverse(torch.linalg.vector_norm(weight - weight.mean(0), dim=1))
+    # Results go where they stay: small tensors kept from every chunk would pin the large ones freed around them.
+    made = Decisions(*(torch.empty_like(targets, dtype=dtype) for dtype in FIELDS))
+    for h, y, *results in float64_chunks(features, targets, *vars(made).values()):
+        # This way round the product is twice as fast for few classes.
+        products, along_means = (both @ h.mT).mT.tensor_split(2, dim=1)
+        nearest = (half_squares - along_means).argmin(1)  # (‖h - μ‖² - ‖h‖²)/2 up to a constant
+        logits = products + bias
         best, predictions = logits.max(1)
         ranks = (logits > logits.gather(1, y.unsqueeze(1))).sum(1)
-        confidences = 1 / (logits - best.unsqueeze(1)).exp().sum(1)
-        centered = h - sample_mean
-        nearest = (half_squares - centered @ means.nan_to_num().mT).argmin(1)  # (‖h - μ‖² - ‖h‖²)/2
-        parts.append((predictions, ranks, confidences, nearest, _margins(_unit(centered) @ rows.mT, y)))
-    return Decisions(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        confidences = 1 / logits.sub_(best.unsqueeze(1)).exp_().sum(1)
+        aligned = products.sub_(along_center)
+        cosines = aligned.sub_(aligned.mean(1, keepdim=True)).mul_(scale)
+        sizes = torch.linalg.vector_norm(h.sub_(sample_mean), dim=1)
+        margins = (_margins(cosines, y) * _inverse(sizes)).clamp(-2, 2)
+        for result, found in zip(results, (predictions, ranks, confidences, nearest, margins), strict=True):
+            result.copy_(found)
+    return made
 
 
 def ncc_mismatch(decisions: Decisions) -> Tensor:
@@ -59,12 +71,13 @@ def bias_collapse(weight: Tensor, bias: Tensor, sample_mean: Tensor) -> Tensor:
     return torch.linalg.vector_norm(bias + weight @ sample_mean)
 
 
-def _unit(rows: Tensor) -> Tensor:
-    """Rows of unit norm; a zero row, which points nowhere, stays zero."""
-    return normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)
+def _inverse(norms: Tensor) -> Tensor:
+    """1/norms; 0 for the norm of a zero row, which points nowhere."""
+    return torch.where(norms > 0, 1 / norms, 0)
 
 
 def _margins(cosines: Tensor, targets: Tensor) -> Tensor:
-    """Cosine of the target minus the largest other one: (B, K), (B,) -> (B,)."""
+    """Cosine of the target minus the largest other one: (B, K), (B,) -> (B,). Overwrites the cosines."""
     column = targets.unsqueeze(1)
-    return (cosines.gather(1, column) - cosines.scatter(1, column, -torch.inf).amax(1, keepdim=True)).squeeze(1)
+    own = cosines.gather(1, column)
+    return (own - cosines.scatter_(1, column, -torch.inf).amax(1, keepdim=True)).squeeze(1)

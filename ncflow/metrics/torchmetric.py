@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ncflow.metrics import moment_metrics
+from ncflow.metrics.checks import check_samples, check_targets
 from ncflow.metrics.moments import ClassMoments
 
 FIELDS = [field.name for field in dataclasses.fields(ClassMoments)]
@@ -44,11 +45,9 @@ class NeuralCollapse(Metric):
 
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Add features (B, d) with targets (B,) in 0..K-1; an empty batch adds nothing."""
-        if features.ndim != 2 or features.shape[1] != self.means.shape[-1] or targets.shape != features.shape[:1]:
-            expected = f"(B, {self.means.shape[-1]}) and (B,)"
-            raise ValueError(f"expected {expected}, got {tuple(features.shape)} and {tuple(targets.shape)}")
-        if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < self.num_classes:
-            raise ValueError(f"targets must lie in 0..{self.num_classes - 1}, got {sorted(set(targets.tolist()))}")
+        check_samples(features, targets)
+        if features.shape[1] != self.means.shape[-1]:
+            raise ValueError(f"features must have shape (B, {self.means.shape[-1]}), got {tuple(features.shape)}")
         batch = ClassMoments.from_features(features, targets, self.num_classes)
         merged = self.moments().merge(batch)
         for field in FIELDS:

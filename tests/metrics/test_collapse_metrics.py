@@ -259,6 +259,50 @@ def test_the_metrics_of_moments_are_a_part_of_all():
     assert set(whole) - set(found) == missing | {"nc1/numerical_rank"}
 
 
+@pytest.mark.parametrize("case", PROBLEMS)
+def test_one_metric_alone_is_what_it_is_among_all(case):
+    """Without VCI the scatter is never built: nc1/pinv then comes from the samples."""
+    whole = evaluate(PROBLEMS[case])
+    for name in references.METRICS:
+        alone = evaluate(PROBLEMS[case], only=[name])
+        assert alone == pytest.approx({name: whole[name]} if name in whole else {}, rel=1e-9), name
+    assert evaluate(PROBLEMS[case], only=[]) == {}
+
+
+def test_the_scatter_is_built_only_for_the_metrics_that_need_it(monkeypatch):
+    built = []
+    build = ClassMoments.from_features
+
+    def watched(*tensors, scatter=True):
+        built.append(scatter)
+        return build(*tensors, scatter=scatter)
+
+    monkeypatch.setattr(ClassMoments, "from_features", watched)
+    for only in (None, ["nc1/vci"], ["nc1/pinv", "nc4/ncc_mismatch"]):
+        evaluate(PROBLEMS["ordinary"], only=only)
+    assert built == [True, True, False]
+
+
+def test_moments_that_are_known_are_not_computed_again(monkeypatch):
+    features, targets, *_ = PROBLEMS["ordinary"].tensors
+    known, whole = ClassMoments.from_features(features, targets, 6), evaluate(PROBLEMS["ordinary"])
+    monkeypatch.setattr(ClassMoments, "from_features", None)
+    assert evaluate(PROBLEMS["ordinary"], moments=known) == whole
+
+
+def test_moments_without_a_scatter_have_the_metrics_that_need_none():
+    features, targets, weight, bias = PROBLEMS["ordinary"].tensors
+    full = moment_metrics(ClassMoments.from_features(features, targets, 6), weight, bias)
+    bare = ClassMoments.from_features(features, targets, 6, scatter=False)
+    assert moment_metrics(bare, weight, bias) == {name: full[name] for name in full.keys() - {"nc1/vci", "nc1/pinv"}}
+    assert bare.merge(bare).within_scatter is None
+
+
+def test_an_unknown_metric_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match="unknown metric 'nc1/pinvs'. Did you mean 'nc1/pinv'"):
+        evaluate(PROBLEMS["ordinary"], only=["nc1/pinvs"])
+
+
 # What comes in.
 
 

@@ -75,6 +75,23 @@ def test_the_order_of_merging_does_not_matter():
         assert_same(x.merge(y).merge(z), a.merge(b.merge(c)))
 
 
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_the_blocks_of_a_gram_matrix_are_put_together_right(monkeypatch, width):
+    whole = of(references.draw_problem(0))
+    monkeypatch.setattr(moments, "NARROWEST", width)
+    assert_same(of(references.draw_problem(0)), whole)
+    assert torch.equal(whole.within_scatter, whole.within_scatter.mT)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_variances_along_axes_are_those_of_the_scatter(seed):
+    problem = references.draw_problem(seed, offset=3)
+    features, targets, *_ = problem.tensors
+    axes = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    found = moments.variances_along(features, targets, of(problem), axes)
+    np.testing.assert_allclose(found, [u @ references.scatters(problem)[0] @ u for u in axes.numpy()], rtol=1e-11)
+
+
 def test_no_samples_are_the_neutral_element():
     whole = of(references.draw_problem(0, sizes=(9, 0, 5, 1), class_counts=(9, 1, 5, 1)))
     nothing = ClassMoments.empty(4, 8)

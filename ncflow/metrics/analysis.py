@@ -1,0 +1,97 @@
+"""An analysis: what was measured of a split, and what several metrics make of it, computed once and only on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from ncflow.geometry import seli_frame
+from ncflow.metrics.accuracy import accuracies
+from ncflow.metrics.frame import Frame
+from ncflow.metrics.moments import ClassMoments, variances_along
+from ncflow.metrics.nc4 import Decisions, decide
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The moments of a split, with its samples and a classifier where there are any, and facts of the training split.
+
+    samples: features (N, d) and targets (N,); classifier: weight (K, d) and bias (K,) in float64; class_counts (K,);
+    train_means (K, d), NaN for a class without one. What is not defined here is None.
+    """
+
+    moments: ClassMoments
+    class_counts: Tensor
+    samples: tuple[Tensor, Tensor] | None = None
+    classifier: tuple[Tensor, Tensor] | None = None
+    train_means: Tensor | None = None
+
+    @cached_property
+    def present(self) -> ClassMoments:
+        """The moments of the K' classes that have samples."""
+        return self.moments.present()
+
+    @cached_property
+    def means(self) -> Frame | None:
+        """The centered class means (K', d), if they differ."""
+        return self.present.frame if self.present.frame.differs else None
+
+    @cached_property
+    def rows(self) -> Frame | None:
+        """The classifier's rows (K, d), if there are several."""
+        return Frame(self.classifier[0]) if self.classifier and len(self.class_counts) > 1 else None
+
+    @cached_property
+    def dual_rows(self) -> Frame | None:
+        """The classifier's rows (K', d) of the classes that have samples."""
+        seen = self.moments.counts > 0
+        return self.rows if self.rows is None or bool(seen.all()) else Frame(self.rows.rows[seen])
+
+    @cached_property
+    def variances(self) -> Tensor | None:
+        """Within-class variances along the axes of the means, for moments whose scatter does not tell them."""
+        if self.moments.within_scatter is not None or self.samples is None:
+            return None
+        return variances_along(*self.samples, self.moments, self.present.between_axes[1])
+
+    @cached_property
+    def seli(self) -> tuple[Tensor, Tensor] | None:
+        """SELI's classifier and class means (K, K), if every class has training samples."""
+        return _seli(self.class_counts)
+
+    @cached_property
+    def seli_means(self) -> Tensor | None:
+        """SELI's class means (K', K') of the classes that have samples, if they have some in training, too."""
+        seen = self.moments.counts > 0
+        frames = self.seli if bool(seen.all()) else _seli(self.class_counts[seen])
+        return frames and frames[1]
+
+    @cached_property
+    def nearest(self) -> Tensor:
+        """The means (K, d) that samples are held against."""
+        return self.moments.means_or_nan if self.train_means is None else self.train_means
+
+    @cached_property
+    def features_differ(self) -> bool:
+        """Whether there is more than one feature: equal ones have equal means and no scatter at all."""
+        return self.means is not None or bool(self.present.within_traces.any())
+
+    @cached_property
+    def decisions(self) -> Decisions | None:
+        """What the classifier decides about every sample."""
+        if self.samples is None or self.classifier is None:
+            return None
+        return decide(*self.samples, *self.classifier, self.nearest, self.moments.sample_mean)
+
+    @cached_property
+    def accuracies(self) -> dict[str, Tensor]:
+        """Of all groups that have a class."""
+        if self.samples is None or self.decisions is None:
+            return {}
+        return accuracies(self.decisions.predictions, self.decisions.ranks, self.samples[1], self.class_counts)
+
+
+def _seli(class_counts: Tensor) -> tuple[Tensor, Tensor] | None:
+    return seli_frame(class_counts, device=class_counts.device) if bool((class_counts > 0).all()) else None

@@ -1,0 +1,76 @@
+"""A frame, one row per class: centered class means or a classifier, and what several metrics ask of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ncflow.geometry import contrasts
+from ncflow.geometry.frames import rounding_level
+
+WELL_CONDITIONED = 1e-4  # smallest over largest eigenvalue of a Gram matrix that still has 12 digits of the vectors
+
+
+@dataclass(frozen=True)
+class Frame:
+    """rows (K, d) in float64, K >= 2. Its metrics are those of NC2 and NC3."""
+
+    rows: Tensor
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """Inner products (K, K) of the rows, all of them scaled to unit norm: fourth powers would be out of range."""
+        rows = self.rows / torch.linalg.matrix_norm(self.rows)
+        return rows @ rows.mT
+
+    @cached_property
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """u (K-1, r), s (r,), vh (r, d) of the K-1 contrasts of the rows, r = min(K-1, d); largest first.
+
+        The contrasts never see the null direction that centering leaves in the rows.
+        """
+        rows = contrasts(self.rows)
+        squares, u = torch.linalg.eigh(rows @ rows.mT)
+        if not bool(squares[0] > WELL_CONDITIONED * squares[-1]):
+            u, s, vh = torch.linalg.svd(rows, full_matrices=False)
+            return u, s, vh
+        along = u.mT.flip(0) @ rows  # its norms have more digits than the square roots of the eigenvalues
+        s = torch.linalg.vector_norm(along, dim=1)
+        return u.flip(1), s, along / s.unsqueeze(1)
+
+    @cached_property
+    def differs(self) -> bool:
+        """Whether the rows differ by more than rounding; where they do not, directions and ratios mean nothing."""
+        return differ(self.rows)
+
+    @property
+    def has_nearest_etf(self) -> bool:
+        """Whether there is room for a simplex ETF, and the rows are not all the same."""
+        return self.rows.shape[1] >= self.rows.shape[0] - 1 and self.differs
+
+    @property
+    def has_one_nearest_etf(self) -> bool:
+        """Whether it is unique: the contrasts of the rows are linearly independent."""
+        return self.has_nearest_etf and bool(self.svd[1][-1] > rounding_level(self.rows))
+
+    @property
+    def etf_distance(self) -> Tensor:
+        """Squared distance of the centered rows to the nearest simplex ETF, both of unit norm: Σ(s - 1/sqrt(K-1))²."""
+        _, s, _ = self.svd
+        return (s / torch.linalg.vector_norm(s) - 1 / math.sqrt(len(s))).square().sum()
+
+    @property
+    def nearest_etf_contrasts(self) -> Tensor:
+        """The contrasts (K-1, d), orthonormal rows, of the nearest simplex ETF of Frobenius norm sqrt(K-1)."""
+        u, _, vh = self.svd
+        return u @ vh
+
+
+def differ(rows: Tensor) -> bool:
+    """Whether rows (K, d) differ by more than rounding."""
+    spread = torch.linalg.vector_norm(rows - rows.mean(0))
+    return bool(spread > rounding_level(rows) * len(rows) ** 0.5)  # then at least one singular value is above it

@@ -1,0 +1,38 @@
+"""Pairs of classes: their cosines and distances, without a (K, K, d) tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CLOSE = 1e-4  # squared distances below this share of the squared norms are taken from the differences themselves
+
+
+def pairwise_cosines(rows: Tensor) -> Tensor:
+    """Cosines of all pairs i < j of rows: (K, d) -> (K(K-1)/2,). NaN where a row is zero."""
+    unit = unit_rows(rows)
+    i, j = pairs(len(rows), rows.device)
+    return (unit @ unit.mT)[i, j]
+
+
+def squared_distances(rows: Tensor) -> Tensor:
+    """‖a - b‖² of all pairs of rows: (K, d) -> (K(K-1)/2,), to 12 digits.
+
+    ‖a‖² + ‖b‖² - 2ab, one matrix product, unless a pair is so close that this would cancel.
+    """
+    i, j = pairs(len(rows), rows.device)
+    gram = rows @ rows.mT
+    norms = gram.diagonal()[i] + gram.diagonal()[j]
+    squares = norms - 2 * gram[i, j]
+    return squares if bool((squares > CLOSE * norms).all()) else torch.pdist(rows).square()
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows of unit norm (K, d); NaN where a row is zero."""
+    return torch.nn.functional.normalize(rows, dim=1, eps=0.0)
+
+
+def pairs(number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The indices i < j of all pairs, in the order of the rows of the upper triangle."""
+    i, j = torch.triu_indices(number, number, offset=1, device=device)
+    return i, j

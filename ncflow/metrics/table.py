@@ -1,0 +1,128 @@
+"""The table of all collapse metrics: every name and its formula of an analysis, None where it is not defined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from ncflow.metrics import drift, imbalance, nc1, nc2, nc3, nc4
+from ncflow.metrics.accuracy import GROUPS
+from ncflow.metrics.analysis import Analysis
+from ncflow.metrics.calibration import expected_calibration_error
+from ncflow.metrics.frame import Frame, differ
+from ncflow.metrics.moments import ClassMoments
+
+Formula = Callable[[Analysis], Tensor | None]
+
+
+def _of_means(formula: Callable[[ClassMoments], Tensor]) -> Formula:
+    return lambda a: formula(a.present) if a.means else None
+
+
+def _of_centered_means(formula: Callable[[Frame], Tensor | None]) -> Formula:
+    return lambda a: formula(a.means) if a.means else None
+
+
+def _of_rows(formula: Callable[[Frame], Tensor | None]) -> Formula:
+    return lambda a: formula(a.rows) if a.rows else None
+
+
+def _of_both(formula: Callable[[Frame, Frame], Tensor | None]) -> Formula:
+    return lambda a: formula(a.dual_rows, a.means) if a.dual_rows and a.means else None
+
+
+def _accuracy(group: str, a: Analysis) -> Tensor | None:
+    return a.accuracies.get(group)
+
+
+def _pinv(a: Analysis) -> Tensor | None:
+    known = a.samples or a.moments.within_scatter is not None
+    return nc1.pinv(a.present, a.variances) if a.means and known else None
+
+
+def _vci(a: Analysis) -> Tensor | None:
+    return nc1.vci(a.present) if a.means and a.moments.within_scatter is not None else None
+
+
+def _numerical_rank(a: Analysis) -> Tensor | None:
+    return nc1.numerical_rank(*a.samples, len(a.class_counts)) if a.samples else None
+
+
+def _equinorm_gap(a: Analysis) -> Tensor | None:
+    return (nc2.equinorm(a.rows.rows) - nc2.equinorm(a.means.rows)).abs() if a.rows and a.means else None
+
+
+def _etf_gap(rows: Frame, means: Frame) -> Tensor | None:
+    return nc3.etf_gap(rows, means) if rows.has_one_nearest_etf and means.has_one_nearest_etf else None
+
+
+def _ncc_mismatch(a: Analysis) -> Tensor | None:
+    if a.decisions is None or not differ(a.nearest[a.nearest.isfinite().all(1)]):
+        return None
+    return nc4.ncc_mismatch(a.decisions)
+
+
+def _margins(a: Analysis) -> Tensor | None:
+    defined = a.decisions and a.rows and a.rows.differs and a.features_differ
+    return a.decisions.margins if a.decisions and defined else None
+
+
+def _calibration(a: Analysis) -> Tensor | None:
+    if a.samples is None or a.decisions is None:
+        return None
+    return expected_calibration_error(a.decisions.confidences, a.decisions.predictions == a.samples[1])
+
+
+def _seli_error_weight(a: Analysis) -> Tensor | None:
+    return imbalance.seli_error(a.rows.gram, a.seli[0]) if a.rows and a.seli else None
+
+
+def _seli_error_means(a: Analysis) -> Tensor | None:
+    return imbalance.seli_error(a.means.gram, a.seli_means) if a.means and a.seli_means is not None else None
+
+
+def _norm_slope(a: Analysis) -> Tensor | None:
+    sizes = a.class_counts
+    if a.rows is None or not bool((sizes > 0).all() and (sizes != sizes[0]).any()):
+        return None
+    return imbalance.norm_slope(a.rows.rows, sizes)
+
+
+FRAME_METRICS: dict[str, Callable[[Frame], Tensor | None]] = {
+    "nc2/equinorm": lambda frame: nc2.equinorm(frame.rows),
+    "nc2/equiangularity": lambda frame: nc2.equiangularity(frame.rows) if len(frame.rows) > 2 else None,
+    "nc2/etf_error": lambda frame: nc2.etf_error(frame.gram),
+    "nc2/etf_distance": lambda frame: frame.etf_distance if frame.has_nearest_etf else None,
+}
+METRICS: dict[str, Formula] = {
+    **{f"acc/{group}": partial(_accuracy, group) for group in GROUPS},
+    "nc1/pinv": _pinv,
+    "nc1/quotient": _of_means(nc1.quotient),
+    "nc1/cdnv": _of_means(nc1.cdnv),
+    "nc1/vci": _vci,
+    "nc1/numerical_rank": _numerical_rank,
+    **{f"{name}_means": _of_centered_means(formula) for name, formula in FRAME_METRICS.items()},
+    **{f"{name}_weight": _of_rows(formula) for name, formula in FRAME_METRICS.items()},
+    "nc2/equinorm_gap": _equinorm_gap,
+    "nc2/gnc2_log": _of_centered_means(lambda frame: nc2.gnc2_log(frame.rows)),
+    "nc3/self_duality": _of_both(lambda rows, means: nc3.self_duality(rows.rows, means.rows)),
+    "nc3/etf_error": _of_both(lambda rows, means: nc3.etf_error(rows.rows, means.rows)),
+    "nc3/alignment": _of_both(lambda rows, means: nc3.alignment(rows.rows, means.rows)),
+    "nc3/uniformity": _of_both(lambda rows, means: nc3.uniformity(rows.rows, means.rows)),
+    "nc3/etf_gap": _of_both(_etf_gap),
+    "nc4/ncc_mismatch": _ncc_mismatch,
+    "bias/collapse": lambda a: nc4.bias_collapse(*a.classifier, a.moments.sample_mean) if a.classifier else None,
+    "margin/mean": lambda a: None if (margins := _margins(a)) is None else margins.mean(),
+    "margin/min": lambda a: None if (margins := _margins(a)) is None else margins.min(),
+    "drift/norm": lambda a: drift.norm(a.present),
+    "drift/norm_balanced": lambda a: drift.norm_balanced(a.present),
+    "drift/relative": lambda a: drift.relative(a.present),
+    "imbalance/minority_cosine": lambda a: imbalance.minority_cosine(a.rows.rows, a.class_counts) if a.rows else None,
+    "imbalance/seli_error_weight": _seli_error_weight,
+    "imbalance/seli_error_means": _seli_error_means,
+    "imbalance/norm_slope": _norm_slope,
+    "calibration/ece": _calibration,
+}
+SCATTER = {"nc1/vci"}  # the metrics that need the whole within-class scatter, nearly all of the work
