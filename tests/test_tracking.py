@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from ncflow import tracking
+from ncflow.tracking import stores
 
 
 class Output(NamedTuple):
@@ -43,7 +44,7 @@ class TinyClassifier(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("MLFLOW_") and name not in tracking._QUIET]:
+    for name in [name for name in os.environ if name.startswith("MLFLOW_") and name not in stores._QUIET]:
         monkeypatch.delenv(name)
 
 
@@ -63,7 +64,7 @@ def read(root: Path, run_id: str | None) -> Any:
 # Where runs are kept
 
 
-@pytest.mark.parametrize("mark", tracking._ROOT_MARKS)
+@pytest.mark.parametrize("mark", stores._ROOT_MARKS)
 def test_the_project_root_is_the_nearest_marked_folder_upward(tmp_path: Path, mark: str) -> None:
     (tmp_path / mark).touch()
     (tmp_path / "inner" / "deep").mkdir(parents=True)
@@ -88,14 +89,14 @@ def test_a_temporary_copy_made_by_dvc_has_its_own_files_and_the_store_of_the_rea
     inner, real = tmp_path / copy / project, tmp_path / project
     assert tracking.project_root(inner) == inner.resolve()
     assert tracking.tracking_uri(inner) == tracking.tracking_uri(real)
-    assert tracking._artifact_root(inner) == tracking._artifact_root(real) == str(real.resolve() / "mlruns")
+    assert stores.artifact_root(inner) == stores.artifact_root(real) == str(real.resolve() / "mlruns")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./kept")
     assert tracking.tracking_uri(inner) == (real.resolve() / "kept").as_uri()
 
 
 def test_the_default_store_is_the_one_mlflow_uses_in_the_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
-    assert tracking.tracking_uri(root) == tracking._import_mlflow().get_tracking_uri()
+    assert tracking.tracking_uri(root) == stores._import_mlflow().get_tracking_uri()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_a_relative_address_is_taken_from_the_root(given: str, meant: str, monke
 def test_leaving_a_store_restores_the_one_before(root: Path, before: str | None, monkeypatch: Any) -> None:
     uri = tracking.tracking_uri(root)
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "tracking_uri", lambda root: uri)
+        patch.setattr(stores, "tracking_uri", lambda root: uri)
         if before:
             patch.setenv("MLFLOW_TRACKING_URI", before)
         with tracking.store(root) as mlflow:
@@ -145,13 +146,14 @@ def test_eight_processes_starting_together_on_no_database_all_succeed_in_silence
         import multiprocessing, sys
         from pathlib import Path
         from ncflow import tracking
+        from ncflow.tracking import stores
 
         def start(number):
             together.wait()
             with tracking.start_run(root=Path(sys.argv[1]), name=f"run {number}", config={"seed": number}) as run:
                 run.metrics({"loss": number}, step=0)
 
-        tracking._import_mlflow()
+        stores._import_mlflow()
         import mlflow.store.tracking.sqlalchemy_store
 
         fork = multiprocessing.get_context("fork")

@@ -1,74 +1,24 @@
-"""A training run as a run in MLflow: where it is kept, what it logs, how it ends, and the page that lines runs up."""
+"""A training run as a run in MLflow: what it logs, each step once, and how it ends."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import shlex
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
 
-from filelock import FileLock
+from ncflow.tracking.interruption import interruptible
+from ncflow.tracking.stores import store
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-
-def project_root(start: Path | None = None) -> Path:
-    """The nearest folder at or above `start`, by default the current one with a params.yaml or dvc.yaml, or `start`."""
-    start = (start or Path.cwd()).resolve()
-    marked = (folder for folder in (start, *start.parents) if any((folder / mark).is_file() for mark in _ROOT_MARKS))
-    return next(marked, start)
-
-
-def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI if set, a relative file or folder in it taken from `root`; else `mlflow.db` in `root`.
-
-    The default is the store that MLflow's own commands use when typed in `root`. DVC runs temporary and queued
-    experiments in a copy of the project below `.dvc/tmp/exps`, which it deletes: there the store is that of the project
-    itself, so that what was tracked outlives the copy.
-    """
-    root = _original(root)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{quote(str(root / unquote(uri.removeprefix('sqlite:///'))))}"
-    if urlsplit(uri).scheme in ("", "file") and uri not in _NAMED_STORES:
-        return (root / unquote(urlsplit(uri).path)).as_uri()
-    return uri
-
-
-@contextmanager
-def store(root: Path) -> Iterator[Any]:
-    """Inside, the module mlflow, which is yielded, reads and writes the project's store; outside, what it did before.
-
-    The first to come creates the database while the others wait: MLflow's own creation breaks it for good when several
-    processes start together.
-    """
-    mlflow, uri = _import_mlflow(), tracking_uri(root)
-    if uri.startswith("sqlite:///"):
-        _create_database(uri, root)
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield mlflow
-    finally:
-        mlflow.set_tracking_uri(before)
 
 
 @contextmanager
@@ -215,112 +165,6 @@ class RunLogger:
         return None
 
 
-class Interrupted(SystemExit):
-    """SIGTERM came, as schedulers send it; the exit code, 75, says that the same command goes on where this one was."""
-
-    def __init__(self) -> None:
-        super().__init__(os.EX_TEMPFAIL)
-
-    def __str__(self) -> str:
-        return "stopped by SIGTERM; the same command goes on after the last finished epoch"
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM raises Interrupted, so that a job that its scheduler stops still ends its run."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-    def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the clearing up
-        raise Interrupted
-
-    if ours:
-        signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def git_commit(root: Path) -> str | None:
-    """HEAD's hash, with `-dirty` appended when tracked files differ from it; None where there is no commit."""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def ui_address(port: int = 5000, *, host: str = "127.0.0.1", experiment_id: str = "0") -> str:
-    """The address that opens MLflow straight on the runs of an experiment, with the columns that `ui` was given."""
-    return f"http://{host}:{port}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=ncflow"
-
-
-@contextmanager
-def ui(
-    root: Path,
-    *,
-    port: int = 5000,
-    host: str = "127.0.0.1",
-    columns: Sequence[str] = ("attributes.Dataset",),
-    experiment_id: str = "0",
-) -> Iterator[subprocess.Popen[bytes]]:
-    """MLflow's server on the project's store, answering at `ui_address(port)` once entered, stopped on leaving.
-
-    `columns` of the runs table read like `metrics.test/acc/few`, `params.cfg.seed`, `tags.head`.
-    """
-    uri = tracking_uri(root)
-    if urlsplit(uri).scheme in ("http", "https"):
-        raise ValueError(f"the runs are on a server already: open {uri}")
-    if _answers(host, port):
-        raise ValueError(f"port {port} of {host} is in use; stop what answers there or take another, e.g. {port + 1}")
-    where = ["--backend-store-uri", uri, "--default-artifact-root", _artifact_root(root)]
-    command = [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port), "--workers", "1"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves four processes
-    with store(root) as mlflow, interruptible():
-        mlflow.MlflowClient().set_experiment_tag(experiment_id, "mlflow.sharedViewState.ncflow", _view(columns))
-        silent = subprocess.DEVNULL
-        server = subprocess.Popen(command, env=environment, stdout=silent, stderr=silent, start_new_session=True)
-        try:
-            _wait_for(server, shlex.join(command), host, port)
-            yield server
-        finally:
-            _stop(server)
-
-
-def _import_mlflow() -> Any:
-    """MLflow, imported on first use, without telemetry and chatter unless the user asked for them."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-
-    return mlflow
-
-
-def _create_database(uri: str, root: Path) -> None:
-    """Tables, default experiment and the one MLFLOW_EXPERIMENT_NAME asks for, where missing; one process at a time."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    file = Path(unquote(uri.removeprefix("sqlite:///")))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
-        tables = SqlAlchemyStore(uri, _artifact_root(root))
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
-        if experiment and tables.get_experiment_by_name(experiment) is None:
-            tables.create_experiment(experiment)
-
-
-def _artifact_root(root: Path) -> str:
-    """Where MLflow would put artifacts if it ran in `root`; left to itself it takes the folder it happens to run in."""
-    return str(_original(root) / "mlruns")
-
-
-def _original(root: Path) -> Path:
-    """The project of which `root` is, if DVC made it, a temporary copy; else `root`."""
-    return Path(_DVC_COPY.sub("", root.resolve().as_posix()))
-
-
 def _lost_run(mlflow: Any, attempt: str | None) -> str | None:
     """The run that an earlier process opened for this attempt, even if it was killed before it could note the ID."""
     if attempt is None:
@@ -351,33 +195,6 @@ def _strings(values: Mapping[str, object]) -> dict[str, str]:
     return {key: str(value)[:_LONGEST] for key, value in values.items() if value is not None}
 
 
-def _view(columns: Sequence[str]) -> str:
-    """A view as MLflow keeps those that users share, in a tag of the experiment; left to itself it shows no metric."""
-    parts = (column.partition(".") for column in columns)
-    return json.dumps({"selectedColumns": [f"{kind}.`{name}`" for kind, _, name in parts]})
-
-
-def _answers(host: str, port: int) -> bool:
-    """Whether something listens there."""
-    with socket.socket() as probe:
-        return probe.connect_ex((host, port)) == 0
-
-
-def _wait_for(server: subprocess.Popen[bytes], command: str, host: str, port: int) -> None:
-    """Return when the server answers; it says nothing itself, so the error tells how to hear it."""
-    while not _answers(host, port):
-        if server.poll() is not None:
-            raise RuntimeError(f"MLflow's server stopped with status {server.returncode}; to see why, run: {command}")
-        time.sleep(0.1)
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server with the worker it has started, which is why it leads a process group of its own."""
-    with suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGTERM)
-    server.wait()
-
-
 class _Nothing:
     """Stands in for mlflow in processes that do not log: any attribute, any call, no effect."""
 
@@ -391,15 +208,5 @@ class _Nothing:
         return iter(())
 
 
-_ROOT_MARKS = ("params.yaml", "dvc.yaml")
-_DVC_COPY = re.compile(r"/\.dvc/tmp/exps/(standalone/)?[^/]+")
-_NAMED_STORES = ("databricks", "databricks-uc", "uc")  # what MLflow takes for a store although it looks like a folder
 _THUMBNAIL = 256  # pixels, as MLflow's
 _LONGEST = 5000  # characters; MLflow takes 6,000 in a parameter and 8,000 in a tag, its older servers 5,000
-_QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
-}

@@ -1,0 +1,19 @@
+"""Runs in MLflow, of which this is the only home."""
+
+from ncflow.tracking.interruption import Interrupted, interruptible
+from ncflow.tracking.pages import ui, ui_address
+from ncflow.tracking.runs import RunLogger, start_run
+from ncflow.tracking.stores import git_commit, project_root, store, tracking_uri
+
+__all__ = [
+    "Interrupted",
+    "RunLogger",
+    "git_commit",
+    "interruptible",
+    "project_root",
+    "start_run",
+    "store",
+    "tracking_uri",
+    "ui",
+    "ui_address",
+]

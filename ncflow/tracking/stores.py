@@ -1,0 +1,108 @@
+"""Where runs are kept: the project, its store, and a database that many processes may open at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from filelock import FileLock
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The nearest folder at or above `start`, by default the current one with a params.yaml or dvc.yaml, or `start`."""
+    start = (start or Path.cwd()).resolve()
+    marked = (folder for folder in (start, *start.parents) if any((folder / mark).is_file() for mark in _ROOT_MARKS))
+    return next(marked, start)
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI if set, a relative file or folder in it taken from `root`; else `mlflow.db` in `root`.
+
+    The default is the store that MLflow's own commands use when typed in `root`. DVC runs temporary and queued
+    experiments in a copy of the project below `.dvc/tmp/exps`, which it deletes: there the store is that of the project
+    itself, so that what was tracked outlives the copy.
+    """
+    root = _original(root)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{quote(str(root / unquote(uri.removeprefix('sqlite:///'))))}"
+    if urlsplit(uri).scheme in ("", "file") and uri not in _NAMED_STORES:
+        return (root / unquote(urlsplit(uri).path)).as_uri()
+    return uri
+
+
+@contextmanager
+def store(root: Path) -> Iterator[Any]:
+    """Inside, the module mlflow, which is yielded, reads and writes the project's store; outside, what it did before.
+
+    The first to come creates the database while the others wait: MLflow's own creation breaks it for good when several
+    processes start together.
+    """
+    mlflow, uri = _import_mlflow(), tracking_uri(root)
+    if uri.startswith("sqlite:///"):
+        _create_database(uri, root)
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield mlflow
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def git_commit(root: Path) -> str | None:
+    """HEAD's hash, with `-dirty` appended when tracked files differ from it; None where there is no commit."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def artifact_root(root: Path) -> str:
+    """Where MLflow would put artifacts if it ran in `root`; left to itself it takes the folder it happens to run in."""
+    return str(_original(root) / "mlruns")
+
+
+def _import_mlflow() -> Any:
+    """MLflow, imported on first use, without telemetry and chatter unless the user asked for them."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    return mlflow
+
+
+def _create_database(uri: str, root: Path) -> None:
+    """Tables, default experiment and the one MLFLOW_EXPERIMENT_NAME asks for, where missing; one process at a time."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    file = Path(unquote(uri.removeprefix("sqlite:///")))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        tables = SqlAlchemyStore(uri, artifact_root(root))
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        if experiment and tables.get_experiment_by_name(experiment) is None:
+            tables.create_experiment(experiment)
+
+
+def _original(root: Path) -> Path:
+    """The project of which `root` is, if DVC made it, a temporary copy; else `root`."""
+    return Path(_DVC_COPY.sub("", root.resolve().as_posix()))
+
+
+_ROOT_MARKS = ("params.yaml", "dvc.yaml")
+_DVC_COPY = re.compile(r"/\.dvc/tmp/exps/(standalone/)?[^/]+")
+_NAMED_STORES = ("databricks", "databricks-uc", "uc")  # what MLflow takes for a store although it looks like a folder
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
