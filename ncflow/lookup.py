@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from reprlib import repr as shortened
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -31,3 +33,15 @@ def check_options(function: Callable[..., Any], options: Iterable[str], owner: s
     for option in options:
         if option not in accepted:
             raise unknown(f"option of {owner}", option, accepted)
+
+
+@contextmanager
+def explained_options(owner: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, what a value of a wrong type makes Python or torch say is a ValueError that shows the options.
+
+    `owner` reads like "loss 'focal'".
+    """
+    try:
+        yield
+    except (TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{owner} cannot work with options {shortened(dict(options))}: {error}") from error

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -41,6 +43,12 @@ def _imbalance_factor(factor: float) -> float:
     return factor
 
 
+def _path(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("must be a path, which holds no zero byte")
+    return path
+
+
 class DatasetParams(Section):
     """Which images, and how the training split is made long-tailed; `seed` chooses the samples that stay.
 
@@ -49,7 +57,7 @@ class DatasetParams(Section):
     """
 
     name: str = "digits"
-    root: str | None = None
+    root: Annotated[str, AfterValidator(_path)] | None = None
     imb_type: Literal["exp", "step", "none"] = "exp"
     imb_factor: Annotated[float, AfterValidator(_imbalance_factor)] = 0.01
     seed: Seed = 0
@@ -133,8 +141,8 @@ def _resolve_head(head: Any) -> Any:
     if isinstance(head, str):
         head = {"name": head}
     if isinstance(head, Mapping):
-        name = str(head.get("name", "linear"))
-        name = HEAD_ALIASES.get(name, name)
+        name = head.get("name", "linear")
+        name = HEAD_ALIASES.get(name, name) if isinstance(name, str) else _shown.repr(name)
         if name not in HEADS:
             raise unknown("head", name, HEADS)
         return {**head, "name": name}
@@ -153,6 +161,16 @@ def _batch_size(size: Any) -> Any:
     return size
 
 
+def _option(value: Any) -> Any:
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(item, str | int | float | None) or (isinstance(item, float) and not math.isfinite(item)):
+            raise ValueError("must be a finite number, text, true, false, null or a list of these")
+    return value
+
+
+Options = dict[str, Annotated[Any, AfterValidator(_option)]]  # of a row of a table, which knows them
+
+
 class TrainParams(Section):
     """How the classifier is trained and how often it is analyzed; names are those of the tables in ncflow.
 
@@ -165,15 +183,15 @@ class TrainParams(Section):
     sampling: str = "shuffled"
     lr: Positive | None = 0.1
     optimizer: str = "sgd"
-    optimizer_options: dict[str, Any] = {}
+    optimizer_options: Options = {}
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     weight_decay: NotNegative | None = 1e-3
     decay: str = "all"
     schedule: str = "cosine"
-    schedule_options: dict[str, Any] = {}
+    schedule_options: Options = {}
     warmup: Share = 0.0
     loss: str = "ce"
-    loss_options: dict[str, Any] = {}
+    loss_options: Options = {}
     reweight: Share | None = None
     reweight_after: Share = 0.8
     posthoc_tau: NotNegative = 0.0
@@ -196,8 +214,10 @@ class GridParams(Section):
 
 
 def _run_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*", name):
-        raise ValueError("must be a plain folder name of letters, digits and _ . = + - that does not start with a dot")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{,199}", name):
+        raise ValueError(
+            "must be a plain folder name of at most 200 letters, digits and _ . = + - that does not start with a dot"
+        )
     return name
 
 
@@ -226,7 +246,8 @@ class Params(Section):
         if not isinstance(values, Mapping):
             return values
         dataset, model = values.get("dataset"), values.get("model", {})
-        size = IMAGE_SIZES.get(str(dataset.get("name"))) if isinstance(dataset, Mapping) else None
+        name = dataset.get("name") if isinstance(dataset, Mapping) else None
+        size = IMAGE_SIZES.get(name) if isinstance(name, str) else None
         if size is None or not isinstance(model, Mapping):
             return values
         return {**values, "model": {"image_size": size, **model}}
@@ -248,13 +269,15 @@ def load_params(config: str | Path | None = None, overrides: Iterable[str] = ())
 
 def make_params(values: Any, overrides: Iterable[str] = ()) -> Params:
     """The parameters of nested plain data with overrides on top; a ValueError names every key that is wrong."""
-    values = deepcopy(values)
-    for override in overrides:
-        _override(values, override)
     try:
+        values = deepcopy(values)
+        for override in overrides:
+            _override(values, override)
         return Params.model_validate(values)
     except ValidationError as error:
         raise ValueError("\n".join(_explain(problem) for problem in error.errors())) from None
+    except RecursionError:
+        raise ValueError("a configuration is a few sections of keys and values, got one nested without end") from None
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -264,8 +287,8 @@ def read_yaml(path: str | Path) -> Any:
         raise ValueError(f"no configuration file {path}; give one with --config, or run in the folder of params.yaml")
     try:
         values = _parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
     return {} if values is None else values
 
 
@@ -277,7 +300,7 @@ def _override(values: Any, override: str) -> None:
         raise ValueError(f"--set expects key=value such as train.lr=0.05, got '{override}'")
     try:
         value = _parse(text)
-    except (yaml.YAMLError, RecursionError):
+    except ValueError:
         raise ValueError(f"--set {path}: '{text}' is not a YAML value") from None
     if keys == ["head"] and isinstance(value, str):
         keys = ["head", "name"]  # the head by its name alone: its other options stay
@@ -299,7 +322,7 @@ def _explain(problem: Any) -> str:
         choices = [".".join([*path[:-1], field]) for field in _section(keys[:-1]).model_fields]
         return str(unknown("key", ".".join(path), choices))
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(path)}: {message}, got {problem['input']!r}" if path else message
+    return f"{'.'.join(path)}: {message}, got {_shown.repr(problem['input'])}" if path else message
 
 
 def _section(keys: Iterable[Any]) -> Any:
@@ -321,8 +344,15 @@ class _Loader(yaml.SafeLoader):
 
 
 def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader: cannot construct objects
+    """The value of a YAML text; a ValueError says where it is none."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: cannot construct objects
+    except Exception as error:  # of values such as 2020-13-45 PyYAML lets any error of Python's own through
+        raise ValueError(" ".join(str(error).split())) from None
 
+
+_shown = Repr()  # values that come from a user may be of any length, and even hold themselves
+_shown.maxlevel, _shown.maxstring, _shown.maxlong, _shown.maxother = 2, 80, 80, 80
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",

@@ -60,7 +60,7 @@ def load_batches(
         pixel_std=torch.tensor(snapshot.manifest["pixel_std"], device=device),
         augment=lookup(AUGMENTATIONS, augment, "augmentation"),
         sampling=lookup(SAMPLINGS, sampling, "sampling"),
-        batch_size=batch_size or num_processes * -(-len(targets) // num_processes),
+        batch_size=batch_size or max(len(targets), num_processes),
         seed=seed,
         process_index=process_index,
         num_processes=num_processes,
@@ -85,8 +85,11 @@ class Batches:
     def __post_init__(self) -> None:
         if not 0 <= self.process_index < self.num_processes:
             raise ValueError(f"expected process_index below {self.num_processes} processes, got {self.process_index}")
-        if self.batch_size < 1 or self.batch_size % self.num_processes:
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of the {self.num_processes} processes")
+        if self.batch_size < self.num_processes:
+            raise ValueError(
+                f"expected a batch_size of {self.num_processes} samples at least, one for each process, "
+                f"got {self.batch_size}; use a larger one, or fewer processes"
+            )
 
     @property
     def num_samples(self) -> int:
@@ -95,11 +98,21 @@ class Batches:
 
     def __len__(self) -> int:
         """Training batches per epoch, the same for every process."""
-        return len(batch_sizes(self.num_samples, self.batch_size, self.num_processes))
+        return len(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many samples the training batches of an epoch have, in all processes together."""
+        return batch_sizes(self.num_samples, self.batch_size, self.num_processes)
+
+    @property
+    def share(self) -> Tensor:
+        """Numbers of the samples that this process measures; none where there are fewer samples than processes."""
+        return torch.arange(self.num_samples).tensor_split(self.num_processes)[self.process_index]
 
     def shuffled(self, epoch: int) -> Iterator[Batch]:
         """N samples, augmented, as the sampling draws them for (seed, epoch); of each batch, this process's part."""
-        sizes = batch_sizes(self.num_samples, self.batch_size, self.num_processes)
+        sizes = self.sizes
         order = self.sampling(self.targets.cpu(), sizes, _generator(self.seed, epoch, 0))
         uniform = torch.rand(self.num_samples, RANDOM_NUMBERS, generator=_generator(self.seed, epoch, 1))
         # One row each for every draw of a sample; where each is drawn once, the row of its own number.
@@ -110,9 +123,8 @@ class Batches:
             yield self._normalized(images), self.targets[indices.to(images.device)]
 
     def ordered(self) -> Iterator[Batch]:
-        """Samples as stored and as they are: this process's contiguous part of the split, `batch_size` at a time."""
-        part = torch.arange(self.num_samples).tensor_split(self.num_processes)[self.process_index]
-        batches = torch.split(part, self.batch_size) if len(part) else ()
+        """Samples as stored and as they are: this process's contiguous `share`, `batch_size` at a time."""
+        batches = torch.split(self.share, self.batch_size) if len(self.share) else ()
         for indices, images in zip(batches, self.pictures(batches), strict=True):
             yield self._normalized(images), self.targets[indices.to(images.device)]
 
@@ -130,13 +142,14 @@ class Batches:
 def batch_sizes(num_samples: int, batch_size: int, num_processes: int) -> list[int]:
     """Sizes of the batches that N samples make; the last one is joined to the one before it when it is too small.
 
-    Too small is fewer than 2 samples for some process: batch normalization cannot train on one.
+    Too small is a batch of one, on which batch normalization cannot train, or one that leaves a process without. So the
+    batches of one process and of two are the same; more processes may join a last batch that fewer keep.
     """
     if num_samples < num_processes:
         raise ValueError(f"{num_samples} samples cannot be shared by {num_processes} processes; use fewer")
     full, rest = divmod(num_samples, batch_size)
     sizes = [batch_size] * full + [rest] * (rest > 0)
-    if len(sizes) > 1 and sizes[-1] < 2 * num_processes:
+    if len(sizes) > 1 and sizes[-1] < max(num_processes, 2):
         sizes[-2:] = [sum(sizes[-2:])]
     return sizes
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ncflow.geometry.inputs import check_whole
 from ncflow.lookup import lookup
 
 Indices = npt.NDArray[np.int64]
@@ -26,11 +27,12 @@ def class_counts(
     would be left empty is a ValueError; n_min = 1 leaves it one sample instead, at less imbalance than was asked for.
     """
     profile = lookup(PROFILES, imb_type, "imb_type")
+    check_whole(least=-(2**63), most=2**63, n_max=n_max, num_classes=num_classes, n_min=n_min)
     if n_max < 1 or num_classes < 2:
         raise ValueError(f"expected n_max >= 1 and at least 2 classes, got n_max {n_max} and {num_classes} classes")
     if not 0 <= n_min <= n_max:
         raise ValueError(f"n_min must be between 0 and n_max {n_max}, got {n_min}")
-    if not 0 < imb_factor <= 1:
+    if not isinstance(imb_factor, int | float) or not 0 < imb_factor <= 1:
         raise ValueError(f"imb_factor must be in (0, 1], or {NATIVE} to keep a source as it is; got {imb_factor}")
     # A product that misses an integer by float error alone counts as that integer: 1000 · 0.001^(1/3) is 100.
     counts = [max(math.floor(n_max * share * (1 + 1e-12)), n_min) for share in profile(num_classes, imb_factor)]
@@ -49,10 +51,11 @@ def sample_indices(targets: Any, counts: Sequence[int], *, seed: int) -> Indices
 
     Each class has one random order per seed and its first counts[k] are kept, so that smaller counts choose a subset.
     """
-    targets = np.asarray(targets)
+    targets = check_labels(targets, len(counts))
+    check_whole(least=0, most=2**32 - 1, seed=seed)
+    for count in counts:
+        check_whole(least=0, most=2**63, counts=count)
     sizes = np.bincount(targets, minlength=len(counts))
-    if len(sizes) > len(counts):
-        raise ValueError(f"expected targets below {len(counts)}, one per class count; got target {len(sizes) - 1}")
     empty = [str(k) for k in np.flatnonzero(sizes == 0)]
     if empty:
         raise ValueError(f"class {', '.join(empty)} has no sample to choose from")
@@ -80,7 +83,7 @@ def longtail_indices(
     `n_max` is the number of samples of the most frequent class, by default N // K, of which a class may have a little
     less; with the native imbalance no class keeps more. An `n_max` or `n_min` that a class cannot give is a ValueError.
     """
-    targets = np.asarray(targets)
+    targets = check_labels(targets, num_classes)
     sizes = np.bincount(targets, minlength=num_classes)
     if n_max is not None and not 1 <= n_max <= sizes.max():
         raise ValueError(
@@ -106,13 +109,29 @@ def hold_out(targets: Any, num_classes: int, *, fraction: float, seed: int) -> t
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the fraction to hold out must be in (0, 1), got {fraction}")
-    targets = np.asarray(targets)
+    check_whole(least=0, most=2**32 - 1, seed=seed)
+    targets = check_labels(targets, num_classes)
     sizes = np.bincount(targets, minlength=num_classes)
-    counts = [min(max(round(fraction * int(size)), 1), int(size) - 1) for size in sizes]
+    counts = [min(max(round(fraction * int(size)), 1), max(int(size) - 1, 0)) for size in sizes]
     # Its own random numbers: the tail that is made of the rest draws those of the seed.
     held_out = sample_indices(targets, counts, seed=(seed + HOLD_OUT_STREAM) % 2**32)
     rest = np.setdiff1d(np.arange(len(targets), dtype=np.int64), held_out)
     return rest, held_out
+
+
+def check_labels(targets: Any, num_classes: int) -> Indices:
+    """Labels (N,) of K classes as int64; a ValueError for anything else."""
+    check_whole(num_classes=num_classes)
+    try:
+        labels = np.asarray(targets)
+    except ValueError:
+        labels = np.empty((0, 0))
+    if labels.ndim != 1 or not (labels.dtype.kind in "iu" or labels.size == 0):
+        raise ValueError(f"targets must be whole numbers (N,), got {labels.dtype} of shape {labels.shape}")
+    for label in (labels.min(), labels.max()) if labels.size else ():
+        if not 0 <= label < num_classes:
+            raise ValueError(f"expected targets below {num_classes}, numbered from 0; got target {label}")
+    return labels.astype(np.int64)
 
 
 def _refuse_if_short(sizes: Sequence[int] | Indices, asked: Sequence[int]) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ncflow.data.longtail import check_labels
+from ncflow.geometry.inputs import check_whole
+
 
 def noisy_targets(targets: Any, num_classes: int, *, fraction: float, seed: int) -> npt.NDArray[np.int64]:
     """Targets (N,) of which round(fraction · N) are replaced by another class, each other one equally likely.
@@ -14,11 +17,12 @@ def noisy_targets(targets: Any, num_classes: int, *, fraction: float, seed: int)
     `fraction` in [0, 1) is the share of labels that are wrong. With one seed a smaller share is wrong in a subset of
     places, and equally wrong there.
     """
-    targets = np.asarray(targets, dtype=np.int64)
+    check_whole(least=0, most=2**32 - 1, num_classes=num_classes, seed=seed)
+    if num_classes < 2:
+        raise ValueError(f"label noise needs at least 2 classes, got {num_classes}")
+    targets = check_labels(targets, num_classes)
     if not 0 <= fraction < 1:
         raise ValueError(f"label noise must be in [0, 1), the share of wrong labels; got {fraction}")
-    if num_classes < 2 or (len(targets) and not 0 <= targets.min() <= targets.max() < num_classes):
-        raise ValueError(f"label noise needs at least 2 classes and targets below their number, got {num_classes}")
     # RandomState and not default_rng: NumPy promises that its stream never changes, so a split is the same for good.
     random = np.random.RandomState([seed, num_classes])  # the classes' own streams are those below
     shifts = random.randint(1, num_classes, size=len(targets))  # never 0: a wrong label is wrong

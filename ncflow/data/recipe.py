@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ class Recipe:
     label_noise: float = 0.0
     samples_per_class: int | None = None
     min_samples: int = 0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*", self.name):  # its snapshot's folder begins with it
+            raise ValueError(f"the name of a dataset must be letters, digits and _ . = + - alone, got {self.name!r}")
 
     @property
     def folder_name(self) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ncflow.geometry.inputs import LARGEST, check_whole, counts_tensor
+
 
 def contrasts(rows: Tensor) -> Tensor:
     """Coordinates Qᵀ(rows - mean row) of the centered rows: (..., K, d) -> (..., K-1, d). Keeps their scatter."""
@@ -50,6 +52,7 @@ def simplex_etf(
     space. Raises ValueError for K < 2 or d < K-1, where no simplex ETF exists. Papyan, Han and Donoho 2020.
     """
     num_features = num_classes if num_features is None else num_features
+    check_whole(least=-LARGEST, num_classes=num_classes, num_features=num_features)
     check_etf_exists(num_classes, num_features, "simplex ETF")
     if generator is not None:
         frame = random_orthonormal(num_features, num_classes - 1, generator=generator, dtype=torch.float64).mT
@@ -70,6 +73,7 @@ def random_orthonormal(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Haar-random orthonormal columns (d, k), d >= k: QR of a Gaussian matrix with the signs of R made positive."""
+    check_whole(least=0, num_features=num_features, num_vectors=num_vectors)
     if num_features < num_vectors:
         raise ValueError(f"{num_vectors} orthonormal vectors need as many dimensions, got num_features={num_features}")
     # Drawn on the generator's device and in float64, so that one seed gives one frame wherever it is used.
@@ -91,7 +95,7 @@ def seli_frame(
     optimum of unconstrained features as the regularization vanishes; a simplex ETF when balanced. Every count must
     be positive. Thrampoulidis, Kini, Vakilian and Behnia 2022.
     """
-    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    counts = counts_tensor(class_counts)
     if counts.ndim != 1 or len(counts) < 2 or not bool((counts > 0).all()):
         raise ValueError(f"SELI needs at least two classes, each with samples, got class_counts={counts.tolist()}")
     squared_spectrum, u = torch.linalg.eigh(contrasts(contrasts(counts.diag()).mT))  # Qᵀ D Q: the zero of 1 is gone

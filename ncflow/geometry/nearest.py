@@ -20,7 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from ncflow.geometry import polar
 from ncflow.geometry.frames import check_etf_exists, contrasts, from_contrasts, rounding_level
-from ncflow.lookup import lookup
+from ncflow.geometry.inputs import check_tensors
+from ncflow.lookup import check_options, lookup
 
 
 def nearest_etf(
@@ -41,7 +42,9 @@ def nearest_etf(
     """
     _check_means(class_means)
     _check_anchor(class_means, proximal, anchor)
-    chosen = partial(lookup(SOLVERS, solver, "solver"), **solver_options)
+    search = lookup(SOLVERS, solver, "solver")
+    check_options(search, solver_options, f"solver '{solver}'")
+    chosen = partial(search, **solver_options)
     etf: Tensor = _NearestETF.apply(class_means, anchor, proximal, chosen)
     return etf
 
@@ -54,7 +57,10 @@ def etf_distance(class_means: Tensor) -> Tensor:
     that all coincide. Raises ValueError for d < K-1.
     """
     num_classes = _check_means(class_means)
-    singular_values = torch.linalg.svdvals(contrasts(_unit_means(class_means.double())[0]))
+    try:
+        singular_values = torch.linalg.svdvals(contrasts(_unit_means(class_means.double())[0]))
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        raise ValueError(polar.OUT_OF_RANGE) from None
     return (singular_values - 1 / math.sqrt(num_classes - 1)).square().sum(-1).to(class_means.dtype)
 
 
@@ -110,7 +116,8 @@ def _unit_means(class_means: Tensor) -> tuple[Tensor, Tensor]:
     """H̄ᵀ (..., K, d) and the norm (..., 1, 1) it was divided by, infinite where all means coincide up to rounding."""
     centered = class_means - class_means.mean(-2, keepdim=True)
     norm = torch.linalg.matrix_norm(centered)
-    norm = torch.where(norm > rounding_level(class_means), norm, torch.inf)[..., None, None]
+    norm = torch.where(norm > rounding_level(class_means), norm, torch.inf).where(norm.isfinite(), torch.nan)
+    norm = norm[..., None, None]
     return centered / norm, norm
 
 
@@ -124,6 +131,7 @@ def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def _check_means(class_means: Tensor) -> int:
+    check_tensors(class_means=class_means)
     if class_means.ndim < 2 or not class_means.is_floating_point():
         raise ValueError(f"class means must be (..., K, d) floats, got {tuple(class_means.shape)} {class_means.dtype}")
     num_classes, num_features = class_means.shape[-2:]
@@ -132,11 +140,14 @@ def _check_means(class_means: Tensor) -> int:
 
 
 def _check_anchor(class_means: Tensor, proximal: float, anchor: Tensor | None) -> None:
-    if proximal < 0:
+    if not isinstance(proximal, int | float) or not 0 <= proximal < math.inf:
         raise ValueError(f"proximal must be >= 0, got {proximal}")
     if proximal > 0 and anchor is None:
         raise ValueError(f"proximal = {proximal} needs an anchor, the ETF to stay near to")
-    if anchor is not None and anchor.shape[-2:] != class_means.shape[-2:]:
+    if anchor is None:
+        return
+    check_tensors(anchor=anchor)
+    if anchor.shape[-2:] != class_means.shape[-2:] or not anchor.is_floating_point():
         raise ValueError(f"anchor must be an ETF shaped like the class means, got {tuple(anchor.shape)}")
 
 

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ncflow.geometry.inputs import check_tensors
+
 Saved = tuple[Tensor, ...]
 Solution = tuple[Tensor, Saved]  # the factor, and what its pullback needs
 EPS = torch.finfo(torch.float64).eps
+OUT_OF_RANGE = "class means must be finite and small enough to square, got others; did the training diverge?"
 
 
 def polar_factor(a: Tensor) -> Tensor:
@@ -28,8 +31,11 @@ def polar_factor(a: Tensor) -> Tensor:
     only. For a rank-deficient matrix, where the factor is not unique, one is returned and the part of the gradient
     that does not exist is left out.
     """
-    if a.ndim < 2 or a.shape[-2] < a.shape[-1]:
-        raise ValueError(f"polar factor needs (..., d, k) with d >= k, got shape {tuple(a.shape)}")
+    check_tensors(a=a)
+    if a.ndim < 2 or a.shape[-2] < a.shape[-1] or not a.is_floating_point():
+        raise ValueError(f"polar factor needs floats (..., d, k) with d >= k, got shape {tuple(a.shape)} {a.dtype}")
+    if not bool(a.isfinite().all()):
+        raise ValueError("polar factor needs a finite matrix, got one with NaN or infinities")
     factor: Tensor = _PolarFactor.apply(a.mT)
     return factor.mT
 
@@ -51,9 +57,12 @@ def solve(a: Tensor, method: str) -> tuple[Tensor, str, Saved]:
 
     The quick methods refuse matrices that are too near to losing rank; these are left to the SVD.
     """
-    solution = METHODS[method].solve(a)
-    if solution is None:
-        method, solution = "svd", _by_svd(a)
+    try:
+        solution = METHODS[method].solve(a)
+        if solution is None:
+            method, solution = "svd", _by_svd(a)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        raise ValueError(OUT_OF_RANGE) from None
     factor, saved = solution
     return factor, method, saved
 

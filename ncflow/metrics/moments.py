@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ncflow.geometry.frames import rounding_level
+from ncflow.geometry.inputs import check_whole
 from ncflow.metrics.checks import check_samples, check_targets
 from ncflow.metrics.frame import Frame
 
@@ -38,6 +39,7 @@ class ClassMoments:
     @classmethod
     def empty(cls, num_classes: int, num_features: int, *, device: torch.device | str | None = None) -> ClassMoments:
         """The moments of no samples: the neutral element of `merge`."""
+        check_whole(num_classes=num_classes, num_features=num_features)
         shapes = (num_classes,), (num_classes, num_features), (num_classes,), (num_features, num_features)
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 

@@ -21,7 +21,8 @@ def self_duality(weight: Tensor, centered_means: Tensor) -> Tensor:
 
 def etf_error(weight: Tensor, centered_means: Tensor) -> Tensor:
     """NC2's ETF error of W μ̃ᵀ. In [0, 2], 0 at collapse. Zhu et al. 2021."""
-    return nc2.etf_error(weight @ centered_means.mT)
+    unit = weight / torch.linalg.matrix_norm(weight)  # fourth powers, squares of the product, would be out of range
+    return nc2.etf_error(unit @ (centered_means / torch.linalg.matrix_norm(centered_means)).mT)
 
 
 def alignment(weight: Tensor, centered_means: Tensor) -> Tensor:

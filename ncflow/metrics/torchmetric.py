@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ncflow.metrics import moment_metrics
-from ncflow.metrics.checks import check_samples, check_targets
+from ncflow.metrics.checks import check_samples
 from ncflow.metrics.moments import ClassMoments
 
 FIELDS = [field.name for field in dataclasses.fields(ClassMoments)]

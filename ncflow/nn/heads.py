@@ -7,6 +7,7 @@ mode weight and bias are stored tensors that state_dict carries, so no decision 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncflow.geometry import nearest_etf, simplex_etf
+from ncflow.geometry.inputs import LARGEST, check_batch, check_tensors, check_whole
 from ncflow.geometry.nearest import SOLVERS
-from ncflow.lookup import check_options, lookup
+from ncflow.lookup import check_options, explained_options, lookup
 from ncflow.nn.diagnostics import search_diagnostics, solution_diagnostics
 from ncflow.nn.processes import sum_over_processes
 
@@ -32,14 +34,19 @@ class Head(nn.Module):
 
     def __init__(self, num_features: int, num_classes: int, *, temperature: float | None) -> None:
         super().__init__()
+        check_whole(least=-LARGEST, num_features=num_features, num_classes=num_classes)
         if num_classes < 2 or num_features < 1:
             raise ValueError(f"a head needs num_classes >= 2 and num_features >= 1, got {num_classes}, {num_features}")
-        if temperature is not None and not temperature > 0:
+        if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be > 0, or None for features as they come, got {temperature}")
         self.num_features, self.num_classes, self.temperature = num_features, num_classes, temperature
 
     def embed(self, features: Tensor) -> Tensor:
         """What the linear map sees, (B, d) in the weight's dtype: temperature·h/‖h‖, or h itself. Idempotent."""
+        check_tensors(features=features)
+        if features.ndim < 2 or features.shape[-1] != self.num_features or not features.is_floating_point():
+            expected = f"(B, {self.num_features})"
+            raise ValueError(f"features must be floats {expected}, got {tuple(features.shape)} {features.dtype}")
         features = features.to(self.weight.dtype)
         return features if self.temperature is None else self.temperature * F.normalize(features, dim=-1)
 
@@ -146,7 +153,7 @@ class NearestETFHead(Head):
         rotation_seed: int | None = None,
     ) -> None:
         super().__init__(num_features, num_classes, temperature=temperature)
-        if not proximal >= 0:
+        if not 0 <= proximal < math.inf:
             raise ValueError(f"proximal must be >= 0, got {proximal}")
         self.solver_options = _solver_options(solver, max_iterations=max_iterations, tolerance=tolerance)
         self.proximal, self.differentiate, self.solver = proximal, differentiate, solver
@@ -189,6 +196,7 @@ class NearestETFHead(Head):
 
     def _follow(self, embedded: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Running class means (K, d) after this batch, and its mean (d,); the gradient reaches only the batch."""
+        check_batch(embedded, targets, self.num_classes)
         members = F.one_hot(targets, self.num_classes).to(embedded.dtype).mT  # (K, B)
         sums = sum_over_processes(torch.cat([members @ embedded, members.sum(1, keepdim=True)], dim=1))
         batch_sums, batch_counts = sums[:, :-1], sums[:, -1:].detach()
@@ -208,7 +216,8 @@ def create_head(name: str, num_features: int, num_classes: int, **options: Any) 
     name = HEAD_ALIASES.get(name, name)
     head = lookup(HEADS, name, "head")
     check_options(head, options, f"head '{name}'")
-    return head(num_features, num_classes, **options)
+    with explained_options(f"head '{name}'", options):
+        return head(num_features, num_classes, **options)
 
 
 def _initial_etf(num_features: int, num_classes: int, rotation_seed: int | None) -> Tensor:

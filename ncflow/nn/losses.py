@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncflow.lookup import check_options, lookup
+from ncflow.geometry.inputs import check_batch, check_tensors, counts_tensor
+from ncflow.lookup import check_options, explained_options, lookup
 from ncflow.nn.processes import sum_over_processes
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -32,16 +34,17 @@ def create_loss(
     """
     loss = lookup(LOSSES, name, "loss")
     check_options(loss, options, f"loss '{name}'")
+    class_counts = None if class_counts is None else _class_counts(class_counts)
     criterion = partial(loss, **options)
     if "class_counts" in inspect.signature(loss).parameters:
         criterion = partial(criterion, class_counts=_positive_counts(class_counts, f"loss '{name}'"))
     _try(criterion, class_counts, name, options)
-    if reweight is None:
-        return criterion
-    if loss is class_balanced:
-        raise ValueError(f"loss '{name}' weighs the classes already; reweight another loss, such as 'ce'")
-    weights = class_weights(_positive_counts(class_counts, "re-weighting"), beta=reweight)
-    return partial(_weighted, criterion=criterion, weights=weights)
+    if reweight is not None:
+        if loss is class_balanced:
+            raise ValueError(f"loss '{name}' weighs the classes already; reweight another loss, such as 'ce'")
+        weights = class_weights(_positive_counts(class_counts, "re-weighting"), beta=reweight)
+        criterion = partial(_weighted, criterion=criterion, weights=weights)
+    return partial(_checked, criterion=criterion, num_classes=None if class_counts is None else len(class_counts))
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -161,11 +164,17 @@ def posthoc_adjustment(logits: Tensor, class_counts: Tensor | Sequence[int], *, 
     balanced classes; for one trained with it, it would be the second time. Menon et al. 2021.
     """
     counts = _positive_counts(class_counts, "post-hoc logit adjustment")
+    check_tensors(logits=logits)
+    if logits.shape[-1:] != counts.shape or not logits.is_floating_point() or not 0 <= tau < math.inf:
+        raise ValueError(
+            f"logits must be floats (..., {len(counts)}) and tau >= 0, got {tuple(logits.shape)} and {tau}"
+        )
     return logits - tau * (counts / counts.sum()).log().to(logits)
 
 
 def drift_penalty(features: Tensor) -> Tensor:
     """‖mean of the batch‖² of features (B, d), over all processes: the squared drift of the global mean. >= 0."""
+    _check_features(features)
     ones = torch.ones_like(features[:, :1])
     sums = sum_over_processes(torch.cat([features, ones], dim=1).sum(0))
     return (sums[:-1] / sums[-1]).square().sum()
@@ -176,6 +185,7 @@ def feature_penalty(features: Tensor) -> Tensor:
 
     With factor λ it is (λ_H/2) Σ‖h‖² over all N samples of the unconstrained-feature model, λ = N λ_H.
     """
+    _check_features(features)
     return features.square().sum(1).mean() / 2
 
 
@@ -184,10 +194,24 @@ def _try(criterion: Loss, class_counts: Sequence[int] | Tensor | None, name: str
     per_class = [len(option) for option in options.values() if isinstance(option, list | tuple)]  # such as an alpha
     num_classes = max(per_class, default=2) if class_counts is None else len(class_counts)
     device = class_counts.device if isinstance(class_counts, Tensor) else None
-    try:
+    with explained_options(f"loss '{name}'", options):
         criterion(torch.zeros(1, num_classes, device=device), torch.zeros(1, dtype=torch.long, device=device))
-    except TypeError as error:
-        raise ValueError(f"loss '{name}' cannot work with options {dict(options)}: {error}") from error
+
+
+def _checked(logits: Tensor, targets: Tensor, *, criterion: Loss, num_classes: int | None) -> Tensor:
+    """The loss of logits (B, K) and targets (B,) that fit together, and fit the class counts, if it has any."""
+    check_tensors(logits=logits)
+    if logits.ndim != 2 or not logits.is_floating_point() or logits.shape[1] != (num_classes or logits.shape[1]):
+        expected = f"(B, {num_classes or 'K'})"
+        raise ValueError(f"logits must be floats {expected}, got {tuple(logits.shape)} {logits.dtype}")
+    check_batch(logits, targets, logits.shape[1])
+    return criterion(logits, targets)
+
+
+def _check_features(features: Tensor) -> None:
+    check_tensors(features=features)
+    if features.ndim != 2 or not len(features) or not features.is_floating_point():
+        raise ValueError(f"features must be floats (B, d), B >= 1, got {tuple(features.shape)} {features.dtype}")
 
 
 def _weighted(logits: Tensor, targets: Tensor, *, criterion: Loss, weights: Tensor) -> Tensor:
@@ -199,10 +223,17 @@ def _weighted(logits: Tensor, targets: Tensor, *, criterion: Loss, weights: Tens
     return (weights.to(logits)[targets] * torch.vmap(sample_loss)(logits, targets)).mean()
 
 
+def _class_counts(class_counts: Sequence[int] | Tensor) -> Tensor:
+    counts = counts_tensor(class_counts)
+    if counts.ndim != 1 or not len(counts):
+        raise ValueError(f"class_counts must hold a number for each class, got shape {tuple(counts.shape)}")
+    return counts
+
+
 def _positive_counts(class_counts: Sequence[int] | Tensor | None, what: str) -> Tensor:
     if class_counts is None:
         raise ValueError(f"{what} needs class_counts, the number of training samples of each class")
-    counts = torch.as_tensor(class_counts).double()
+    counts = _class_counts(class_counts)
     if not bool((counts > 0).all()):
         raise ValueError(f"{what} needs samples in every class, got class_counts={counts.long().tolist()}")
     return counts

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from torch import Tensor, nn
 
 from ncflow.lookup import lookup
+from ncflow.nn.processes import count_processes
 
 
 class Backbone(nn.Module):
@@ -38,7 +39,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S) -> features (B, d). A batch of one trains through the batch norms' running statistics."""
-        alone = self.training and len(images) == 1
+        alone = self.training and len(images) * count_processes() == 1
         with _running_statistics(self) if alone else nullcontext():
             features: Tensor = self.neck(self.projection(self.body(images)))
         return features

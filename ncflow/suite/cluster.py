@@ -42,11 +42,9 @@ class RayEngine:
 
     def start(self, job: Job) -> RayAttempt:
         threads = max(int(self._resources["num_cpus"]) // self._processes, 1)
-        on_gpu = self._resources["num_gpus"] > 0
         # Another machine has its own environment: what ncflow and MLflow are told here goes along.
         told = {name: value for name, value in os.environ.items() if name.startswith(("NCFLOW_", "MLFLOW_"))}
-        shape: dict[str, Any] = {"processes": self._processes, "threads": threads, "on_gpu": on_gpu}
-        task = Task(job.arguments, job.root, job.log, environment=told, **shape)
+        task = Task(job.arguments, job.root, job.log, processes=self._processes, threads=threads, environment=told)
         self._running.append(RayAttempt(self._ray, task, self._resources))
         return self._running[-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -20,7 +21,8 @@ def track(group: str, *, root: Path, runs: Iterable[Path], snapshots: Iterable[P
     """
     files = [_tracked(root, group, folder) for folder in runs] + [_tracked(root, SNAPSHOTS, data) for data in snapshots]
     command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", *map(str, files)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    quiet = {"DVC_NO_ANALYTICS": "true"} | os.environ
+    done = subprocess.run(command, cwd=root, env=quiet, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"DVC could not track {group}: {done.stderr.strip() or done.stdout.strip()}")
     return [f"{FOLDER}/{group}", f"{FOLDER}/{SNAPSHOTS}"]

@@ -11,6 +11,7 @@ follow from its singular value decomposition, so a regime has only to say which 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ncflow.geometry.frames import rounding_level
+from ncflow.geometry.inputs import counts_tensor
 
 Counts = Sequence[float] | Tensor
 
@@ -86,10 +88,10 @@ def pressure(class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Tenso
 
 def check_problem(class_counts: Counts, lambda_w: float, lambda_h: float) -> Tensor:
     """The class counts (K,) in float64; a ValueError for what has no optimum, or none of this form."""
-    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    counts = counts_tensor(class_counts)
     if counts.ndim != 1 or len(counts) < 2 or not bool((counts > 0).all()):
         raise ValueError(f"expected at least two classes, each with samples, got class_counts={counts.tolist()}")
-    if not (lambda_w > 0 and lambda_h > 0):
+    if not (0 < lambda_w < math.inf and 0 < lambda_h < math.inf):
         raise ValueError(
             f"expected lambda_w > 0 and lambda_h > 0, got {lambda_w} and {lambda_h}; without weight decay "
             "the norms grow for ever, and seli_optimum has the limit of their directions"

@@ -44,10 +44,11 @@ def ui(
         raise ValueError(f"port {port} of {host} is in use; stop what answers there or take another, e.g. {port + 1}")
     where = ["--backend-store-uri", uri, "--default-artifact-root", artifact_root(root)]
     command = [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port), "--workers", "1"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves four processes
     with store(root) as mlflow, interruptible():
         mlflow.MlflowClient().set_experiment_tag(experiment_id, "mlflow.sharedViewState.ncflow", _view(columns))
         silent = subprocess.DEVNULL
+        # The environment as the store has made it, without telemetry; and without jobs, which saves four processes.
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         server = subprocess.Popen(command, env=environment, stdout=silent, stderr=silent, start_new_session=True)
         try:
             _wait_for(server, shlex.join(command), host, port)

@@ -107,9 +107,9 @@ def test_low_precision_batches_are_counted_in_float64(dtype):
 @pytest.mark.parametrize(
     "features, targets, message",
     [
-        (FEATURES[:, 1:], TARGETS, r"expected \(B, 8\) and \(B,\), got \(61, 7\)"),
-        (FEATURES, TARGETS[1:], r"expected \(B, 8\) and \(B,\), got \(61, 8\) and \(60,\)"),
-        (FEATURES[0], TARGETS, r"expected \(B, 8\) and \(B,\), got \(8,\)"),
+        (FEATURES[:, 1:], TARGETS, r"features must have shape \(B, 8\), got \(61, 7\)"),
+        (FEATURES, TARGETS[1:], r"targets must be integers \(61,\), one per feature, got \(60,\)"),
+        (FEATURES[0], TARGETS, r"features must be floats \(N, d\), .* got \(8,\)"),
         (FEATURES, TARGETS + 1, "targets must lie in 0..5"),
         (FEATURES, TARGETS - 1, "targets must lie in 0..5"),
         (FEATURES * torch.nan, TARGETS, "features hold NaN"),
