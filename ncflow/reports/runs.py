@@ -58,7 +58,9 @@ class Run:
         dumps = _by_epoch(self.path, "raw_geo_epoch_*.pt")
         if not dumps:
             raise ValueError(f"run folder '{self.path}' holds no raw_geo_epoch_N.pt; train it again")
-        dump: dict[str, torch.Tensor] = torch.load(dumps[-1], map_location="cpu", weights_only=True)
+        from ncflow.training.files import read_tensors
+
+        dump: dict[str, torch.Tensor] = read_tensors(dumps[-1])
         return dump
 
     def final(self, split: str, metric: str) -> float | None:
@@ -134,7 +136,7 @@ def _read_json(file: Path) -> Any:
         raise ValueError(
             f"run folder '{file.parent}' is unfinished: no {file.name} in it; let its training end"
         ) from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"'{file}' is damaged: {error}; train the run again") from None
 
 
@@ -143,7 +145,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.yaml"
     if not file.is_file():
         raise ValueError(f"run folder '{folder}' is unfinished: no config.yaml in it; train it again")
-    config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{file}' is damaged: {' '.join(str(error).split())}; train the run again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"'{file}' is not a resolved configuration but {type(config).__name__}; train the run again")
     missing = {"seed", "head.name"} - flatten(config).keys()
     if missing:
         raise ValueError(f"'{file}' is not a resolved configuration: it lacks {', '.join(sorted(missing))}")

@@ -42,8 +42,7 @@ class RunFolder:
             _remove_later(folder, epoch if folder == self.kept else 0)
         for file in self.kept.iterdir():
             self._publish(file)
-        history = self.kept / HISTORY
-        self._history: list[dict[str, Any]] = json.loads(history.read_text())[:epoch] if epoch else []
+        self._history = _read_history(self.kept / HISTORY)[:epoch] if epoch else []
 
     @property
     def epochs(self) -> int:
@@ -87,6 +86,14 @@ def load_model(path: str | Path, classifier: nn.Module) -> None:
         classifier.load_state_dict(state)
     except Exception as error:
         raise ValueError(f"{path} is not a checkpoint of this configuration: {error}") from error
+
+
+def _read_history(file: Path) -> list[dict[str, Any]]:
+    try:
+        history: list[dict[str, Any]] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: {error}; delete {file.parent.parent} to train from the start") from error
+    return history
 
 
 def summarize(record: EpochRecord) -> dict[str, Any]:

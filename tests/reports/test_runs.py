@@ -91,6 +91,18 @@ def test_a_missing_dump_is_refused_when_it_is_asked_for(make_run: MakeRun) -> No
         _ = run.dump
 
 
+@pytest.mark.parametrize("content", [b"PK", b"", b"a: [1", b"just text", b"\xff\xfe\xfa"])
+def test_a_damaged_file_is_refused_by_name(make_run: MakeRun, content: bytes) -> None:
+    path = make_run(name="hurt")
+    (dump,) = sorted(path.glob("raw_geo_epoch_*.pt"))[-1:]
+    dump.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{dump.name} is damaged"):
+        _ = read_run(path).dump
+    (path / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        read_run(path)
+
+
 def test_a_config_without_head_or_seed_is_refused_with_both_keys(make_run: MakeRun) -> None:
     folder = make_run("digits")
     (folder / "config.yaml").write_text("train: {lr: 0.1}\n")
