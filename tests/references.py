@@ -366,7 +366,7 @@ def _decks(targets: list[int], generator: torch.Generator) -> list[list[int]]:
 
 
 def nearest_etf_objective(etf: Array, class_means: Array, proximal: float, anchor: Array) -> float:
-    """‖H̄ - P M/√(K-1)‖² + (δ/2)‖(P - P_prev)M‖², class by class: row k of an ETF W is √(K/(K-1)) times column k of PM."""
+    """‖H̄ - P M/√(K-1)‖² + (δ/2)‖(P - P_prev)M‖², class by class: row k of W is √(K/(K-1)) times column k of PM."""
     num_classes = len(etf)
     centered = class_means - class_means.mean(0)
     length = math.sqrt(sum(row @ row for row in centered)) or 1.0

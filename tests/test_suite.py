@@ -311,7 +311,6 @@ def test_each_run_gets_its_share_of_the_cpus_and_says_how_many_processes_it_is(t
     assert {(share["NCFLOW_PROCESSES"], share["OMP_NUM_THREADS"]) for share in shares} == {
         (str(processes), str(tasks[0].threads))
     }
-    assert all(("ACCELERATE_USE_CPU" in share) == (processes > 1) for share in shares)
 
 
 @pytest.mark.parametrize(
@@ -366,18 +365,6 @@ def test_an_engine_that_cannot_be_is_refused(monkeypatch, name, options, message
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ValueError, match=message):
         suite.create_engine(name, **options)
-
-
-def test_the_launcher_says_everything_that_accelerate_would_ask_for_and_one_process_needs_none():
-    assert process.launcher(1, 2) == [sys.executable]
-    four = process.launcher(4, 2)
-    for option, value in {
-        "--num_processes": "4",
-        "--num_cpu_threads_per_process": "2",
-        "--main_process_port": "0",
-    }.items():
-        assert four[four.index(option) + 1] == value
-    assert "--multi_gpu" in four
 
 
 GPU = {"CPU": 64.0, "GPU": 8.0}

@@ -13,6 +13,7 @@ from ncflow.data.augment import AUGMENTATIONS
 from ncflow.data.images import decode_image
 from ncflow.data.loaders import Batches, batch_sizes, load_batches
 from ncflow.data.pictures import Resident, Streamed, fit_square
+from ncflow.data.sampling import SAMPLINGS
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
@@ -44,19 +45,19 @@ def numbers(batches) -> list[list[int]]:
 
 def obvious_batch_sizes(num_samples: int, batch_size: int, num_processes: int) -> list[int]:
     batches = [range(i, min(i + batch_size, num_samples)) for i in range(0, num_samples, batch_size)]
-    if len(batches) > 1 and len(batches[-1]) < 2 * num_processes:
+    if len(batches) > 1 and (len(batches[-1]) == 1 or len(batches[-1]) < num_processes):
         batches[-2:] = [range(batches[-2].start, num_samples)]
     return [len(batch) for batch in batches]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 4])
 @pytest.mark.parametrize("batch_size", [4, 8, 32])
-def test_batch_sizes_drop_nothing_and_leave_no_process_with_one_sample(batch_size, num_processes):
-    for num_samples in range(2 * num_processes, 100):
+def test_batch_sizes_drop_nothing_and_leave_no_process_without_and_no_sample_alone(batch_size, num_processes):
+    for num_samples in range(max(num_processes, 2), 100):
         sizes = batch_sizes(num_samples, batch_size, num_processes)
         assert sizes == obvious_batch_sizes(num_samples, batch_size, num_processes)
         assert sum(sizes) == num_samples
-        assert num_processes == 4 == batch_size or min(sizes) >= 2 * num_processes
+        assert min(sizes) >= max(num_processes, 2)
 
 
 @pytest.mark.parametrize("num_samples", [33, 64, 65, 100])
@@ -68,9 +69,15 @@ def test_an_epoch_holds_every_sample_once(num_samples, num_processes):
     assert {len(epoch) for epoch in epochs} == {len(part) for part in parts} == {len(parts[0])}
 
 
-@pytest.mark.parametrize("num_processes", [2, 4])
-def test_the_parts_of_the_processes_make_up_the_batch_of_one(num_processes):
-    alone = numbered(108, batch_size=32, seed=5)  # the last batch of 12 is large enough for each
+def test_two_processes_have_the_batches_of_one_whatever_their_number():
+    for num_samples in range(2, 60):
+        assert batch_sizes(num_samples, 7, 2) == batch_sizes(num_samples, 7, 1)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("num_processes", [2, 3, 4])
+def test_the_parts_of_the_processes_make_up_the_batch_of_one(num_processes, sampling):
+    alone = numbered(108, batch_size=31, seed=5, sampling=sampling)  # the last batch of 15 has a part for each
     parts = [numbers(part.shuffled(2)) for part in shares(alone, num_processes)]
     assert [sum(batch, []) for batch in zip(*parts, strict=True)] == numbers(alone.shuffled(2))
 
@@ -105,8 +112,8 @@ def test_targets_belong_to_their_images():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 10, "num_processes": 4}, "batch_size 10 must be a multiple of the 4 processes"),
-        ({"batch_size": 0}, "batch_size 0 must be"),
+        ({"batch_size": 3, "num_processes": 4}, "a batch_size of 4 samples at least, one for each process, got 3"),
+        ({"batch_size": 0}, "a batch_size of 1 samples at least, .* got 0"),
         ({"batch_size": 8, "process_index": 2, "num_processes": 2}, "expected process_index below 2"),
     ],
 )

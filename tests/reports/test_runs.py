@@ -94,9 +94,9 @@ def test_a_missing_dump_is_refused_when_it_is_asked_for(make_run: MakeRun) -> No
 @pytest.mark.parametrize("content", [b"PK", b"", b"a: [1", b"just text", b"\xff\xfe\xfa"])
 def test_a_damaged_file_is_refused_by_name(make_run: MakeRun, content: bytes) -> None:
     path = make_run(name="hurt")
-    (dump,) = sorted(path.glob("raw_geo_epoch_*.pt"))[-1:]
-    dump.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{dump.name} is damaged"):
+    for dump in path.glob("raw_geo_epoch_*.pt"):
+        dump.write_bytes(content)
+    with pytest.raises(ValueError, match=r"raw_geo_epoch_\d+\.pt is damaged"):
         _ = read_run(path).dump
     (path / "config.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.yaml"):

@@ -1,0 +1,67 @@
+"""Batch norms over all processes: with one they are torch's own, and GPUs' quick ones compute what was there before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ncflow.nn import create_backbone, processes
+from ncflow.nn.processes import common_batch_norm, common_batch_norms, synchronize_batch_norms
+
+SHAPES = {"vectors": (7, 4), "maps": (5, 4, 3, 2), "one pixel": (2, 4, 1, 1)}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_in_one_process_it_is_torchs_batch_norm_with_its_gradients_and_statistics(shape, affine, seed):
+    generator = torch.Generator().manual_seed(seed)
+    random = [torch.randn(size, generator=generator, dtype=torch.float64) for size in (shape, shape, (4,), (4,))]
+    outcomes = []
+    for norm in (common_batch_norm, lambda *inputs, **options: F.batch_norm(*inputs, training=True, **options)):
+        images, upstream, weight, bias = (tensor.clone().requires_grad_() for tensor in random)
+        statistics = torch.zeros(4).double(), torch.ones(4).double()
+        learned = (weight, bias) if affine else (None, None)
+        output = norm(images, *statistics, *learned, momentum=0.3, eps=1e-3)
+        output.backward(upstream.detach())
+        outcomes.append([output, images.grad, *statistics, *([weight.grad, bias.grad] if affine else [])])
+    torch.testing.assert_close(*outcomes, rtol=1e-10, atol=1e-12)
+
+
+def test_every_batch_norm_in_training_goes_over_all_processes_and_no_other_layer(monkeypatch):
+    seen = []
+    monkeypatch.setattr(processes, "count_processes", lambda: 2)
+    monkeypatch.setattr(processes, "sum_over_processes", lambda tensor: seen.append(len(tensor)) or 2 * tensor)
+    evaluated = nn.BatchNorm1d(5).eval()
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.LayerNorm(4), nn.Linear(4, 5), evaluated)
+    x = torch.randn(1, 3)  # one sample here and one there
+    with common_batch_norms():
+        model(x)
+    assert seen == [4 + 1, 4]  # sums and count, then squares
+    assert evaluated.num_batches_tracked == 0
+
+
+def test_half_precision_is_normalized_in_single_precision_and_comes_back_as_it_was():
+    images = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    output = common_batch_norm(images.bfloat16(), None, None)
+    assert output.dtype == torch.bfloat16
+    expected = F.batch_norm(images.bfloat16().float(), None, None, training=True)
+    torch.testing.assert_close(output.float(), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_batch_norms_that_gpus_share_have_the_same_parameters_and_keep_their_activations(monkeypatch):
+    """timm's batch norms hold an activation, which torch's own conversion drops."""
+    monkeypatch.setattr(processes, "count_processes", lambda: 2)
+    torch.manual_seed(0)
+    backbone = create_backbone("mobilenetv4_small", image_size=32).eval()
+    images, parameters = torch.randn(2, 3, 32, 32), set(backbone.parameters())
+    before = backbone(images)
+    assert synchronize_batch_norms(backbone, torch.device("cpu")) is backbone
+    converted = synchronize_batch_norms(backbone, torch.device("cuda"))
+    assert torch.equal(converted(images), before)
+    assert set(converted.parameters()) == parameters
+    norms = [m for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
