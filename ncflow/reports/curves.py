@@ -114,7 +114,7 @@ def _dress_curve(axes: Axes, key: str) -> None:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="gray")
     axes.set_title(f"{highlight.title}\n{key}", fontsize=10)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.25)
     if highlight.log and (measured > 0).any():
         axes.set_yscale("log", nonpositive="mask")
