@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+PROCESSES = "NCFLOW_PROCESSES"  # how many of them a suite wants for each run
 IMPORT = "NCFLOW_IMPORT"  # the files of --import, for `dvc repro`, `mlflow run` and every process that these start
 Config = Annotated[Path | None, typer.Option(help="YAML file; default: the project's params.yaml, if there is one.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated.")]
@@ -65,6 +66,9 @@ def train(
     data: Data = None,
     group: Annotated[str | None, typer.Option(help="Tag that holds the runs of one comparison together.")] = None,
     suite: Annotated[str | None, typer.Option(help="Tag of the suite that starts this run.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, envvar=PROCESSES, help="Processes that train it together; default: one.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Resolve and print the configuration; train nothing.")] = False,
 ) -> None:
     """Train one configuration: one MLflow run, one folder models/<exp_name>/.
@@ -72,8 +76,13 @@ def train(
     Stopped in any way, the same command goes on after the last finished epoch. SIGTERM ends it with exit code 75.
     """
     params = _load(config, set_)
+    from ncflow.suite import claimed, is_launched, launch
+    from ncflow.tracking import interruptible
+
+    if processes and processes > 1 and not (check or is_launched()):
+        with interruptible():
+            sys.exit(launch(["-m", "ncflow", *sys.argv[1:]], processes))
     from ncflow import assembly, stages  # after the parameters, whose errors need not wait for torch
-    from ncflow.suite import PROCESSES, claimed
 
     if check:
         import yaml
@@ -83,7 +92,7 @@ def train(
         return
     root = _root()
     folder = root / "models" / params.exp_name
-    data, processes = data or _snapshot_path(params), _count(os.environ.get(PROCESSES, ""))
+    data = data or _snapshot_path(params)
     main = int(os.environ.get("RANK", "0")) == 0
     assembly.check(params)  # before anything is made
     with claimed(root, params.exp_name) if main else nullcontext():

@@ -98,7 +98,7 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
     machine that trained it they are equal to the last bit.
     """
     params = make_params(read_yaml(folder / CONFIG))
-    provenance = json.loads((folder / PROVENANCE).read_text())
+    provenance = _read_provenance(folder / PROVENANCE)
     images = Snapshot.load(data)
     if images.digest != provenance["snapshot"]["digest"]:
         raise ValueError(f"{folder} was trained on another snapshot than {data}; run `dvc repro`, or name its own")
@@ -138,6 +138,18 @@ def _provenance(params: Params, images: Snapshot, root: Path, hardware: str) -> 
         "snapshot": {"name": snapshot_name(params), "digest": images.digest},
         "hardware": hardware,
     }
+
+
+def _read_provenance(file: Path) -> dict[str, Any]:
+    """What training wrote; a ValueError names a file that is missing or damaged."""
+    try:
+        provenance: dict[str, Any] = json.loads(file.read_text())
+        whole = all(isinstance(text, str) for text in (provenance["snapshot"]["digest"], provenance["hardware"]))
+    except (ValueError, KeyError, TypeError, FileNotFoundError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{file} is missing or damaged; train the run again, or fetch it with `dvc pull`")
+    return provenance
 
 
 def _tags(params: Params, provenance: dict[str, Any], group: str | None, suite: str | None) -> dict[str, Any]:

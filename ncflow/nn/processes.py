@@ -2,18 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+def count_processes() -> int:
+    """How many processes train together; one where there is no process group."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum over all processes, with gradient; the tensor itself where there is one process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if count_processes() == 1:
         return tensor
     total: Tensor = _AllReduce.apply(tensor)
     return total
+
+
+def synchronize_batch_norms(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with torch's quick SyncBatchNorm, where GPUs share a batch, and with the same parameters.
+
+    It is for GPUs alone: `common_batch_norms` does the same anywhere.
+    """
+    if count_processes() == 1 or device.type != "cuda":
+        return module
+    from timm.layers import convert_sync_batchnorm  # torch's own drops the activation inside of timm's batch norms
+
+    synchronized: nn.Module = convert_sync_batchnorm(module)
+    return synchronized
+
+
+def common_batch_norms() -> AbstractContextManager[object]:
+    """Inside, every batch norm in training mode, whatever its class, normalizes by the batch of all processes."""
+    return _CommonBatchNorms() if count_processes() > 1 else nullcontext()
+
+
+def common_batch_norm(
+    images: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.batch_norm` in training mode over the (B, C, ...) of all processes, of which each has a part of one at least.
+
+    Ioffe and Szegedy 2015; the mean first and then the mean square around it, so that nothing cancels.
+    """
+    x = images.to(torch.promote_types(images.dtype, torch.float32)).movedim(1, -1)  # (B, ..., C)
+    others = tuple(range(x.ndim - 1))
+    sums = sum_over_processes(torch.cat([x.sum(others), x.new_tensor([x[..., 0].numel()])]))
+    count = sums[-1].detach()
+    centered = x - (mean := sums[:-1] / count)
+    var = sum_over_processes(centered.square().sum(others)) / count
+    with torch.no_grad():  # in place: data-parallel training keeps references to the buffers
+        if running_mean is not None and running_var is not None:
+            running_mean.lerp_(mean.to(running_mean), momentum)
+            running_var.lerp_((var * count / (count - 1)).to(running_var), momentum)
+    y = centered * (var + eps).rsqrt()
+    y = y if weight is None else y * weight
+    y = y if bias is None else y + bias
+    return y.movedim(-1, 1).to(images.dtype)
+
+
+class _CommonBatchNorms(TorchFunctionMode):
+    """Modules stay what they are; what they call is another function."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = kwargs or {}
+        if func is F.batch_norm and options.get("training"):
+            return common_batch_norm(*args, **{name: value for name, value in options.items() if name != "training"})
+        return func(*args, **options)
 
 
 class _AllReduce(torch.autograd.Function):

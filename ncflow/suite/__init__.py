@@ -2,20 +2,21 @@
 
 from ncflow.suite.engines import ENGINES, create_engine
 from ncflow.suite.jobs import RESUME, Claimed, Job, claimed, make_jobs
-from ncflow.suite.process import PROCESSES
+from ncflow.suite.launcher import is_launched, launch
 from ncflow.suite.schedule import run_suite
 from ncflow.suite.table import failures, watch
 from ncflow.suite.track import track
 
 __all__ = [
     "ENGINES",
-    "PROCESSES",
     "RESUME",
     "Claimed",
     "Job",
     "claimed",
     "create_engine",
     "failures",
+    "is_launched",
+    "launch",
     "make_jobs",
     "run_suite",
     "track",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any, Protocol
+from typing import Protocol
 
 from ncflow.lookup import lookup
 from ncflow.suite.jobs import Job
@@ -75,9 +75,10 @@ class LocalEngine:
     def start(self, job: Job) -> Attempt:
         slot = self._free_slot()
         assert slot is not None, "asked to start a job without room for it"
-        gpus = self._gpus[slot]
-        shape: dict[str, Any] = {"processes": self._processes, "threads": self._threads, "on_gpu": bool(gpus)}
-        attempt = self._slots[slot] = Attempt(Task(job.arguments, job.root, job.log, gpus=gpus, **shape))
+        task = Task(
+            job.arguments, job.root, job.log, processes=self._processes, threads=self._threads, gpus=self._gpus[slot]
+        )
+        attempt = self._slots[slot] = Attempt(task)
         return attempt
 
     def _free_slot(self) -> int | None:

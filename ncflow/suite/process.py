@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PROCESSES = "NCFLOW_PROCESSES"  # tells the training processes how many they should be
+PROCESSES = "NCFLOW_PROCESSES"  # tells training how many processes it should be
 GRACE = 60.0  # seconds between asking a process to end and ending it
 
 
@@ -29,7 +29,6 @@ class Task:
     log: Path
     processes: int = 1
     threads: int = 1
-    on_gpu: bool = False
     gpus: tuple[str, ...] | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -54,7 +53,7 @@ class Attempt:
             self._log, self._offset = task.log, log.tell()
             # In a session of its own: Ctrl-C in a terminal reaches the suite alone, which then ends its jobs in order.
             self._process = subprocess.Popen(
-                [sys.executable, "-ISc", _END_WITH_PARENT, *launcher(task.processes, task.threads), *task.arguments],
+                python(*task.arguments),
                 cwd=task.cwd,
                 env=os.environ | _share(task),
                 stdin=subprocess.DEVNULL,
@@ -97,33 +96,21 @@ def run_task(task: Task) -> Ending:
         attempt.end()
 
 
-def launcher(processes: int, threads: int) -> list[str]:
-    """The command that starts Python in so many processes."""
-    if processes == 1:  # a launcher would cost seconds, and memory as long as it waits
-        return [sys.executable]
-    # Everything said explicitly: what is left out, Accelerate takes from a configuration of another project, or warns.
-    options = {
-        "--num_processes": processes,
-        "--num_machines": 1,
-        "--num_cpu_threads_per_process": threads,
-        "--mixed_precision": "no",
-        "--dynamo_backend": "no",
-        "--main_process_port": 0,  # a free one: runs side by side must not meet
-    }
-    flags = [str(part) for option in options.items() for part in option]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *flags]
+def python(*arguments: str) -> list[str]:
+    """The command that starts Python, which is asked to end when its parent has died."""
+    return [sys.executable, "-ISc", _END_WITH_PARENT, sys.executable, *arguments]
 
 
 def explain(code: int, log: Path, offset: int = 0) -> str:
     """Why a process ended, in one line: the signal that killed it, else its own last word in the log after `offset`."""
-    if code < 0:
-        name = signal.Signals(-code).name
+    if code < 0 or code > 128:  # the latter where it was one of several processes that was killed
+        name = signal.Signals(-code if code < 0 else code - 128).name
         return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
     with log.open("rb") as file:
         file.seek(offset)
         lines = [line.strip() for line in re.split(r"[\r\n]+", file.read().decode(errors="replace")) if line.strip()]
     own = [line for line in lines if line.startswith(MESSAGE)]
-    # Of several processes, the launcher's own traceback follows that of the process that failed: the first one counts.
+    # Of several processes, the others' complaints follow the traceback of the one that failed: the first one counts.
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", re.sub(r"^\[rank\d+\]:\s*", "", line))]
     return (own[-1:] or errors[:1] or lines[-1:] or [f"exit code {code}"])[0]
 
@@ -138,8 +125,6 @@ def _share(task: Task) -> dict[str, str]:
     share = {PROCESSES: str(task.processes), "OMP_NUM_THREADS": str(task.threads)}
     if task.gpus is not None:
         share["CUDA_VISIBLE_DEVICES"] = ",".join(task.gpus)
-    if task.processes > 1 and not task.on_gpu:
-        share["ACCELERATE_USE_CPU"] = "true"  # or Accelerate starts one process, whatever it is asked for
     return task.environment | share
 
 

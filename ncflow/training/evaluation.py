@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -102,7 +102,7 @@ def evaluate_splits(
     on_train = measure(train)
     told = classifier.head.diagnostics(solver=solver)
     on_train.metrics.update({f"head/{name}": value for name, value in told.items()})
-    unseen = {"test": test} | ({"val": validation} if validation else {})
+    unseen = {"test": test} | ({"val": validation} if validation is not None else {})
     measure = partial(measure, train_means=on_train.class_means, posthoc_tau=posthoc_tau)
     return {"train": on_train} | {split: measure(batches) for split, batches in unseen.items()}
 
@@ -115,6 +115,9 @@ def extract(
 
     Of this process's share of a split, in stored order.
     """
+    count = len(batches.share)
+    if not count:  # fewer samples than processes: the first one's tell the widths, and none of them counts
+        batches = replace(batches, process_index=0)
     parts = []
     watch: AbstractContextManager[dict[str, Tensor]] = capture(classifier.backbone) if layers else nullcontext({})
     with _evaluating(classifier), watch as pooled:
@@ -123,9 +126,9 @@ def extract(
             parts.append((output.features, output.logits, dict(pooled)))
     features, logits, by_layer = zip(*parts, strict=True)
     return (
-        torch.cat(features),
-        torch.cat(logits),
-        {name: torch.cat([p[name] for p in by_layer]) for name in by_layer[0]},
+        torch.cat(features)[:count],
+        torch.cat(logits)[:count],
+        {name: torch.cat([p[name] for p in by_layer])[:count] for name in by_layer[0]},
     )
 
 

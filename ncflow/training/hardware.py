@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 
 import torch
@@ -12,10 +13,16 @@ from ncflow.lookup import lookup
 
 
 def create_accelerator(device: str = "auto") -> Accelerator:
-    """The processes that this run was launched with, on their GPUs if there are any, unless `device` is "cpu"."""
+    """The processes that this run was launched with, each on its GPU if there are any, unless `device` is "cpu"."""
     if not torch.distributed.is_initialized():  # several runs in one process: each decides anew
         AcceleratorState._reset_state(reset_partial_state=True)
     cpu = device == "cpu" or not torch.cuda.is_available()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as launchers tell
+    if not cpu and here > torch.cuda.device_count():
+        raise ValueError(
+            f"expected a GPU for each of the {here} processes on this machine, got {torch.cuda.device_count()}; "
+            "use fewer processes, or train.device=cpu"
+        )
     return Accelerator(cpu=cpu, mixed_precision="no")  # `autocast` below, not Accelerate's environment, decides
 
 

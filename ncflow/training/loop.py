@@ -13,8 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from ncflow.geometry.polar import OUT_OF_RANGE
 from ncflow.nn import Classifier, drift_penalty, feature_penalty
 from ncflow.nn.losses import Loss
+from ncflow.nn.processes import common_batch_norms, sum_over_processes, synchronize_batch_norms
 from ncflow.training.evaluation import Evaluation, evaluate_splits
 from ncflow.training.hardware import autocast, create_accelerator, reproducible_convolutions
 from ncflow.training.state import State, apply_state, collect_state
@@ -77,12 +79,13 @@ def fit(
     """
     accelerator = accelerator or create_accelerator()
     classifier.to(memory_format=torch.channels_last)
-    model, optimizer = accelerator.prepare(_synchronized(classifier, accelerator), optimizer)
+    classifier.backbone = synchronize_batch_norms(classifier.backbone, accelerator.device)
+    model, optimizer = accelerator.prepare(classifier, optimizer)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
     base_rates = [group["lr"] for group in optimizer.param_groups]
 
     def objective(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(precision, accelerator.device):
+        with autocast(precision, accelerator.device), common_batch_norms():
             logits, features = model(images.contiguous(memory_format=torch.channels_last), targets)
         loss = current(logits, targets)
         if drift_weight:
@@ -111,13 +114,12 @@ def fit(
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
         started = time.perf_counter()
-        batches = train.shuffled(epoch)
         with reproducible_convolutions(allow_tf32=True):
-            loss, accuracy = _train_epoch(model, batches, objective, optimizer, scaler, accelerator, epoch)
+            loss, accuracy = _train_epoch(model, train, objective, optimizer, scaler, accelerator, epoch)
         seconds = time.perf_counter() - started
         analysis = {}
         if epoch % analyze_freq == 0 or epoch == epochs:
-            broadcast(list(classifier.buffers()))  # batch norms saw a share each; the first process's are the model's
+            broadcast(list(classifier.buffers()))  # those of the first process are the model's, here as in training
             analysis = measure()
         rate = base_rates[0] * factor
         state = partial(collect_state, epoch, classifier, optimizer, scaler)
@@ -126,7 +128,7 @@ def fit(
 
 def _train_epoch(
     model: nn.Module,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    train: Batches,
     objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -135,26 +137,28 @@ def _train_epoch(
 ) -> tuple[float, float]:
     """One pass over the batches; mean loss and accuracy over all samples of all processes."""
     model.train()
-    losses, hits, sizes = [], [], []
+    losses, hits = [], []
     try:
-        for images, targets in batches:
+        for (images, targets), size in zip(train.shuffled(epoch), train.sizes, strict=True):
             loss, hit = objective(images, targets)
-            losses.append(loss.detach())
+            loss = loss * (len(targets) / size)  # a part of the mean over the samples of all processes
+            losses.append(sum_over_processes(loss.detach()))  # the same in each: if one diverges, all stop
             hits.append(hit)
-            sizes.append(len(targets))
             if accelerator.device.type == "cpu":  # on a GPU looking at every loss would stall the queue: once an epoch
                 _refuse_if_diverged(losses[-1:], epoch, len(losses), optimizer)
             optimizer.zero_grad()
-            accelerator.backward(scaler.scale(loss))
+            accelerator.backward(scaler.scale(loss * accelerator.num_processes))  # the mean over them is the sum
             scaler.step(optimizer)
             scaler.update()
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # the geometry of features that are not finite
+    except ValueError as error:
+        if str(error) != OUT_OF_RANGE:  # the geometry of features that are not finite, in every process
+            raise
         losses.append(torch.tensor(torch.nan, device=accelerator.device))
     _refuse_if_diverged(losses, epoch, 1, optimizer)
-    weights = torch.tensor(sizes, dtype=torch.float64, device=accelerator.device)
-    sums = torch.stack([weights @ torch.stack(losses).double(), torch.stack(hits).sum().double(), weights.sum()])
-    total_loss, total_hits, total = accelerator.reduce(sums, "sum").tolist()
-    return total_loss / total, total_hits / total
+    weights = torch.tensor(train.sizes, dtype=torch.float64, device=accelerator.device)
+    total_loss = weights @ torch.stack(losses).double()
+    total_hits = sum_over_processes(torch.stack(hits).sum())
+    return total_loss.item() / train.num_samples, total_hits.item() / train.num_samples
 
 
 def _refuse_if_diverged(losses: list[Tensor], epoch: int, step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -167,11 +171,3 @@ def _refuse_if_diverged(losses: list[Tensor], epoch: int, step: int, optimizer: 
             f"the loss is {losses[int((~finite).int().argmax())].item()} at epoch {epoch}, step {step}, learning rate "
             f"{rate:g}; try a smaller train.lr, or train.precision=fp32"
         )
-
-
-def _synchronized(classifier: Classifier, accelerator: Accelerator) -> nn.Module:
-    """Batch norms that see the whole batch when it is split over GPUs: results do not depend on their number."""
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
-        classifier.backbone = convert(classifier.backbone)
-    return classifier

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ncflow.lookup import check_options, lookup
+from ncflow.lookup import check_options, explained_options, lookup
 from ncflow.training.agd import AGD, orthogonal_init
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
@@ -28,7 +28,11 @@ def create_optimizer(name: str, parameters: Parameters, **options: Any) -> torch
         if (value := chosen.pop(option, 0)) != 0:  # none is what zero means
             raise ValueError(f"optimizer '{name}' takes no {option}, got {value}: {reason}")
     check_options(optimizer, chosen, f"optimizer '{name}'")
-    return optimizer(list(parameters), **chosen)
+    with explained_options(f"optimizer '{name}'", chosen):
+        try:
+            return optimizer(list(parameters), **chosen)
+        except ValueError as error:  # torch's, which names neither the optimizer nor what else was chosen
+            raise TypeError(error) from error
 
 
 def parameter_groups(module: nn.Module, *, decay: str = "all") -> list[dict[str, Any]]:
@@ -61,10 +65,11 @@ def create_schedule(name: str, *, warmup: float = 0.0, **options: Any) -> Schedu
     """
     schedule = lookup(SCHEDULES, name, "schedule")
     check_options(schedule, options, f"schedule '{name}'")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup is a share of the training in [0, 1), got {warmup}")
     chosen = partial(schedule, **options)
-    chosen(0.0)  # so that options out of range are refused here, not in the first epoch
+    with explained_options(f"schedule '{name}'", options | {"warmup": warmup}):
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup is a share of the training in [0, 1), got {warmup}")
+        chosen(0.0)  # so that options out of range are refused here, not in the first epoch
     return partial(_warmed_up, schedule=chosen, warmup=warmup) if warmup else chosen
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from ncflow.data import Batches, Snapshot, load_batches
 from ncflow.nn import Classifier, create_backbone, create_head
@@ -31,5 +32,17 @@ def make_classifier() -> Callable[..., Classifier]:
         torch.manual_seed(seed)
         body = create_backbone(backbone)
         return Classifier(body, create_head(head, body.num_features, 10, **options))
+
+    return make
+
+
+@pytest.fixture
+def few() -> Callable[..., Classifier]:
+    """A classifier with few parameters and without batch statistics, quick to train."""
+
+    def make(head: str = "linear", *, seed: int = 0) -> Classifier:
+        torch.manual_seed(seed)
+        backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.ReLU())
+        return Classifier(backbone, create_head(head, 16, 10))
 
     return make

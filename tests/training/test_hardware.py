@@ -84,6 +84,15 @@ def test_cpu_is_the_cpu_and_one_process_every_time():
         assert accelerator.device.type == "cpu" and accelerator.num_processes == 1 and accelerator.is_main_process
 
 
+def test_more_processes_than_gpus_are_refused_unless_they_are_to_run_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="a GPU for each of the 2 processes on this machine, got 1; use fewer"):
+        create_accelerator()
+    assert create_accelerator("cpu").device.type == "cpu"
+
+
 def test_a_description_names_processes_device_threads_and_precision():
     threads = torch.get_num_threads()
     one, two = (SimpleNamespace(num_processes=count, device=CPU) for count in (1, 2))

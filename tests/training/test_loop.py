@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ncflow.data import Batches, Snapshot, load_batches
-from ncflow.nn import HEADS, Classifier, create_backbone, create_head, create_loss
-from ncflow.training import (
-    SCHEDULES,
-    Diverged,
-    EpochRecord,
-    StateFolder,
-    create_accelerator,
-    create_optimizer,
-    evaluate_splits,
-    fit,
-)
+from ncflow.data import Batches
+from ncflow.nn import HEADS, Classifier, create_loss
+from ncflow.training import SCHEDULES, Diverged, EpochRecord, create_optimizer, evaluate_splits, fit
 
 
 @pytest.fixture
@@ -222,142 +209,6 @@ def test_an_error_in_the_linear_algebra_of_finite_numbers_is_not_hidden(start, f
 
     with pytest.raises(RuntimeError, match="something else"):
         list(start(few(), criterion=broken))
-
-
-# --- two processes ---
-
-
-class Flat(nn.Sequential):
-    """A backbone without batch statistics: what one process computes, two must."""
-
-    num_features = 16
-
-    def __init__(self) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.ReLU())
-
-
-@pytest.fixture
-def few(make_classifier):
-    """A classifier with few parameters, quick to train."""
-
-    def make(head: str = "linear") -> Classifier:
-        torch.manual_seed(0)
-        return Classifier(Flat(), create_head(head, Flat.num_features, 10))
-
-    return make
-
-
-def load(digits: Snapshot, rank: int = 0, processes: int = 1) -> dict[str, Batches]:
-    share = {"process_index": rank, "num_processes": processes}
-    return {split: load_batches(digits, split, image_size=8, batch_size=46, **share) for split in ("train", "test")}
-
-
-def start_share(
-    accelerator: Accelerator, classifier: Classifier, digits: Snapshot, resume: dict | None = None
-) -> Iterator[EpochRecord]:
-    """Two epochs as one of so many processes."""
-    return fit(
-        classifier,
-        **load(digits, accelerator.process_index, accelerator.num_processes),
-        criterion=create_loss("ce"),
-        optimizer=create_optimizer("sgd", classifier.parameters(), lr=0.05),
-        epochs=2,
-        class_counts=digits.class_counts,
-        drift_weight=0.1,
-        analyze_freq=2,
-        accelerator=accelerator,
-        resume=resume,
-    )
-
-
-def train_share(rank: int, processes: int, classifier: Classifier, digits: Snapshot, folder: str = "") -> dict:
-    """What a process has at the end; with a folder it stops after the first epoch and goes on from what is there."""
-    accelerator = create_accelerator("cpu")
-    assert (accelerator.process_index, accelerator.num_processes) == (rank, processes)
-    fresh = deepcopy(classifier)
-    records = start_share(accelerator, classifier, digits)
-    if folder:
-        states, state = StateFolder(folder), next(records).state()
-        assert len(state["randomness"]) == processes
-        if accelerator.is_main_process:
-            states.write(state)
-        classifier = fresh
-        records = start_share(accelerator, classifier, digits, resume=states.newest(accelerator))
-    *_, last = records
-    logits = {split: result.logits for split, result in last.analysis.items()}
-    return {"numbers": numbers(last), "logits": logits, "state": classifier.state_dict()}
-
-
-def process(rank: int, port: int, folder: str, digits: Snapshot, classifiers: dict[str, Classifier]) -> None:
-    """One of two processes, launched as Accelerate would."""
-    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in where.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    results = {"resumed": train_share(rank, 2, deepcopy(classifiers["linear"]), digits, f"{folder}/state")}
-    results |= {name: train_share(rank, 2, classifier, digits) for name, classifier in classifiers.items()}
-    torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, digits):
-    """What each of two processes has after training a classifier with batch norms, and each head without."""
-    folder = tmp_path_factory.mktemp("processes")
-    torch.manual_seed(0)
-    classifiers = {"batch_norm": Classifier(create_backbone("resnet20"), create_head("linear", 64, 10))}
-    for head in HEADS:
-        torch.manual_seed(0)
-        classifiers[head] = Classifier(Flat(), create_head(head, 16, 10))
-    torch.multiprocessing.spawn(process, (free_port(), str(folder), digits, classifiers), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-@pytest.mark.slow
-def test_all_processes_measure_the_same_and_hold_the_same_model(two_processes):
-    first, second = two_processes
-    for name in first:
-        assert first[name]["numbers"] == second[name]["numbers"]
-        for key, tensor in first[name]["state"].items():
-            assert torch.equal(second[name]["state"][key], tensor), f"{name}: {key}"
-
-
-@pytest.mark.slow
-def test_two_processes_go_on_as_if_they_had_not_stopped(two_processes):
-    for result in two_processes:
-        assert result["resumed"]["numbers"] == result["linear"]["numbers"]
-        for name, tensor in result["linear"]["state"].items():
-            assert torch.equal(result["resumed"]["state"][name], tensor), name
-
-
-@pytest.mark.slow
-def test_what_two_processes_measure_is_the_model_that_the_first_one_saves(two_processes, digits, make_classifier):
-    """Every sample once, in stored order; batch norms of one process, not of each its own."""
-    result = two_processes[0]["batch_norm"]
-    classifier = make_classifier()
-    classifier.load_state_dict(result["state"])
-    analysis = evaluate_splits(classifier, **load(digits), class_counts=digits.class_counts)
-    for split, alone in analysis.items():
-        torch.testing.assert_close(result["logits"][split], alone.logits, atol=1e-4, rtol=1e-4)
-        assert result["numbers"][split] == pytest.approx(alone.metrics, rel=1e-3, abs=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("head", HEADS)
-def test_two_processes_train_as_one_does(head, two_processes, digits, few):
-    sizes = [len(targets) for _, targets in load(digits)["train"].shuffled(1)]
-    assert all(size % 2 == 0 for size in sizes)  # then the mean of two means is the mean
-    alone = train_share(0, 1, few(head), digits)
-    together = two_processes[0][head]
-    torch.testing.assert_close(together["state"], dict(alone["state"]), atol=1e-3, rtol=1e-3)
-    assert together["numbers"]["loss"] == pytest.approx(alone["numbers"]["loss"], rel=1e-4)
-    assert together["numbers"]["accuracy"] == pytest.approx(alone["numbers"]["accuracy"], abs=0.005)
 
 
 def test_a_deferred_criterion_takes_over_after_its_share_of_the_epochs(start, few):

@@ -1,0 +1,80 @@
+"""One run in several processes of this machine: they find each other, and end together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from ncflow.suite.jobs import RESUME
+from ncflow.suite.process import GRACE, cpus, python
+
+PATIENCE = 10.0  # seconds for the others to say, and log, what ended the first
+
+
+def is_launched() -> bool:
+    """Whether this process is one of those that a launcher has started: `launch`, torchrun or Accelerate."""
+    return "LOCAL_RANK" in os.environ
+
+
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Run Python in so many processes that train together; the exit code is 0, or that of the first that failed.
+
+    One that fails takes the others with it. SIGTERM, as `tracking.interruptible` raises it, reaches all of them.
+    """
+    together = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": _free_port()}
+    share = {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in together.items()}}
+    share = {"OMP_NUM_THREADS": str(max(cpus() // processes, 1))} | os.environ | share
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(processes):
+            environment = share | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            running.append(subprocess.Popen(python(*arguments), env=environment))
+        while None in (codes := [process.poll() for process in running]) and not any(codes):
+            time.sleep(0.1)
+        if RESUME in codes:  # nothing is wrong, and whom the others wait for has gone
+            _ask_to_end(running)
+    except SystemExit:
+        _ask_to_end(running)
+        raise
+    finally:
+        _end(running)
+    return _exit_code([code for code in codes if code])
+
+
+def _exit_code(failed: Sequence[int]) -> int:
+    """That of a process killed by a signal, as shells tell it, comes first: the others only noticed its absence."""
+    code = min(failed, default=0)
+    return 128 - code if code < 0 else code
+
+
+def _ask_to_end(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in running:
+        if process.poll() is None:
+            process.terminate()
+
+
+def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait, ask, and leave nothing."""
+    _wait(running, PATIENCE)
+    _ask_to_end(running)
+    _wait(running, GRACE)
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def _wait(running: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    with suppress(subprocess.TimeoutExpired):
+        for process in running:
+            process.wait(max(until - time.monotonic(), 0))
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
