@@ -80,6 +80,8 @@ def train(
     from ncflow.tracking import interruptible
 
     if processes and processes > 1 and not (check or is_launched()):
+        with claimed(_root(), params.exp_name):
+            pass  # or it is said here, before several processes wait for each other
         with interruptible():
             sys.exit(launch(["-m", "ncflow", *sys.argv[1:]], processes))
     from ncflow import assembly, stages  # after the parameters, whose errors need not wait for torch
@@ -271,7 +273,7 @@ def main() -> None:
     except (ValueError, FloatingPointError, MemoryError, OSError) as error:
         _fail(str(error))
     except SystemExit as stop:
-        if stop.code == os.EX_TEMPFAIL:
+        if stop.code == os.EX_TEMPFAIL and type(stop) is not SystemExit:  # those of our own say why
             print(f"ncflow: {stop}", file=sys.stderr)
         raise
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ncflow import cli
-from ncflow.suite import launcher, process
+from ncflow.suite import claimed, launcher, process
 from ncflow.tracking import Interrupted, interruptible
 
 FIRST = "import os, sys, time, signal\nfirst = os.environ['RANK'] == '0'\n"
@@ -96,11 +96,11 @@ def started(tmp_path, monkeypatch):
     monkeypatch.setattr("ncflow.stages.train", lambda *_, processes, **__: calls.append(processes))
     calls: list[object] = []
 
-    def run(*words: str) -> list[object]:
+    def run(*words: str, code: int | None = None) -> list[object]:
         monkeypatch.setattr(sys, "argv", ["ncflow", "train", *words])
         with pytest.raises(SystemExit) as exit_:
             cli.main()
-        assert exit_.value.code == (5 if calls and isinstance(calls[0], tuple) else 0)
+        assert exit_.value.code == (code or (5 if calls and isinstance(calls[0], tuple) else 0))
         return calls
 
     return run
@@ -130,6 +130,18 @@ def test_one_of_those_that_a_launcher_has_started_starts_no_others_and_checks_th
 def test_a_check_needs_one_process(started, capsys):
     assert started("--check", "--processes", "2") == []
     assert "exp_name" in capsys.readouterr().out
+
+
+def test_a_run_that_is_trained_already_is_said_so_once(started, tmp_path, monkeypatch, capsys):
+    with claimed(tmp_path, "held"):
+        assert started("--processes", "2", "--set", "exp_name=held", code=75) == []
+    assert capsys.readouterr().err == "ncflow: another process trains models/held; wait until it ends, or end it\n"
+
+
+def test_put_off_is_a_code_without_words_where_the_processes_have_said_why(started, monkeypatch, capsys):
+    monkeypatch.setattr("ncflow.suite.launch", lambda *_: 75)
+    assert started("--processes", "2", code=75) == []
+    assert capsys.readouterr().err == ""
 
 
 def test_less_than_one_process_is_refused(monkeypatch, capsys, tmp_path):

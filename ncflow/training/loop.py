@@ -73,10 +73,10 @@ def fit(
 
     The loss is criterion(logits, targets) + drift_weight·‖batch mean of features‖² + feature_weight·feature_penalty.
     `schedule` maps the share of epochs done to a factor of the learning rate; `deferred` is a share of the epochs and
-    the criterion to go on with from there. Several processes with their shares of the batches train as one does with
-    the whole batches, as long as the criterion is a mean over samples. test and `validation` are only ever measured. `resume`, the state() of a
-    record, goes on after it: on a CPU with the bits of a run that never stopped. Raises Diverged, naming epoch, step
-    and learning rate, when the loss is not finite.
+    the criterion to go on with from there. test and `validation` are only ever measured. Several processes, each with
+    its share of the batches, train as one does with all of them, as long as the criterion is a mean over samples.
+    `resume`, the state() of a record, goes on after it: on a CPU with the bits of a run that never stopped. Raises
+    Diverged, naming epoch, step and learning rate, when the loss is not finite.
     """
     accelerator = accelerator or create_accelerator()
     classifier.to(memory_format=torch.channels_last)
