@@ -62,10 +62,11 @@ def _start(job: Job, running: dict[str, Running], engine: Engine, prepare: Calla
 
 
 def _look_at(job: Job, running: dict[str, Running], retries: int) -> None:
-    """Note that a job has begun, and how it ended: a killed one waits again."""
-    ending = running[job.name].poll()
+    """Note that a job has begun or, at a later look, so that each is seen, how it ended: a killed one waits again."""
     if job.state == "waiting" and running[job.name].has_started():
         job.state, job.started, job.epochs_before = "running", time.monotonic(), job.epochs_done()
+        return
+    ending = running[job.name].poll()
     if ending is None:
         return
     del running[job.name]
