@@ -494,7 +494,9 @@ def ray():
     import ray
 
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    asked_to_end = signal.getsignal(signal.SIGTERM)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    signal.signal(signal.SIGTERM, asked_to_end)  # Ray's own would stay for the tests that come after
     yield ray
     ray.shutdown()
 

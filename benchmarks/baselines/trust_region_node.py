@@ -13,10 +13,11 @@ import math
 from typing import Any
 
 import numpy as np
-import pymanopt
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ncflow.geometry.riemannian import import_pymanopt
 
 Array = NDArray[np.float64]
 
@@ -79,6 +80,7 @@ class _Node(torch.autograd.Function):
 
 def _search(target: Array, previous: Array, proximal: float, tolerance: float) -> Array:
     """Trust regions on the Stiefel manifold of (d, K) frames."""
+    pymanopt = import_pymanopt()
     manifold = pymanopt.manifolds.Stiefel(*target.shape)
     k = target.shape[1]
 

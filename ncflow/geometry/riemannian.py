@@ -102,7 +102,7 @@ def _minimize(
     tolerance: float = 1e-10,
 ) -> tuple[Frame, RiemannianDiagnostics]:
     """Trust regions on the Stiefel manifold of (d, k) frames."""
-    pymanopt = _pymanopt()
+    pymanopt = import_pymanopt()
     manifold = pymanopt.manifolds.Stiefel(*shape)
     solver = pymanopt.optimizers.TrustRegions(max_iterations=max_iterations, min_gradient_norm=tolerance, verbosity=0)
     # From a start that is critical already, pymanopt divides 0 by 0, rejects the step and stops: nothing to warn about.
@@ -130,7 +130,7 @@ def _start(cost: Cost, shape: tuple[int, ...]) -> Frame:
     return q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
 
 
-def _pymanopt() -> ModuleType:
+def import_pymanopt() -> ModuleType:
     """pymanopt, without the switch to 64-bit JAX that its import makes for the whole process."""
     users_choice = jax.enable_x64.get_global()  # jax.config would answer for a surrounding `with jax.enable_x64(...)`
     import pymanopt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from typing import Any
 
 from ncflow.suite.jobs import Job
@@ -28,7 +29,9 @@ class RayEngine:
     ) -> None:
         self._ray = _import_ray()
         if not self._ray.is_initialized():
+            asked_to_end = signal.getsignal(signal.SIGTERM)
             self._ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+            signal.signal(signal.SIGTERM, asked_to_end)  # Ray's own would end this process without clearing up
         self._processes = processes or 1
         self._most = jobs or math.inf
         self._running: list[RayAttempt] = []
