@@ -7,8 +7,8 @@ out. Its results differ from ours by what its search leaves undone and by the di
 from an SVD in float64 by rounding to float32. In the cases of a head, "baseline" is the whole step of a ResNet-18 at
 batch 256 that the head is part of: the ratio is 1/share. The cost grows like K to the power said below the table.
 
-Predicted from operation counts: a backward pass of 10 dK² instead of 2 d(K²/2)², so thousands at K = 100; against the
-SVD 1.5 to 3, since eigenvectors of the K × K Gram matrix cost about 6 K³ where the SVD costs 20.
+From operation counts, made after the first timings: a backward pass of 10 dK² instead of 2 d(K²/2)², so thousands at
+K = 100; against the SVD 1.5 to 3, since eigenvectors of the K × K Gram matrix cost about 6 K³ where the SVD costs 20.
 """
 
 from __future__ import annotations

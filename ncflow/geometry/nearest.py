@@ -60,7 +60,7 @@ def etf_distance(class_means: Tensor) -> Tensor:
     try:
         singular_values = torch.linalg.svdvals(contrasts(_unit_means(class_means.double())[0]))
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        raise ValueError(polar.OUT_OF_RANGE) from None
+        raise polar.OutOfRange from None
     return (singular_values - 1 / math.sqrt(num_classes - 1)).square().sum(-1).to(class_means.dtype)
 
 

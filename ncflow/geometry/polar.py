@@ -21,7 +21,13 @@ from ncflow.geometry.inputs import check_tensors
 Saved = tuple[Tensor, ...]
 Solution = tuple[Tensor, Saved]  # the factor, and what its pullback needs
 EPS = torch.finfo(torch.float64).eps
-OUT_OF_RANGE = "class means must be finite and small enough to square, got others; did the training diverge?"
+
+
+class OutOfRange(ValueError):
+    """Means that are not finite, or too large to square, as those of a training that diverges."""
+
+    def __init__(self) -> None:
+        super().__init__("class means must be finite and small enough to square, got others; did the training diverge?")
 
 
 def polar_factor(a: Tensor) -> Tensor:
@@ -41,11 +47,12 @@ def polar_factor(a: Tensor) -> Tensor:
 
 
 def choose_method(dtype: torch.dtype, device: torch.device) -> str:
-    """The row of METHODS for results of this dtype on this device; every shape agrees, as `benchmarks` measures.
+    """The row of METHODS for results of this dtype on this device, whatever the shape.
 
-    On a GPU matrix products, tens of them, beat decompositions, which leave it idle. On a CPU the eigenvectors of the
-    Gram matrix come 1.5 to 3 times sooner than an SVD; squaring the condition number κ costs an accuracy of κ²·1e-16,
-    invisible in float32, but not to someone who asks for float64.
+    On a GPU matrix products should beat decompositions, which leave it idle; nobody has measured it yet. On a CPU the
+    eigenvectors of the Gram matrix come sooner than an SVD from some twenty classes on, and cost microseconds more
+    below. Squaring the condition number κ costs an accuracy of κ²·1e-16, invisible in float32, but not to someone who
+    asks for float64.
     """
     if device.type == "cuda":
         return "products"
@@ -62,7 +69,7 @@ def solve(a: Tensor, method: str) -> tuple[Tensor, str, Saved]:
         if solution is None:
             method, solution = "svd", _by_svd(a)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        raise ValueError(OUT_OF_RANGE) from None
+        raise OutOfRange from None
     factor, saved = solution
     return factor, method, saved
 

@@ -31,7 +31,8 @@ class RayEngine:
         if not self._ray.is_initialized():
             asked_to_end = signal.getsignal(signal.SIGTERM)
             self._ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-            signal.signal(signal.SIGTERM, asked_to_end)  # Ray's own would end this process without clearing up
+            if signal.getsignal(signal.SIGTERM) != asked_to_end:  # Ray's would end this process without clearing up
+                signal.signal(signal.SIGTERM, asked_to_end)
         self._processes = processes or 1
         self._most = jobs or math.inf
         self._running: list[RayAttempt] = []

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ncflow.geometry.polar import OUT_OF_RANGE
+from ncflow.geometry.polar import OutOfRange
 from ncflow.nn import Classifier, drift_penalty, feature_penalty
 from ncflow.nn.losses import Loss
 from ncflow.nn.processes import common_batch_norms, sum_over_processes, synchronize_batch_norms
@@ -151,9 +151,7 @@ def _train_epoch(
             accelerator.backward(scaler.scale(loss * accelerator.num_processes))  # the mean over them is the sum
             scaler.step(optimizer)
             scaler.update()
-    except ValueError as error:
-        if str(error) != OUT_OF_RANGE:  # the geometry of features that are not finite, in every process
-            raise
+    except OutOfRange:  # the geometry of features that are not finite, in every process
         losses.append(torch.tensor(torch.nan, device=accelerator.device))
     _refuse_if_diverged(losses, epoch, 1, optimizer)
     weights = torch.tensor(train.sizes, dtype=torch.float64, device=accelerator.device)
