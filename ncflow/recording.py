@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -54,8 +53,7 @@ def record(
             bar.set_postfix(shown)
         files.write_model(classifier)
     except Exception:  # what was measured before a failure stays with the failed run
-        with suppress(OSError):  # which must not hide the failure, such as a full disk
-            run.artifacts(files.path)
+        run.keep(files.path)
         raise
     run.artifacts(files.path)
     pixels, _ = next(example.ordered())

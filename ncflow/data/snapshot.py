@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,9 +45,8 @@ class Snapshot:
             raise ValueError(f"{path} is not empty; delete it to build the snapshot again")
         train, test = (load_source(recipe.name, recipe.root, split) for split in SPLITS)
         parts = recipe.apply(train)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-            folder = Path(temporary) / path.name
+        with _beside(path) as temporary:
+            folder = temporary / path.name
             folder.mkdir()
             manifest = write_manifest(folder, recipe.description() | _write_splits(folder, train, test, parts))
             folder.replace(path)
@@ -128,6 +130,20 @@ class Snapshot:
         if other := [key for key in asked if found[key] != asked[key]]:
             differences = ", ".join(f"{key} is {found[key]!r}, asked for {asked[key]!r}" for key in other)
             raise ValueError(f"{self.path} holds another snapshot: {differences}; use another folder or delete it")
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; a disk that is full or must not be written to is an error that names `path`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+            yield Path(temporary)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        reason = os.strerror(error.errno)
+        raise OSError(f"cannot write {path}: {reason}; mend this, and the same command makes it") from error
 
 
 def _write_splits(folder: Path, train: ImageSource, test: ImageSource, parts: Parts) -> dict[str, Any]:

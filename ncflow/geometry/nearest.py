@@ -78,13 +78,13 @@ class _NearestETF(torch.autograd.Function):
         unit, norm = _unit_means(class_means.double())
         target = unit * (2 / math.sqrt(num_classes - 1))
         if anchor is not None:
-            target = target + _pull(proximal, num_classes) * anchor.to(target)
+            target = torch.add(target, anchor.to(target), alpha=_pull(proximal, num_classes))
         target = contrasts(target)  # Aᵀ (..., K-1, d)
         method = polar.choose_method(class_means.dtype, class_means.device)
         factor, ctx.method, saved = polar.solve(target, method)
         ctx.save_for_backward(unit, norm, *saved)
         ctx.proximal, ctx.means, ctx.anchor = proximal, _like(class_means), _like(anchor)
-        etf = from_contrasts(solver(target, factor)) * _stretch(num_classes)
+        etf = from_contrasts(solver(target, factor)).mul_(_stretch(num_classes))
         return etf.to(class_means.dtype)
 
     @staticmethod
@@ -92,13 +92,13 @@ class _NearestETF(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         unit, norm, *saved = ctx.saved_tensors
         num_classes = grad.shape[-2]
-        upstream = contrasts(grad.double()) * _stretch(num_classes)
+        upstream = contrasts(grad.double()).mul_(_stretch(num_classes))
         of_target = from_contrasts(polar.pullback(ctx.method, tuple(saved), upstream))
         of_anchor = None
         if ctx.needs_input_grad[1]:
             of_anchor = _fit(_pull(ctx.proximal, num_classes) * of_target, *ctx.anchor)
         along = (unit * of_target).sum((-2, -1), keepdim=True)
-        of_means = (of_target - unit * along) * (2 / math.sqrt(num_classes - 1) / norm)
+        of_means = (of_target - unit * along).mul_(2 / math.sqrt(num_classes - 1) / norm)
         return _fit(of_means, *ctx.means), of_anchor, None, None
 
 

@@ -54,12 +54,11 @@ def start_run(
             mlflow.log_params(_strings(_flatten(config, "cfg")))
             yield RunLogger(mlflow, run.info.run_id, logged={m.key: m.step for m in run.data.to_proto().metrics})
         except BaseException as error:
-            with suppress(failed_store):  # what fails may be the store itself: the first failure is the one to hear of
+            # What fails may be the store itself: the first failure is the one to hear of.
+            with _in_haste(), suppress(failed_store):
                 mlflow.set_tags(_strings({"error": f"{type(error).__name__}: {error}"}))
-            with suppress(failed_store):
+            with _in_haste(), suppress(failed_store):
                 mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
-            if isinstance(error, failed_store):
-                raise OSError(f"MLflow's store failed, mend it and give the same command again: {error}") from error
             raise
         mlflow.end_run("FINISHED")
 
@@ -101,15 +100,23 @@ class RunLogger:
         """Columns of equal length, as rows of a step; MLflow compares those of the same `artifact_file` across runs."""
         if step not in self._steps_of(artifact_file):
             rows = {name: list(column) for name, column in columns.items()}
-            self.mlflow.log_table({"step": [step] * len(next(iter(rows.values()))), **rows}, artifact_file)
+            with self._writing():
+                self.mlflow.log_table({"step": [step] * len(next(iter(rows.values()))), **rows}, artifact_file)
 
     def artifacts(self, folder: Path, artifact_path: str | None = None) -> None:
         """A copy of every file in `folder`."""
-        self.mlflow.log_artifacts(str(folder), artifact_path)
+        with self._writing():
+            self.mlflow.log_artifacts(str(folder), artifact_path)
+
+    def keep(self, folder: Path) -> None:
+        """As `artifacts`, of a run that has failed: in haste, and hiding no failure by another one."""
+        with _in_haste(), suppress(OSError):
+            self.artifacts(folder)
 
     def artifact(self, file: Path, artifact_path: str | None = None) -> None:
         """A copy of one file."""
-        self.mlflow.log_artifact(str(file), artifact_path)
+        with self._writing():
+            self.mlflow.log_artifact(str(file), artifact_path)
 
     def dataset(self, name: str, digest: str, source: Path, context: str = "training") -> None:
         """The data version, shown in the runs table as `name (digest)`; MLflow keeps 36 characters of the digest."""
@@ -134,7 +141,7 @@ class RunLogger:
         classifier.register_forward_hook(lambda module, inputs, output: output.logits)
         with torch.no_grad():
             signature = self.mlflow.models.infer_signature(pair.numpy(), classifier(pair).numpy())
-        with warnings.catch_warnings():  # torch warns that shared weights may be on a GPU; these are on the CPU
+        with self._writing(), warnings.catch_warnings():  # torch warns that shared weights may be on a GPU; these are on the CPU
             warnings.filterwarnings("ignore", message="No complete tensor found")
             logged = self.mlflow.pytorch.log_model(
                 classifier,
@@ -146,6 +153,17 @@ class RunLogger:
                 pip_requirements=["mlflow", f"torch=={torch.__version__.partition('+')[0]}"],
             )
         return str(logged.model_uri)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Inside, what a disk or a server refuses is said with the place of the artifacts."""
+        try:
+            yield
+        except (OSError, self.mlflow.exceptions.MlflowException) as error:
+            where, reason = self.mlflow.active_run().info.artifact_uri, getattr(error, "strerror", None) or error
+            raise OSError(
+                f"cannot write MLflow's artifacts to {where}: {reason}; mend this, and the same command goes on"
+            ) from error
 
     def _steps_of(self, artifact_file: str) -> set[int]:
         """The steps that a table has rows of."""
@@ -163,6 +181,19 @@ class RunLogger:
                 return str(model.model_uri)
             self.mlflow.MlflowClient().delete_logged_model(model.model_id)
         return None
+
+
+@contextmanager
+def _in_haste() -> Iterator[None]:
+    """Inside, a server that does not answer is not waited for: for what led here, that has been done."""
+    patience = os.environ.get(_RETRIES)
+    os.environ[_RETRIES] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_RETRIES]
+        if patience is not None:
+            os.environ[_RETRIES] = patience
 
 
 def _lost_run(mlflow: Any, attempt: str | None) -> str | None:
@@ -208,5 +239,6 @@ class _Nothing:
         return iter(())
 
 
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow's default, 7, takes some four minutes
 _THUMBNAIL = 256  # pixels, as MLflow's
 _LONGEST = 5000  # characters; MLflow takes 6,000 in a parameter and 8,000 in a tag, its older servers 5,000

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,15 +44,18 @@ def store(root: Path) -> Iterator[Any]:
     """Inside, the module mlflow, which is yielded, reads and writes the project's store; outside, what it did before.
 
     The first to come creates the database while the others wait: MLflow's own creation breaks it for good when several
-    processes start together.
+    processes start together. A store that fails is an OSError that says so.
     """
     mlflow, uri = _import_mlflow(), tracking_uri(root)
-    if uri.startswith("sqlite:///"):
-        _create_database(uri, root)
     before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
     try:
+        if uri.startswith("sqlite:///"):
+            _create_database(uri, root)
+        mlflow.set_tracking_uri(uri)
         yield mlflow
+    except mlflow.exceptions.MlflowException as error:
+        reason = getattr(error.__cause__, "orig", error)  # of a database, without the statement that it refused
+        raise OSError(f"MLflow's store failed, mend it and give the same command again: {reason}") from error
     finally:
         mlflow.set_tracking_uri(before)
 
@@ -75,20 +80,36 @@ def _import_mlflow() -> Any:
         os.environ.setdefault(name, value)
     import mlflow
 
+    # Of a database that fails it would print the statements and its own insides, beside the error that says all.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow
 
 
 def _create_database(uri: str, root: Path) -> None:
     """Tables, default experiment and the one MLFLOW_EXPERIMENT_NAME asks for, where missing; one process at a time."""
+    from mlflow.exceptions import MlflowException
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy import Engine, event
+    from sqlalchemy.exc import DatabaseError
 
+    if not event.contains(Engine, "connect", _wait_for_others):
+        event.listen(Engine, "connect", _wait_for_others)
     file = Path(unquote(uri.removeprefix("sqlite:///")))
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
-        tables = SqlAlchemyStore(uri, artifact_root(root))
+        try:
+            tables = SqlAlchemyStore(uri, artifact_root(root))
+        except DatabaseError as error:
+            raise MlflowException(f"{file}: {error.orig}") from error
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
         if experiment and tables.get_experiment_by_name(experiment) is None:
             tables.create_experiment(experiment)
+
+
+def _wait_for_others(connection: Any, record: object) -> None:
+    """Let SQLite wait for the locks of others from the first look on, as long as MLflow's sessions do afterwards."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA busy_timeout = 20000")
 
 
 def _original(root: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,9 +13,13 @@ class OutOfMemory(MemoryError):
 
 @contextmanager
 def explained_faults(*, batch_size: int | str, precision: str) -> Iterator[None]:
-    """Inside, running out of memory raises OutOfMemory with the options that need less of it."""
+    """Inside, running out of memory raises OutOfMemory with the options that need less of it, and a disk is named."""
     try:
         yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise unwritable(error.filename2 or error.filename or "a temporary file", error.strerror) from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -25,9 +30,17 @@ def explained_faults(*, batch_size: int | str, precision: str) -> Iterator[None]
         ) from error
 
 
+def unwritable(place: object, reason: object) -> OSError:
+    """The error that says what cannot be written, why, and what to do."""
+    return OSError(
+        f"cannot write {place}: {reason}; mend this, and the same command goes on from the last whole epoch"
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or on a CPU, where torch raises RuntimeErrors that only their text tells."""
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in PHRASES)
 
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of no error in reading
 PHRASES = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")

@@ -12,6 +12,8 @@ from zipfile import ZipFile
 
 import torch
 
+from ncflow.training.faults import unwritable
+
 
 def write_tensors(path: Path, content: Mapping[str, Any]) -> Path:
     """torch.save, complete or not at all; `read_tensors` reads it."""
@@ -71,8 +73,7 @@ def _explained(path: Path, error: Exception) -> Exception:
     cause = error if isinstance(error, OSError) else error.__context__
     if not isinstance(cause, OSError):
         return error
-    reason = cause.strerror or str(cause)
-    return OSError(f"cannot write {path}: {reason}; mend this, and the same command goes on from the last whole epoch")
+    return unwritable(path, cause.strerror or cause)
 
 
 def _sync_folder(folder: Path) -> None:
