@@ -25,6 +25,7 @@ from ncflow.training import (
     describe,
     evaluate_splits,
     explained_faults,
+    keep_freed_memory,
     load_model,
     resolve_precision,
 )
@@ -60,6 +61,7 @@ def train(
     how = params.train
     with interruptible(), explained_faults(batch_size=how.batch_size, precision=how.precision):
         check(params)
+        keep_freed_memory()
         accelerator = create_accelerator(how.device)
         if processes not in (None, accelerator.num_processes):
             raise ValueError(f"asked for {processes} processes, but Accelerate started {accelerator.num_processes}")

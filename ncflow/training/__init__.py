@@ -6,7 +6,7 @@ from ncflow.training.agd import AGD, remove_affine
 from ncflow.training.checkpoint import RunFolder, load_model
 from ncflow.training.evaluation import Evaluation, evaluate, evaluate_splits
 from ncflow.training.faults import explained_faults
-from ncflow.training.hardware import create_accelerator, describe, resolve_precision
+from ncflow.training.hardware import create_accelerator, describe, keep_freed_memory, resolve_precision
 from ncflow.training.loop import Diverged, EpochRecord, fit
 from ncflow.training.optimizers import (
     OPTIMIZERS,
@@ -36,6 +36,7 @@ __all__ = [
     "explained_faults",
     "fit",
     "initialize",
+    "keep_freed_memory",
     "load_model",
     "parameter_groups",
     "remove_affine",

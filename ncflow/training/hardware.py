@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from contextlib import AbstractContextManager
 
 import torch
@@ -45,6 +47,16 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def keep_freed_memory() -> bool:
+    """Have this process keep the memory that it frees, for what it allocates next; whether the allocator agreed.
+
+    glibc gives large blocks back to the system at once, and each training step then gets the same ones anew, page by
+    page and zeroed. Kept, they cost some more memory. Other allocators, and GPUs, keep theirs anyway.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return mallopt is not None and all(mallopt(option, value) == 1 for option, value in KEEP_ALL.items())
+
+
 def reproducible_convolutions(*, allow_tf32: bool) -> AbstractContextManager[None]:
     """cuDNN by algorithms that give the same bits every time; `allow_tf32` lets them round float32 inputs to TF32."""
     flags = torch.backends.cudnn.flags
@@ -68,3 +80,6 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# <malloc.h>: M_MMAP_MAX 0, no block is a mapping of its own; M_TRIM_THRESHOLD -1, the heap never shrinks
+KEEP_ALL = {-4: 0, -1: -1}
