@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +58,32 @@ def test_torch_can_tell_what_this_cpu_multiplies_in():
     """The names that `auto` looks for are names that torch reports."""
     names = torch.cpu.get_capabilities()
     assert {"avx512_bf16", "amx_bf16"} <= set(names) or "bf16" in names
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep what is freed anyway")
+def test_freed_memory_is_kept_when_asked():
+    """The pages of a block that was freed and allocated again are there already; by default they come anew."""
+    by_default, kept = map(int, subprocess.check_output([sys.executable, "-c", FAULTS]).split())
+    assert kept < 100 < 10_000 < by_default
+
+
+FAULTS = """
+import resource, torch
+from ncflow.training import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def page_faults_of_a_block():
+    torch.ones(2**24), torch.ones(2**24)
+    before = faults()
+    torch.ones(2**24)
+    return faults() - before
+
+print(page_faults_of_a_block())
+assert keep_freed_memory()
+print(page_faults_of_a_block())
+"""
 
 
 @pytest.mark.parametrize("native", [True, False])
