@@ -118,18 +118,19 @@ def extract(
     count = len(batches.share)
     if not count:  # fewer samples than processes: the first one's tell the widths, and none of them counts
         batches = replace(batches, process_index=0)
-    parts = []
+    rows: list[Tensor] = []  # filled batch by batch: parts to be joined would need the memory twice
+    done = 0
     watch: AbstractContextManager[dict[str, Tensor]] = capture(classifier.backbone) if layers else nullcontext({})
     with _evaluating(classifier), watch as pooled:
         for images, _ in batches.ordered():
             output = classifier(images.contiguous(memory_format=torch.channels_last))
-            parts.append((output.features, output.logits, dict(pooled)))
-    features, logits, by_layer = zip(*parts, strict=True)
-    return (
-        torch.cat(features)[:count],
-        torch.cat(logits)[:count],
-        {name: torch.cat([p[name] for p in by_layer])[:count] for name in by_layer[0]},
-    )
+            parts = [output.features, output.logits, *pooled.values()]
+            rows = rows or [part.new_empty(len(batches.share), part.shape[1]) for part in parts]
+            for whole, part in zip(rows, parts, strict=True):
+                whole[done : done + len(part)] = part
+            done += len(images)
+        features, logits, *by_layer = (whole[:count] for whole in rows)
+        return features, logits, dict(zip(pooled, by_layer, strict=True))
 
 
 def logit_metrics(prefix: str, logits: Tensor, targets: Tensor, class_counts: Sequence[int]) -> dict[str, float]:
