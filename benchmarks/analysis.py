@@ -34,6 +34,11 @@ class Loaded:
     images: Tensor
     targets: Tensor
 
+    @property
+    def share(self) -> Tensor:
+        """Numbers of all samples."""
+        return torch.arange(len(self.targets))
+
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(self.images.split(BATCH), self.targets.split(BATCH), strict=True)
 

@@ -25,12 +25,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.frame import Case, run
-from ncflow.geometry import nearest_etf
+from ncflow.geometry import nearest_etf, polar
 from ncflow.geometry.polar import choose_method
 from ncflow.nn import Classifier, NearestETFHead, create_backbone
 
 PROXIMAL = 1e-3
 GROWTH = (10, 20, 50, 100, 200, 500)
+TORCH = "torch.linalg.polar"
+OTHER_METHODS = ("svd", "products", TORCH)
 Call = Callable[[], Any]
 
 
@@ -42,6 +44,7 @@ def cases(quick: bool) -> list[Case]:
     made += [against_svd(512, k) for k in (10, 100, 500)]
     largest = {"most_seconds": 0.6, "most_megabytes": 250.0}
     made += [against_svd(2048, 1000, **largest), seeds(8, 512, 100)]
+    made += [against_method(name, d, k) for d, k in ((512, 100), (2048, 1000)) for name in OTHER_METHODS]
     made += [Case(growth_name(k), partial(ours, 512, k), memory=False) for k in GROWTH]
     return [*made, head_in_a_step(10, least_ratio=50), head_in_a_step(100, least_ratio=20)]
 
@@ -65,6 +68,13 @@ def against_node(d: int, k: int, **goals: float) -> Case:
 def against_svd(d: int, k: int, **goals: float) -> Case:
     """Ours against the same closed form by an SVD in float64, with autograd around it."""
     return Case(f"SVD, (d, K) = ({d}, {k})", partial(ours, d, k), partial(by_svd, d, k), **goals)
+
+
+def against_method(name: str, d: int, k: int) -> Case:
+    """The polar factor alone in float64, by the method chosen for float32 on this device against another one."""
+    chosen = partial(factor_by, choose_method(torch.float32, torch.device("cpu")), d, k)
+    other = partial(factor_by_torch, d, k) if name == TORCH else partial(factor_by, name, d, k)
+    return Case(f"polar factor by {name}, (d, K) = ({d}, {k})", chosen, other, tolerance=1e-8, memory=False)
 
 
 def seeds(count: int, d: int, k: int) -> Case:
@@ -126,6 +136,22 @@ def by_svd(d: int, k: int) -> Call:
 
     means, anchor, upstream = problem(d, k)
     return partial(value_and_gradient, partial(nearest_etf_svd, anchor=anchor, proximal=PROXIMAL), means, upstream)
+
+
+def factor_by(method: str, d: int, k: int) -> Call:
+    a, upstream = torch.randn(2, k, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def call() -> list[Tensor]:
+        factor, used, saved = polar.solve(a, method)
+        assert used == method
+        return [factor, polar.pullback(used, saved, upstream)]
+
+    return call
+
+
+def factor_by_torch(d: int, k: int) -> Call:
+    a, upstream = torch.randn(2, k, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return partial(value_and_gradient, lambda rows: torch.linalg.polar(rows.mT)[0].mT, a, upstream)
 
 
 def value_and_gradient(function: Callable[[Tensor], Tensor], means: Tensor, upstream: Tensor) -> list[Tensor]:
