@@ -72,6 +72,8 @@ def start(
     classifier = build_classifier(params, images.num_classes, pretrained=True)
     initialize(how.optimizer, classifier)
     classifier.to(accelerator.device)
+    if accelerator.process_index:  # all begin with the same weights; what layers draw from here on is each one's own
+        set_seed(params.seed + accelerator.process_index)
     batches = load_splits(params, images, accelerator)
     counts = torch.tensor(images.class_counts, device=accelerator.device)
     records = fit(

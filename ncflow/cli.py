@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import time
@@ -39,10 +38,13 @@ def rows_of_your_own(
     ] = None,
 ) -> None:
     files = [file.resolve() for file in import_ or []]
+    if not files:
+        return
+    from ncflow.imports import import_file
+
     for file in files:
-        _import(file)
-    if files:  # the processes that this one starts import them, too
-        os.environ[IMPORT] = os.pathsep.join(map(str, files))
+        import_file(file)
+    os.environ[IMPORT] = os.pathsep.join(map(str, files))  # the processes that this one starts import them, too
 
 
 @app.command()
@@ -95,7 +97,7 @@ def train(
     root = _root()
     folder = root / "models" / params.exp_name
     data = data or _snapshot_path(params)
-    main = int(os.environ.get("RANK", "0")) == 0
+    main = _is_main()
     assembly.check(params)  # before anything is made
     with claimed(root, params.exp_name) if main else nullcontext():
         stages.train(params, folder=folder, data=data, root=root, group=group, suite=suite, processes=processes)
@@ -117,7 +119,8 @@ def evaluate(
     data = data or _snapshot_path(load_params(folder / CONFIG))
     metrics = stages.evaluate(folder, data, out or folder.with_name(f"{folder.name}.evaluation.json"))
     count = sum(map(len, metrics.values()))
-    _say(f"{folder}: the checkpoint is the model that was trained ({count} metrics measured again)")
+    if _is_main():
+        _say(f"{folder}: the checkpoint is the model that was trained ({count} metrics measured again)")
 
 
 @app.command()
@@ -285,16 +288,6 @@ def _summary(row: Any) -> str:
     return (row.__doc__ or "").strip().partition("\n")[0]
 
 
-def _import(file: Path) -> None:
-    """Import a user's file as a plain module beside its neighbors; installed modules come first."""
-    if not file.is_file():
-        raise ValueError(f"--import expects a Python file, got {file}")
-    sys.path.append(str(file.parent))
-    other = getattr(importlib.import_module(file.stem), "__file__", None)
-    if other != str(file):
-        raise ValueError(f"--import {file}: the name {file.stem} belongs to {other}; call the file otherwise")
-
-
 def _load(config: Path | None, overrides: list[str] | None) -> Params:
     from ncflow.params import load_params
 
@@ -305,6 +298,11 @@ def _load(config: Path | None, overrides: list[str] | None) -> Params:
 def _pairs(set_: list[str] | None) -> list[str]:
     """Overrides one by one: `mlflow run -P set="a=1 b=2"` hands them over in one piece."""
     return [pair for text in set_ or [] for pair in text.split()]
+
+
+def _is_main() -> bool:
+    """Whether this is the first of the processes that a launcher has started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _root() -> Path:

@@ -13,6 +13,7 @@ import torch
 import ncflow
 from ncflow.assembly import build_classifier, check, load_splits, snapshot_name, start
 from ncflow.data import Snapshot
+from ncflow.imports import IMPORTED, run_digest
 from ncflow.params import Params, make_params, read_yaml
 from ncflow.recording import CONFIG, PROVENANCE, record
 from ncflow.reports import Table, read_runs, summary_table, write_report
@@ -66,7 +67,7 @@ def train(
         if processes not in (None, accelerator.num_processes):
             raise ValueError(f"asked for {processes} processes, but Accelerate started {accelerator.num_processes}")
         images = snapshot(params, data)
-        states = StateFolder(root / STATES / f"{params.exp_name}-{params.digest()}-{images.digest[:12]}")
+        states = StateFolder(root / STATES / f"{params.exp_name}-{run_digest(params)}-{images.digest[:12]}")
         resume = states.newest(accelerator)
         precision = resolve_precision(how.precision, accelerator.device)
         classifier, batches, records = start(params, images, accelerator, precision, resume)
@@ -96,6 +97,7 @@ def train(
 def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
     """Stage evaluate: the tracked checkpoint's metrics on every split, measured anew and written to `out` as JSON.
 
+    Several processes, as launchers start them, measure a share of every split each.
     Raises ValueError where they differ from what training measured last: then the checkpoint is not that model. On the
     machine that trained it they are equal to the last bit.
     """
@@ -117,13 +119,15 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
         class_counts=images.class_counts,
         layers=params.train.analyze_layers,
         posthoc_tau=params.train.posthoc_tau,
+        accelerator=accelerator,
     )
     measured = {split: result.metrics for split, result in analysis.items()}
     logged = read_runs([folder])[0].analyses[-1]
     same = provenance["hardware"] == describe(accelerator, provenance["hardware"].rpartition(", ")[2])
     _refuse_if_different(measured, logged, tolerance=0.0 if same else ELSEWHERE, folder=folder)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(measured, indent=1) + "\n")
+    if accelerator.is_main_process:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(measured, indent=1) + "\n")
     return measured
 
 
@@ -137,6 +141,7 @@ def _provenance(params: Params, images: Snapshot, root: Path, hardware: str) -> 
         "ncflow": ncflow.__version__,
         "torch": torch.__version__,
         "git_commit": git_commit(root),
+        "imports": dict(IMPORTED),  # files of the user's own
         "snapshot": {"name": snapshot_name(params), "digest": images.digest},
         "hardware": hardware,
     }
@@ -162,7 +167,7 @@ def _tags(params: Params, provenance: dict[str, Any], group: str | None, suite: 
         "dataset": params.dataset.name,
         "model": params.model.name,
         "seed": params.seed,
-        "config": params.digest(),
+        "config": run_digest(params),
         "snapshot": provenance["snapshot"]["digest"],
         "git_commit": provenance["git_commit"],
         "hardware": provenance["hardware"],

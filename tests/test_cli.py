@@ -1,5 +1,6 @@
 """The command line: what is wrong is one message, and nothing heavy loads before it is needed."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from ncflow import cli
+from ncflow import cli, imports
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,6 +93,7 @@ def test_a_file_of_your_own_is_imported_here_and_named_to_every_process_that_sta
     project, monkeypatch, capsys
 ):
     monkeypatch.setenv(cli.IMPORT, "")
+    monkeypatch.setattr(imports, "IMPORTED", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
     Path("rows.py").write_text(
         "from ncflow.experiments import EXPERIMENTS\nEXPERIMENTS['mine'] = lambda base: [base]\n"
@@ -102,6 +104,8 @@ def test_a_file_of_your_own_is_imported_here_and_named_to_every_process_that_sta
     code, out, _ = run(monkeypatch, capsys, "--import", "rows.py", "experiments", "mine")
     assert (code, out.split()[0]) == (0, "mine")
     assert os.environ[cli.IMPORT] == str(project / "rows.py")
+    (digest,) = imports.IMPORTED.values()
+    assert hashlib.sha256(Path("rows.py").read_bytes()).hexdigest().startswith(digest)
     sys.modules.pop("rows")
 
 

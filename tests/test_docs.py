@@ -79,6 +79,13 @@ def test_a_link_to_a_file_leads_to_it(page):
         assert "://" in target or (page.parent / target).exists(), target
 
 
+def test_every_fault_that_can_be_provoked_has_a_row():
+    script = (ROOT / "tests" / "trials" / "faults.py").read_text()
+    provoked = re.findall(r'^    "(\w+)": \w+\.\w+,$', script, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "faults.md").read_text(), flags=re.MULTILINE)
+    assert provoked == rows != []
+
+
 def test_the_tables_of_the_page_are_public():
     rows = re.findall(r"^\| `([A-Z]+)` \|", PAGE, flags=re.MULTILINE)
     assert {*TABLES} < {*rows} <= {*ncflow.HOMES}

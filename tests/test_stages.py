@@ -9,6 +9,8 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -136,6 +138,16 @@ def test_the_checkpoint_is_the_model_to_the_last_bit(project, folder, head):
     measured = stages.evaluate(folder, project / "data" / "digits", project / "evaluation.json")
     last = json.loads((folder / "metrics_epoch_3.json").read_text())
     assert measured == {"train": last["train"], "test": last["test"]}
+
+
+def test_of_several_processes_each_evaluates_its_share_and_one_of_them_writes(project, folder, tmp_path, monkeypatch):
+    other = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1, is_main_process=False)
+    measure = Mock(side_effect=stages.evaluate_splits)
+    monkeypatch.setattr(stages, "evaluate_splits", measure)
+    monkeypatch.setattr(stages, "create_accelerator", lambda device: other)
+    assert stages.evaluate(folder, project / "data" / "digits", tmp_path / "out.json").keys() == {"train", "test"}
+    assert measure.call_args.kwargs["accelerator"] is other  # whose processes share the samples out
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_a_checkpoint_that_is_not_the_model_is_refused(project, folder, head, tmp_path):

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from ncflow import suite
+from ncflow import imports, suite
 from ncflow.params import make_params
 from ncflow.suite import engines, process
 from ncflow.suite.cluster import share_of_machine
@@ -142,6 +142,29 @@ def test_a_run_with_a_state_to_go_on_from_is_not_done(project):
     run([job])
     assert job.is_finished()
     (project / ".ncflow" / "state" / f"one-{job.params.digest()}-0123").mkdir(parents=True)
+    assert not job.is_finished()
+
+
+def test_a_run_is_done_only_with_the_content_of_the_imported_files_that_it_was_trained_with(project, monkeypatch):
+    (job,) = make(project, "one")
+    run([job])
+    monkeypatch.setitem(imports.IMPORTED, "mine.py", "0123")
+    assert not job.is_finished()  # trained without
+    for content, done in (("0123", True), ("4567", False)):
+        (job.folder / "provenance.json").write_text(json.dumps({"imports": {"mine.py": content}}))
+        assert job.is_finished() == done
+    monkeypatch.delitem(imports.IMPORTED, "mine.py")
+    assert not job.is_finished()  # trained with
+
+
+def test_a_state_of_other_imported_files_is_not_that_of_a_run(project, monkeypatch):
+    (job,) = make(project, "one")
+    run([job])
+    monkeypatch.setitem(imports.IMPORTED, "mine.py", "0123")
+    (job.folder / "provenance.json").write_text(json.dumps({"imports": imports.IMPORTED}))
+    (project / ".ncflow" / "state" / f"one-{job.params.digest()}-0123").mkdir(parents=True)
+    assert job.is_finished()
+    (project / ".ncflow" / "state" / f"one-{imports.run_digest(job.params)}-0123").mkdir()
     assert not job.is_finished()
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sqlalchemy import create_engine
 
 from ncflow import tracking
 from ncflow.tracking import stores
@@ -314,6 +315,65 @@ def test_a_store_that_fails_is_named_and_hides_no_other_failure(root: Path, monk
         patch.setattr(run.mlflow, "set_tags", fail)
         raise ValueError("the first failure")
     assert read(root, run.run_id).info.status == "FAILED"
+
+
+def test_a_server_that_is_not_there_is_named_before_anything_is_logged(root: Path, monkeypatch: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    failure = pytest.raises(OSError, match=f"MLflow's store failed, mend it .*{address}")
+    with failure, tracking.start_run(root=root, name="away", config={}, attempt="away"):
+        pytest.fail("a run without a store")
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
+    failure = pytest.raises(
+        OSError, match=r"MLflow's store .*mlflow.db cannot be opened: file is not a database; mend it"
+    )
+    with failure, tracking.store(tmp_path):
+        pytest.fail("a store without a database")
+
+
+def test_a_store_that_others_lock_is_waited_for_from_the_first_look_on(root: Path) -> None:
+    with tracking.store(root):
+        engine = create_engine(tracking.tracking_uri(root))
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 20_000  # milliseconds; SQLite's own: 5,000
+    engine.dispose()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), "refused by the server"])
+def test_artifacts_that_cannot_be_written_are_named_with_their_place(root: Path, monkeypatch: Any, error: Any) -> None:
+    with tracking.start_run(root=root, name="artifacts", config={}) as run, monkeypatch.context() as patch:
+        failure = run.mlflow.exceptions.MlflowException(error) if isinstance(error, str) else error
+        where = run.mlflow.active_run().info.artifact_uri
+        words = error if isinstance(error, str) else error.strerror
+
+        def fail(*arguments: object) -> None:
+            raise failure
+
+        patch.setattr(run.mlflow, "log_artifact", fail)
+        with pytest.raises(OSError, match=re.escape(f"cannot write MLflow's artifacts to {where}: {words}; mend this")):
+            run.artifact(root / "params.yaml")
+
+
+def test_what_a_failed_run_keeps_hides_no_failure_and_is_not_waited_for(root: Path, monkeypatch: Any) -> None:
+    name, asked = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", []
+
+    def fail(*arguments: object) -> None:
+        asked.append(os.environ[name])
+        raise OSError("away")
+
+    for patience in ("7", None):
+        monkeypatch.setenv(name, patience) if patience else monkeypatch.delenv(name)
+        with tracking.start_run(root=root, name="kept", config={}) as run, monkeypatch.context() as patch:
+            patch.setattr(run.mlflow, "log_artifacts", fail)
+            run.keep(root)
+        assert os.environ.get(name) == patience
+    assert asked == ["1", "1"]
 
 
 def test_the_run_opened_by_mlflow_run_is_taken_by_the_first_configuration_only(root: Path, monkeypatch: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock
 
+from ncflow.imports import IMPORTED, run_digest
 from ncflow.params import Params, load_params
 
 RESUME = 75  # the exit code (EX_TEMPFAIL) that says: start the same command again, later
@@ -61,7 +62,7 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether the run folder holds the final model of this very configuration, and nothing is left to do for it."""
-        unfinished = (self.root / ".ncflow" / "state").glob(f"{self.name}-{self.params.digest()}*")
+        unfinished = (self.root / ".ncflow" / "state").glob(f"{self.name}-{run_digest(self.params)}*")
         return _has_model(self.folder, self.params) and not any(unfinished) and not self.is_claimed()
 
     def is_claimed(self) -> bool:
@@ -101,12 +102,24 @@ def claimed(root: Path, name: str) -> Iterator[None]:
 
 
 def _has_model(folder: Path, params: Params) -> bool:
-    """Whether `folder` holds the final model of a configuration that differs from `params` in no more than its name."""
+    """Whether `folder` holds the final model of a configuration that differs from `params` in no more than its name.
+
+    And, where files of the user's own were imported, of the same content of these.
+    """
     if not (folder / "final_model.pth").is_file():
         return False
     with suppress(ValueError):  # no configuration, or one that this version does not understand
-        return load_params(folder / "config.yaml").digest() == params.digest()
+        return load_params(folder / "config.yaml").digest() == params.digest() and _imported(folder) == IMPORTED
     return False
+
+
+def _imported(folder: Path) -> dict[str, str]:
+    """The digests of the files that a run had imported."""
+    try:
+        imported: dict[str, str] = json.loads((folder / "provenance.json").read_text()).get("imports", {})
+        return imported
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _write_config(params: Params, root: Path) -> Path:

@@ -98,7 +98,7 @@ class RunLogger:
 
     def table(self, columns: Mapping[str, Iterable[Any]], artifact_file: str, step: int) -> None:
         """Columns of equal length, as rows of a step; MLflow compares those of the same `artifact_file` across runs."""
-        if step not in self._steps_of(artifact_file):
+        if not (self.logged and step in self._steps_of(artifact_file)):  # a run that is new has no rows yet
             rows = {name: list(column) for name, column in columns.items()}
             with self._writing():
                 self.mlflow.log_table({"step": [step] * len(next(iter(rows.values()))), **rows}, artifact_file)
@@ -141,7 +141,7 @@ class RunLogger:
         classifier.register_forward_hook(lambda module, inputs, output: output.logits)
         with torch.no_grad():
             signature = self.mlflow.models.infer_signature(pair.numpy(), classifier(pair).numpy())
-        with self._writing(), warnings.catch_warnings():  # torch warns that shared weights may be on a GPU; these are on the CPU
+        with self._writing(), warnings.catch_warnings():  # of shared weights that may be on a GPU: these are on the CPU
             warnings.filterwarnings("ignore", message="No complete tensor found")
             logged = self.mlflow.pytorch.log_model(
                 classifier,

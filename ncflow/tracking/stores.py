@@ -87,7 +87,6 @@ def _import_mlflow() -> Any:
 
 def _create_database(uri: str, root: Path) -> None:
     """Tables, default experiment and the one MLFLOW_EXPERIMENT_NAME asks for, where missing; one process at a time."""
-    from mlflow.exceptions import MlflowException
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy import Engine, event
     from sqlalchemy.exc import DatabaseError
@@ -100,7 +99,8 @@ def _create_database(uri: str, root: Path) -> None:
         try:
             tables = SqlAlchemyStore(uri, artifact_root(root))
         except DatabaseError as error:
-            raise MlflowException(f"{file}: {error.orig}") from error
+            reason = f"{error.orig}; mend it, and give the same command again"
+            raise OSError(f"MLflow's store {file} cannot be opened: {reason}") from error
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
         if experiment and tables.get_experiment_by_name(experiment) is None:
             tables.create_experiment(experiment)

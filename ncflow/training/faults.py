@@ -32,9 +32,7 @@ def explained_faults(*, batch_size: int | str, precision: str) -> Iterator[None]
 
 def unwritable(place: object, reason: object) -> OSError:
     """The error that says what cannot be written, why, and what to do."""
-    return OSError(
-        f"cannot write {place}: {reason}; mend this, and the same command goes on from the last whole epoch"
-    )
+    return OSError(f"cannot write {place}: {reason}; mend this, and the same command goes on from the last whole epoch")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

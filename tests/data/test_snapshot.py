@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -37,6 +39,19 @@ def test_the_train_split_is_long_tailed_and_the_test_split_is_left_alone(digits)
     assert digits.targets("train").tolist() == train.targets[indices].tolist()
     assert np.array_equal(pixels(digits, "test"), test.images)
     assert digits.targets("test").tolist() == test.targets.tolist()
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_of_the_snapshot_stays(tmp_path, monkeypatch):
+    def full(path: Path, *content: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: ...")
+
+    monkeypatch.setattr(snapshot_module, "write_split", full)
+    path = tmp_path / "digits"
+    words = re.escape(f"cannot write {path}: No space left on device; mend this, and the same command makes it")
+    with pytest.raises(OSError, match=words):
+        Snapshot.create(path, name="digits")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_manifest_tells_what_it_holds(digits):

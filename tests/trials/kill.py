@@ -29,6 +29,7 @@ from ncflow.nn import BACKBONES
 from ncflow.params import Params, make_params
 
 PRELOADED = ["ncflow.stages", "ncflow.reports.figures", "mlflow.pytorch", "mlflow.store.tracking.sqlalchemy_store"]
+TABLE = "class_accuracies.json"
 SMALL = {
     "dataset": {"name": "digits", "imb_factor": 0.02},
     "model": {"name": "dropping", "image_size": 8},
@@ -134,7 +135,7 @@ def mlflow_outcome(root: Path, name: str) -> dict[str, Any]:
             "steps": {key: [p.step for p in client.get_metric_history(run_id, key)] for key in run.data.metrics},
             "values": {key: value for key, value in run.data.metrics.items() if "second" not in key},
             "artifacts": sorted(files),
-            "table": sorted(mlflow.load_table("class_accuracies.json", run_ids=[run_id])["step"]),
+            "table": sorted(mlflow.load_table(TABLE, run_ids=[run_id])["step"]) if TABLE in files else [],
             "data": len(run.inputs.dataset_inputs),
             "models": [model.status for model in models],
         }

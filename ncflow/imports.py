@@ -1,0 +1,31 @@
+"""Files of a user's own, which add rows to ncflow's tables: imported, and part of what a run is."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from pathlib import Path
+
+from ncflow.params import Params
+
+IMPORTED: dict[str, str] = {}  # name of a file -> digest of its content when this process imported it
+
+
+def import_file(file: Path) -> None:
+    """Import a file as a plain module beside its neighbors; installed modules come first."""
+    if not file.is_file():
+        raise ValueError(f"--import expects a Python file, got {file}")
+    sys.path.append(str(file.parent))
+    other = getattr(importlib.import_module(file.stem), "__file__", None)
+    if other != str(file):
+        raise ValueError(f"--import {file}: the name {file.stem} belongs to {other}; call the file otherwise")
+    IMPORTED[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+
+def run_digest(params: Params) -> str:
+    """12 hex digits that two runs share when neither their configuration nor an imported file differs, names aside."""
+    if not IMPORTED:
+        return params.digest()
+    parts = (params.digest(), *sorted(IMPORTED.values()))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
