@@ -7,11 +7,21 @@ whole matrices. In "graded" clusters the singular values of the features of a cl
 late in training: then those below 1e-4 of the largest are computed a second time.
 
 Predicted: NC1 in 9 directions instead of 512 is 57 times less arithmetic than the scatter, so that conversions to
-float64 are most of what is left; 2 to 3 times faster than the baseline. All metrics: two Gram matrices of 31 GFLOP each
-in float64, 0.7 s on two cores of 45 GFLOP/s. A thousand classes: products of 670 GFLOP, 8 s, and 2 s of decompositions.
+float64 are most of what is left; 2 to 3 times faster than the baseline. All metrics at K = 10: one Gram matrix of each
+class for its nuclear norm and for the scatter, 31 GFLOP, instead of two, 1.35 to 0.85 s on two threads; graded, where
+the mean of a class no longer makes its other directions small, 1.9 to 1.2 s. A thousand classes: half of the scatter,
+262 GFLOP in blocks, and the logits, 205 GFLOP: no products with the class means, as every sample is nearer to its own
+than half of the way to the next; 24 to 16 CPU seconds with the decompositions.
+Came, in CPU seconds of one thread beside other work on the machine, before and after in turn: all 1.94 to 1.25, graded
+3.15 to 2.07, a thousand classes 25.8 to 20.3 (decompositions with eigenvectors cost more than thought). ImageNet-LT's
+size peaks at 1.9 GB for the whole process.
 Found on the way: a chunk of 8,192 rows of 512 takes 10 times as long to convert as eight of 1,024, for its memory is
-new each time; for few classes W times the transposed features is twice as fast as the features times the transposed W;
-small results kept from every chunk pinned the freed large ones, 1 GB at a thousand classes.
+new each time; for few classes W times the transposed features is twice as fast as the features times the transposed W,
+for many the other way round reads faster; argmin over a transposed matrix takes 14 times as long as min; a Cholesky
+factorization tells whether eigenvectors will be needed for a fifth of the price of the eigenvalues; a product of
+64 columns of a symmetric matrix is 1.6 times slower than computing both halves; small results kept from every chunk
+pinned the freed large ones, 1 GB at a thousand classes; padding classes to equal length made their Gram matrices
+singular, so that each was decomposed twice.
 """
 
 from __future__ import annotations

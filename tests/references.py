@@ -391,6 +391,11 @@ def squared_distances(rows: Array) -> Array:
     return np.array([np.sum((a - b) ** 2) for a, b in combinations(rows, 2)])
 
 
+def nearest_distances(rows: Array) -> list[float]:
+    """Of each row to the others, one after the other."""
+    return [min(float(np.linalg.norm(a - b)) for j, b in enumerate(rows) if j != i) for i, a in enumerate(rows)]
+
+
 METRICS: dict[str, Callable[[Problem], float]] = {
     "acc/overall": lambda p: float(np.mean(p.logits.argmax(1) == p.targets)),
     "acc/balanced": lambda p: group_accuracy(p, lambda count: True),

@@ -15,7 +15,7 @@ from ncflow.metrics.accuracy import class_recalls
 from ncflow.metrics.analysis import Analysis
 from ncflow.metrics.checks import check_inputs
 from ncflow.metrics.moments import ClassMoments
-from ncflow.metrics.table import METRICS, SCATTER, Formula
+from ncflow.metrics.table import METRICS, SCATTER, SPECTRA, Formula
 
 if TYPE_CHECKING:
     from ncflow.metrics.torchmetric import NeuralCollapse
@@ -49,15 +49,17 @@ def collapse_metrics(
     num_classes = check_inputs(features, targets, weight, bias, num_classes, class_counts, train_means)
     targets = targets.long()
     wanted = METRICS if only is None else {name: lookup(METRICS, name, "metric") for name in only}
+    scatter = not SCATTER.isdisjoint(wanted)
     if moments is None:
-        scatter = not SCATTER.isdisjoint(wanted)
-        moments = ClassMoments.from_features(features, targets, num_classes, scatter=scatter)
+        alone = scatter and SPECTRA.isdisjoint(wanted)
+        moments = ClassMoments.from_features(features, targets, num_classes, scatter=alone)
     analysis = Analysis(
         moments,
         _train_counts(class_counts, moments),
         samples=(features, targets),
         classifier=_float64(weight, bias),
         train_means=None if train_means is None else train_means.double(),
+        scatter=scatter,
     )
     return _defined(analysis, wanted)
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from ncflow.geometry import seli_frame
 from ncflow.metrics.accuracy import accuracies
 from ncflow.metrics.frame import Frame
-from ncflow.metrics.moments import ClassMoments, variances_along
+from ncflow.metrics.moments import ClassMoments, GramSum, variances_along, variances_of
 from ncflow.metrics.nc4 import Decisions, decide
+from ncflow.metrics.spectra import spectral_ratios
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Analysis:
     """The moments of a split, with its samples and a classifier where there are any, and facts of the training split.
 
     samples: features (N, d) and targets (N,); classifier: weight (K, d) and bias (K,) in float64; class_counts (K,);
-    train_means (K, d), NaN for a class without one. What is not defined here is None.
+    train_means (K, d), NaN for a class without one. `scatter` says that Σ_W is wanted, and worked out from the samples
+    where the moments do not hold it. What is not defined here is None.
     """
 
     moments: ClassMoments
@@ -27,6 +29,7 @@ class Analysis:
     samples: tuple[Tensor, Tensor] | None = None
     classifier: tuple[Tensor, Tensor] | None = None
     train_means: Tensor | None = None
+    scatter: bool = False
 
     @cached_property
     def present(self) -> ClassMoments:
@@ -50,11 +53,28 @@ class Analysis:
         return self.rows if self.rows is None or bool(seen.all()) else Frame(self.rows.rows[seen])
 
     @cached_property
+    def spectra(self) -> tuple[Tensor, Tensor | None]:
+        """Squared ratios of nuclear to Frobenius norm (K',) of each class; with them Σ_W (d, d), if wanted."""
+        assert self.samples is not None
+        wanted = self.scatter and self.moments.within_scatter is None
+        total = GramSum(self.moments.means.shape[1], self.moments.means.device) if wanted else None
+        ratios = spectral_ratios(*self.samples, self.moments, scatter=total)
+        return ratios, None if total is None else total.total() / self.moments.num_samples
+
+    @cached_property
+    def within_cov(self) -> Tensor | None:
+        """Σ_W (d, d)."""
+        if self.moments.within_scatter is not None:
+            return self.moments.within_cov
+        return self.spectra[1] if self.samples and self.scatter else None
+
+    @cached_property
     def variances(self) -> Tensor | None:
-        """Within-class variances along the axes of the means, for moments whose scatter does not tell them."""
-        if self.moments.within_scatter is not None or self.samples is None:
-            return None
-        return variances_along(*self.samples, self.moments, self.present.between_axes[1])
+        """Within-class variances along the axes of the means."""
+        _, axes = self.present.between_axes
+        if self.within_cov is not None:
+            return variances_of(self.within_cov, axes)
+        return variances_along(*self.samples, self.moments, axes) if self.samples else None
 
     @cached_property
     def seli(self) -> tuple[Tensor, Tensor] | None:

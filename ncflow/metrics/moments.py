@@ -143,20 +143,40 @@ class GramSum:
     def __init__(self, num_features: int, device: torch.device) -> None:
         self._sum = torch.zeros(num_features, num_features, dtype=torch.float64, device=device)
         self._width = max(NARROWEST, -(-num_features // BLOCKS))
+        self._waiting: list[Tensor] = []  # a product of few rows takes as long as one of many
 
     def add(self, rows: Tensor) -> None:
-        """Add the Gram matrix of the columns of rows (n, d)."""
+        """Add the Gram matrix of the columns of rows (n, d), which are not to be changed afterwards."""
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= CHUNK:
+            self._multiply()
+
+    def add_gram(self, gram: Tensor) -> None:
+        """Add the Gram matrix (d, d) of rows for which it is known."""
+        self._sum += gram
+
+    def total(self) -> Tensor:
+        """The sum so far (d, d), symmetric to the last bit."""
+        self._multiply()
+        return self._sum.tril() + self._sum.tril(-1).mT
+
+    def _multiply(self) -> None:
+        if not self._waiting:
+            return
+        rows = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
+        self._waiting = []
         for start in range(0, len(self._sum), self._width):
             columns = rows[:, start : start + self._width]
             self._sum[start:, start : start + self._width].addmm_(rows[:, start:].mT, columns)
 
-    def total(self) -> Tensor:
-        """The sum so far (d, d), symmetric to the last bit."""
-        return self._sum.tril() + self._sum.tril(-1).mT
+
+def variances_of(within_cov: Tensor, axes: Tensor) -> Tensor:
+    """Within-class variances u Σ_W uᵀ (r,) along axes u (r, d), from Σ_W (d, d)."""
+    return ((axes @ within_cov) * axes).sum(1).clamp(min=0)
 
 
 def variances_along(features: Tensor, targets: Tensor, moments: ClassMoments, axes: Tensor) -> Tensor:
-    """Within-class variances u Σ_W uᵀ (r,) along axes u (r, d), from the samples: O(Nrd), and no (d, d) matrix."""
+    """The same from the samples: O(Nrd), and no (d, d) matrix."""
     sums = torch.zeros_like(axes[:, 0])
     for deviations, _ in within_deviations(features, targets, moments.means):
         sums += (axes @ deviations.mT).square().sum(1)  # this way round twice as fast for few axes

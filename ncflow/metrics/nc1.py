@@ -12,18 +12,14 @@ from torch import Tensor
 from ncflow.geometry.frames import rounding_level
 from ncflow.metrics.moments import ClassMoments
 from ncflow.metrics.pairs import pairs, squared_distances
-from ncflow.metrics.spectra import spectral_ratios
 
 
-def pinv(moments: ClassMoments, variances: Tensor | None = None) -> Tensor:
+def pinv(moments: ClassMoments, variances: Tensor) -> Tensor:
     """Within-class relative to between-class scatter, tr(Σ_W Σ_B⁺)/K. >= 0, 0 at collapse. Papyan et al. 2020.
 
-    Σ_B⁺ lives on the axes of the centered means, so only the variances (r,) of Σ_W along these enter; for moments that
-    came without a scatter they are to be given.
+    Σ_B⁺ lives on the axes of the centered means, so only the variances (r,) of Σ_W along these enter.
     """
-    s, axes = moments.between_axes
-    if variances is None:
-        variances = ((axes @ moments.within_cov) * axes).sum(1).clamp(min=0)
+    s, _ = moments.between_axes
     return (variances / s.square()).sum() / len(moments.means)
 
 
@@ -45,7 +41,7 @@ def cdnv(moments: ClassMoments) -> Tensor:
     return ((variances[i] + variances[j]) / (2 * squares)).mean()
 
 
-def vci(moments: ClassMoments) -> Tensor:
+def vci(moments: ClassMoments, within_cov: Tensor) -> Tensor:
     """Variability collapse index 1 - tr(Σ_T⁺ Σ_B)/min(d, K-1), Σ_T = Σ_W + Σ_B. In [0, 1], 0 at collapse.
 
     Xu and Liu 2023.
@@ -53,25 +49,25 @@ def vci(moments: ClassMoments) -> Tensor:
     Of X = Σ_W^(-1/2) M, its trace is ‖R⁻¹‖² with the R factor of I stacked on X, for RᵀR = I + XᵀX.
     """
     s, axes = moments.between_axes
-    largest_rank = min(len(moments.means) - 1, len(moments.within_cov))
-    whitened = _whiten((s.unsqueeze(1) * axes).mT, moments)
+    largest_rank = min(len(moments.means) - 1, len(within_cov))
+    whitened = _whiten((s.unsqueeze(1) * axes).mT, within_cov, moments)
     identity = torch.eye(len(s), dtype=s.dtype, device=s.device)
     triangle = torch.linalg.qr(torch.cat([identity, whitened]), mode="r").R
     inverse = torch.linalg.solve_triangular(triangle, identity, upper=True)
     return (inverse.square().sum() + (largest_rank - len(s))) / largest_rank
 
 
-def numerical_rank(features: Tensor, targets: Tensor, num_classes: int) -> Tensor:
+def numerical_rank(spectral_ratios: Tensor) -> Tensor:
     """Mean over classes of (‖H_c‖_*/‖H_c‖_F)² for the features H_c (n_c, d) of a class. >= 1, 1 at collapse."""
-    return spectral_ratios(features, targets, num_classes).mean()
+    return spectral_ratios.mean()
 
 
-def _whiten(columns: Tensor, moments: ClassMoments) -> Tensor:
+def _whiten(columns: Tensor, within: Tensor, moments: ClassMoments) -> Tensor:
     """Σ_W^(-1/2) times columns (d, r), up to a rotation: through the Cholesky factor where Σ_W is safely invertible.
 
     Directions without any within-class variance separate perfectly; a floor at rounding level stands in for their 0.
     """
-    within, eps = moments.within_cov, torch.finfo(columns.dtype).eps
+    eps = torch.finfo(columns.dtype).eps
     rounding = len(within) * eps * torch.maximum(within.trace(), eps * moments.means.square().sum(1).mean())
     _, fails = torch.linalg.cholesky_ex(within - 10 * rounding * torch.eye(len(within)).to(within))
     if not bool(fails):

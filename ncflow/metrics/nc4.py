@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 from ncflow.metrics.moments import float64_chunks
+from ncflow.metrics.pairs import nearest_distances
+
+FEW = 64  # so few class means are multiplied with along with the classifier, at nearly no cost
+CERTAIN = 1 - 1e-6  # of half the distance of two means: what the rounding of distances cannot bridge
 
 
 @dataclass(frozen=True)
@@ -35,19 +39,21 @@ def decide(
     """Decisions on features (N, d) by weight (K, d), bias (K,) and class means (K, d), NaN for a class without one.
 
     Margins are measured after centering: features by μ_N (d,), classifier rows by their mean row. Both are subtracted
-    from the products of the logits, so that classifier and nearest mean take one matrix product.
+    from the products of the logits.
     """
-    means = class_means - sample_mean  # the common shift keeps the distances, and more of their digits
-    half_squares = (means.square().sum(1) / 2 + means @ sample_mean).nan_to_num(nan=torch.inf)
-    both = torch.cat([weight, means.nan_to_num()])
+    nearest_means = _NearestMeans.among(class_means, sample_mean)
+    few = len(weight) <= FEW
+    rows = torch.cat([weight, nearest_means.rows]) if few else weight
     along_center = weight @ sample_mean
     scale = _inverse(torch.linalg.vector_norm(weight - weight.mean(0), dim=1))
     # Results go where they stay: small tensors kept from every chunk would pin the large ones freed around them.
     made = Decisions(*(torch.empty_like(targets, dtype=dtype) for dtype in FIELDS))
     for h, y, *results in float64_chunks(features, targets, *vars(made).values()):
-        # This way round the product is twice as fast for few classes.
-        products, along_means = (both @ h.mT).mT.tensor_split(2, dim=1)
-        nearest = (half_squares - along_means).argmin(1)  # (‖h - μ‖² - ‖h‖²)/2 up to a constant
+        if few:  # this way round the product is twice as fast
+            products, along_means = (rows @ h.mT).mT.tensor_split(2, dim=1)
+            nearest = nearest_means.by_products(along_means)
+        else:
+            products, nearest = h @ rows.mT, nearest_means.of(h, y)
         logits = products + bias
         best, predictions = logits.max(1)
         ranks = (logits > logits.gather(1, y.unsqueeze(1))).sum(1)
@@ -69,6 +75,43 @@ def ncc_mismatch(decisions: Decisions) -> Tensor:
 def bias_collapse(weight: Tensor, bias: Tensor, sample_mean: Tensor) -> Tensor:
     """‖b + Wμ_N‖. >= 0, 0 at collapse: the bias only undoes the mean of the features."""
     return torch.linalg.vector_norm(bias + weight @ sample_mean)
+
+
+@dataclass(frozen=True)
+class _NearestMeans:
+    """rows (K, d): class means less μ_N, 0 for a class without one; half_squares (K,), infinite then; reach (K,).
+
+    By the triangle inequality μ_k is the nearest mean of every h within its reach, half of its distance to the next
+    mean. Distances to a mean have a relative error below d·eps, those between means below 2·10⁴·d·eps, for they are
+    never taken from norms more than 10⁴ times their squares; CERTAIN is beyond both for d up to 200,000. Only samples
+    outside of it are multiplied with all means.
+    """
+
+    means: Tensor
+    rows: Tensor
+    half_squares: Tensor
+    reach: Tensor
+
+    @classmethod
+    def among(cls, means: Tensor, sample_mean: Tensor) -> _NearestMeans:
+        rows = means - sample_mean  # the common shift keeps the distances, and more of their digits
+        half_squares = (rows.square().sum(1) / 2 + rows @ sample_mean).nan_to_num(nan=torch.inf)
+        known, reach = half_squares.isfinite(), torch.zeros_like(half_squares)
+        if len(means) > FEW:
+            reach[known] = nearest_distances(rows[known]) * (CERTAIN / 2)
+        return cls(means, rows.nan_to_num(), half_squares, reach)
+
+    def of(self, features: Tensor, targets: Tensor) -> Tensor:
+        """The class (n,) of the mean that is nearest to each of the features (n, d)."""
+        nearest = targets.clone()
+        distances = torch.linalg.vector_norm(features - self.means.index_select(0, targets), dim=1)
+        (unsettled,) = torch.where(~(distances < self.reach[targets]))
+        nearest[unsettled] = self.by_products(features[unsettled] @ self.rows.mT)
+        return nearest
+
+    def by_products(self, products: Tensor) -> Tensor:
+        """The same from the products (n, K) of features and rows: (‖h - μ‖² - ‖h‖²)/2 up to a constant is smallest."""
+        return (self.half_squares - products).min(1).indices
 
 
 def _inverse(norms: Tensor) -> Tensor:

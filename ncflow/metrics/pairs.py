@@ -27,6 +27,15 @@ def squared_distances(rows: Tensor) -> Tensor:
     return squares if bool((squares > CLOSE * norms).all()) else torch.pdist(rows).square()
 
 
+def nearest_distances(rows: Tensor) -> Tensor:
+    """Distance of each row to the nearest other one: (K, d) -> (K,); infinite for a row that is alone."""
+    squares = squared_distances(rows)
+    nearest = torch.full_like(rows[:, 0], torch.inf)
+    for side in pairs(len(rows), rows.device):
+        nearest.scatter_reduce_(0, side, squares, "amin")
+    return nearest.clamp(min=0).sqrt()
+
+
 def unit_rows(rows: Tensor) -> Tensor:
     """Rows of unit norm (K, d); NaN where a row is zero."""
     return torch.nn.functional.normalize(rows, dim=1, eps=0.0)

@@ -1,8 +1,12 @@
 """Nuclear norms of the features of each class: exact singular value sums at the price of Gram matrices.
 
-The eigenvalues of a Gram matrix are the squared singular values, with an error of about eps times the largest: fine for
-those above 1e-4 of the largest singular value, worthless below. So the small ones are computed a second time, from
-the Gram matrix of the features restricted to their directions, whose largest is small and whose error is, too.
+The eigenvalues of a Gram matrix are the squared singular values, with an error of about eps times its norm: fine for
+those above 1e-4 of the largest singular value, worthless below. So the small ones are computed again, from a Gram
+matrix of the features restricted to their directions, whose norm is small and whose error is, too.
+
+A class of more samples than features has HᵀH = S + n μμᵀ with its within-class scatter S, the sum of which over the
+classes is what other metrics need: no product is done twice. And S tells of the directions in which μ is large as
+much as of the others, so that a second look costs no products with samples unless S itself has small directions.
 """
 
 from __future__ import annotations
@@ -11,69 +15,115 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from ncflow.metrics import moments
-from ncflow.metrics.moments import GramSum
+from ncflow.metrics import moments as cuts
+from ncflow.metrics.moments import ClassMoments, GramSum
 
-SMALL = 1e-8  # squared singular values below this share of the largest are computed from their own directions
+SMALL = 1e-8  # squared singular values below this share of a Gram matrix's norm are computed from their own directions
 BATCH = 2**21  # numbers of classes that are taken together
 
-
-def spectral_ratios(features: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """(‖H_c‖_*/‖H_c‖_F)² of the features H_c (n_c, d) of each class that has any, in float64: (K',), in any order."""
-    sizes = torch.bincount(targets, minlength=num_classes).tolist()
-    by_class = sorted(torch.split(targets.argsort(stable=True), sizes), key=len)
-    wide = [rows for rows in by_class if 0 < len(rows) <= features.shape[1]]
-    tall = [rows for rows in by_class if len(rows) > features.shape[1]]
-    ratios = [_wide([features[rows] for rows in batch]) for batch in _batches(wide, features.shape[1])]
-    return torch.cat(ratios + [_tall(features, rows) for rows in tall])
+Look = Callable[[Tensor], tuple[Tensor, Tensor | float]]  # directions (C, m, r) -> Gram matrix (C, r, r), its level
 
 
-def _wide(classes: list[Tensor]) -> Tensor:
-    """The ratios (C,) of classes (n_c, d), n_c <= d, all at once: rows of zeros make them equally long."""
-    rows = pad_sequence([h.double() for h in classes], batch_first=True)
+def spectral_ratios(features: Tensor, targets: Tensor, moments: ClassMoments, scatter: GramSum | None = None) -> Tensor:
+    """(‖H_c‖_*/‖H_c‖_F)² of the features H_c (n_c, d) of each class that has any, in float64: (K',), in any order.
 
-    def gram(directions: Tensor | None = None) -> Tensor:
-        along = rows if directions is None else directions.mT @ rows
-        return along @ along.mT
-
-    return _ratios(gram)
-
-
-def _tall(features: Tensor, rows: Tensor) -> Tensor:
-    """The ratio (1,) of the class of these rows (n_c,) of the features, n_c > d, in chunks."""
-
-    def gram(directions: Tensor | None = None) -> Tensor:
-        total = GramSum(features.shape[1] if directions is None else directions.shape[-1], features.device)
-        for part in torch.split(rows, moments.CHUNK):
-            h = features[part].double()
-            total.add(h if directions is None else h @ directions[0])
-        return total.total().unsqueeze(0)
-
-    return _ratios(gram)
+    `scatter` gets the within-class scatter of all samples, from the same products as far as they are the same.
+    """
+    sizes = moments.counts.long().tolist()
+    by_class = sorted(zip(torch.split(targets.argsort(stable=True), sizes), moments.means, strict=True), key=_length)
+    wide = [(rows, mean) for rows, mean in by_class if 0 < len(rows) <= features.shape[1]]
+    tall = [(rows, mean) for rows, mean in by_class if len(rows) > features.shape[1]]
+    ratios = [_wide(features, batch, scatter) for batch in _batches(wide, features.shape[1])]
+    return torch.cat(ratios + [_tall(features, rows, mean, scatter) for rows, mean in tall])
 
 
-def _ratios(gram: Callable[..., Tensor]) -> Tensor:
-    """(‖H‖_*/‖H‖_F)² (C,), where gram() is HᵀH or HHᵀ (C, m, m), and gram(v) that of H restricted to v (C, m, r)."""
-    whole = gram()
-    squares = torch.linalg.eigvalsh(whole)
-    if not bool((squares > SMALL * squares[:, -1:]).all()):
-        squares, directions = torch.linalg.eigh(whole)
-        small = squares <= SMALL * squares[:, -1:]
-        number = int(small.sum(1).max())
-        fine = torch.linalg.eigvalsh(gram((directions * small.unsqueeze(1))[..., :number]))
-        squares = torch.cat([squares.masked_fill(small, 0), fine.clamp(min=0)], 1)
-    return (squares.sqrt().sum(1).square() / whole.diagonal(dim1=1, dim2=2).sum(1)).clamp(min=1)
+def _wide(features: Tensor, classes: list[tuple[Tensor, Tensor]], scatter: GramSum | None) -> Tensor:
+    """The ratios (C,) of classes of n samples each, n <= d, all at once."""
+    rows, means = (torch.stack(parts) for parts in zip(*classes, strict=True))
+    h = features[rows].double()
+    gram = h @ h.mT
+
+    def closer(directions: Tensor) -> tuple[Tensor, float]:
+        along = directions.mT @ h
+        return along @ along.mT, 0.0
+
+    ratios = _ratios(gram, closer)
+    if scatter is not None:
+        scatter.add(h.sub_(means.unsqueeze(1)).flatten(0, 1))
+    return ratios
 
 
-def _batches(classes: list[Tensor], num_features: int) -> Iterator[list[Tensor]]:
-    """Consecutive classes, the last of each batch the longest, as many as BATCH numbers hold."""
-    batch: list[Tensor] = []
-    for rows in classes:
-        if batch and (len(batch) + 1) * len(rows) * num_features > BATCH:
+def _tall(features: Tensor, rows: Tensor, mean: Tensor, scatter: GramSum | None) -> Tensor:
+    """The ratio (1,) of the class of these rows (n,) of the features and this mean (d,), n > d, in chunks."""
+    chunks = torch.split(rows, cuts.CHUNK)
+    within = GramSum(len(mean), features.device)
+    for part in chunks:
+        within.add(features[part].double().sub_(mean))
+    own = within.total()
+    if scatter is not None:
+        scatter.add_gram(own)
+
+    def with_mean(restricted: Tensor, along: Tensor) -> Tensor:
+        return (restricted + len(rows) * along.unsqueeze(1) * along).unsqueeze(0)
+
+    def of_scatter(directions: Tensor) -> tuple[Tensor, Tensor]:
+        (v,) = directions
+        return with_mean(v.mT @ own @ v, mean @ v), torch.linalg.matrix_norm(own)
+
+    def of_samples(directions: Tensor) -> tuple[Tensor, float]:
+        total = GramSum(directions.shape[-1], features.device)
+        for part in chunks:
+            total.add(features[part].double() @ directions[0])
+        return total.total().unsqueeze(0), 0.0
+
+    return _ratios(with_mean(own, mean), of_scatter, of_samples)
+
+
+def _ratios(gram: Tensor, *looks: Look) -> Tensor:
+    """(‖H‖_*/‖H‖_F)² (C,) from the Gram matrices (C, m, m) of H, and ever closer looks at the small directions.
+
+    The level of a look, its own norm at least, is the size that its rounding is relative to.
+    """
+    level = torch.linalg.matrix_norm(gram)
+    squares, directions = _spectrum(gram, level)
+    nuclear = squares.sqrt().sum(1)
+    for look in looks:
+        if directions is None:
+            break
+        restricted, known = look(directions)
+        level = torch.linalg.matrix_norm(restricted).clamp(min=known)
+        squares, turn = _spectrum(restricted, level, last=look is looks[-1])
+        nuclear += squares.sqrt().sum(1)
+        directions = None if turn is None else directions @ turn
+    return (nuclear.square() / gram.diagonal(dim1=1, dim2=2).sum(1)).clamp(min=1)
+
+
+def _spectrum(gram: Tensor, level: Tensor, *, last: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The eigenvalues (C, m) of Gram matrices, 0 for small ones, and the directions (C, m, r) of these, if any."""
+    floor = (SMALL * level).unsqueeze(1)
+    # Far quicker than to find with eigenvalues that the vectors are needed, too
+    _, fails = torch.linalg.cholesky_ex(gram - torch.diag_embed(floor.expand(gram.shape[:2])))
+    if last or not bool(fails.any()):
+        return torch.linalg.eigvalsh(gram).clamp(min=0), None
+    squares, directions = torch.linalg.eigh(gram)
+    small = squares <= floor
+    number = int(small.sum(1).max())
+    return squares.masked_fill(small, 0), (directions * small.unsqueeze(1))[..., :number] if number else None
+
+
+def _batches(classes: list[tuple[Tensor, Tensor]], num_features: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Consecutive classes of one size, as many as BATCH numbers hold."""
+    batch: list[tuple[Tensor, Tensor]] = []
+    for rows, mean in classes:
+        full = (len(batch) + 1) * len(rows) * num_features > BATCH
+        if batch and (full or len(rows) != len(batch[0][0])):
             yield batch
             batch = []
-        batch.append(rows)
+        batch.append((rows, mean))
     if batch:
         yield batch
+
+
+def _length(one: tuple[Tensor, Tensor]) -> int:
+    return len(one[0])

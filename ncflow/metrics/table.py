@@ -38,16 +38,15 @@ def _accuracy(group: str, a: Analysis) -> Tensor | None:
 
 
 def _pinv(a: Analysis) -> Tensor | None:
-    known = a.samples or a.moments.within_scatter is not None
-    return nc1.pinv(a.present, a.variances) if a.means and known else None
+    return nc1.pinv(a.present, a.variances) if a.means and a.variances is not None else None
 
 
 def _vci(a: Analysis) -> Tensor | None:
-    return nc1.vci(a.present) if a.means and a.moments.within_scatter is not None else None
+    return nc1.vci(a.present, a.within_cov) if a.means and a.within_cov is not None else None
 
 
 def _numerical_rank(a: Analysis) -> Tensor | None:
-    return nc1.numerical_rank(*a.samples, len(a.class_counts)) if a.samples else None
+    return nc1.numerical_rank(a.spectra[0]) if a.samples else None
 
 
 def _equinorm_gap(a: Analysis) -> Tensor | None:
@@ -125,4 +124,5 @@ METRICS: dict[str, Formula] = {
     "imbalance/norm_slope": _norm_slope,
     "calibration/ece": _calibration,
 }
-SCATTER = {"nc1/vci"}  # the metrics that need the whole within-class scatter, nearly all of the work
+SCATTER = {"nc1/vci"}  # the metrics that need the whole within-class scatter
+SPECTRA = {"nc1/numerical_rank"}  # those that look at each class alone, where its part of the scatter comes for free

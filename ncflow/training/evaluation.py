@@ -63,7 +63,7 @@ def evaluate(
     features, logits, by_layer = extract(classifier, batches, layers=layers)
     features, logits = gather_rows(accelerator, features), gather_rows(accelerator, logits)
     targets = batches.targets
-    moments = ClassMoments.from_features(features, targets, len(class_counts))
+    moments = ClassMoments.from_features(features, targets, len(class_counts), scatter=False)
     metrics = collapse_metrics(
         features,
         targets,

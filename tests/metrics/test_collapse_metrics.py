@@ -14,7 +14,7 @@ import references
 import torch
 
 from ncflow.geometry import simplex_etf
-from ncflow.metrics import ClassMoments, collapse_metrics, moment_metrics
+from ncflow.metrics import ClassMoments, analysis, collapse_metrics, moment_metrics
 
 SEEDS = range(4)
 COUNTS = (150, 60, 30, 20, 8, 3)
@@ -254,7 +254,7 @@ def test_the_metrics_of_moments_are_a_part_of_all():
     features, targets, weight, bias = PROBLEMS["ordinary"].tensors
     moments = ClassMoments.from_features(features, targets, 6)
     found, whole = moment_metrics(moments, weight, bias, class_counts=COUNTS), evaluate(PROBLEMS["ordinary"])
-    assert found == {name: whole[name] for name in found}
+    assert found == pytest.approx({name: whole[name] for name in found}, rel=1e-12)  # the scatter is summed otherwise
     missing = {name for name in whole if name.startswith(("acc/", "margin/", "nc4/", "calibration/"))}
     assert set(whole) - set(found) == missing | {"nc1/numerical_rank"}
 
@@ -269,25 +269,44 @@ def test_one_metric_alone_is_what_it_is_among_all(case):
     assert evaluate(PROBLEMS[case], only=[]) == {}
 
 
-def test_the_scatter_is_built_only_for_the_metrics_that_need_it(monkeypatch):
-    built = []
-    build = ClassMoments.from_features
+@pytest.mark.parametrize(
+    "only, built",
+    [
+        (None, ["class by class"]),
+        (["nc1/vci"], ["with the moments"]),
+        (["nc1/vci", "nc1/numerical_rank", "nc1/pinv"], ["class by class"]),
+        (["nc1/numerical_rank", "nc1/pinv", "nc4/ncc_mismatch"], []),
+    ],
+)
+def test_the_scatter_is_built_once_and_only_for_the_metrics_that_need_it(monkeypatch, only, built):
+    from_features, ratios, found = ClassMoments.from_features, analysis.spectral_ratios, []
 
-    def watched(*tensors, scatter=True):
-        built.append(scatter)
-        return build(*tensors, scatter=scatter)
+    def with_moments(*tensors, scatter=True):
+        found.extend(["with the moments"] * scatter)
+        return from_features(*tensors, scatter=scatter)
 
-    monkeypatch.setattr(ClassMoments, "from_features", watched)
-    for only in (None, ["nc1/vci"], ["nc1/pinv", "nc4/ncc_mismatch"]):
-        evaluate(PROBLEMS["ordinary"], only=only)
-    assert built == [True, True, False]
+    def class_by_class(*samples, scatter=None):
+        found.extend(["class by class"] * (scatter is not None))
+        return ratios(*samples, scatter=scatter)
+
+    monkeypatch.setattr(ClassMoments, "from_features", with_moments)
+    monkeypatch.setattr(analysis, "spectral_ratios", class_by_class)
+    evaluate(PROBLEMS["ordinary"], only=only)
+    assert found == built
 
 
 def test_moments_that_are_known_are_not_computed_again(monkeypatch):
     features, targets, *_ = PROBLEMS["ordinary"].tensors
     known, whole = ClassMoments.from_features(features, targets, 6), evaluate(PROBLEMS["ordinary"])
     monkeypatch.setattr(ClassMoments, "from_features", None)
-    assert evaluate(PROBLEMS["ordinary"], moments=known) == whole
+    assert evaluate(PROBLEMS["ordinary"], moments=known) == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("case", PROBLEMS)
+def test_a_scatter_that_the_moments_lack_is_taken_from_the_samples(case):
+    features, targets, *_ = PROBLEMS[case].tensors
+    bare = ClassMoments.from_features(features, targets, len(PROBLEMS[case].weight), scatter=False)
+    assert evaluate(PROBLEMS[case], moments=bare) == pytest.approx(evaluate(PROBLEMS[case]), rel=1e-12)
 
 
 def test_moments_without_a_scatter_have_the_metrics_that_need_none():

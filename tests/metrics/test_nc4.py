@@ -20,10 +20,17 @@ def decide(problem: references.Problem) -> nc4.Decisions:
     return nc4.decide(features, targets, weight, bias, means, of_samples.sample_mean)
 
 
+@pytest.fixture(params=[6, 5], ids=["few classes", "many classes"])
+def few(request, monkeypatch):
+    """The two ways to the nearest means, for as many classes as the problems have."""
+    monkeypatch.setattr(nc4, "FEW", request.param)
+
+
+@pytest.mark.parametrize("spread", [0.5, 1e-3])  # most samples outside of the reach of their mean, and none
 @pytest.mark.parametrize("offset", [0, 1000])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_decisions_are_those_of_a_loop_over_samples(seed, offset):
-    problem = references.draw_problem(seed, sizes=(25, 0, 12, 9, 6, 3), offset=offset)
+def test_decisions_are_those_of_a_loop_over_samples(few, seed, offset, spread):
+    problem = references.draw_problem(seed, sizes=(25, 0, 12, 9, 6, 3), offset=offset, spread=spread)
     made, logits = decide(problem), problem.logits
     np.testing.assert_array_equal(made.predictions, logits.argmax(1))
     higher = [sum(z > row[y] for z in row) for row, y in zip(logits, problem.targets, strict=True)]
@@ -40,6 +47,27 @@ def test_the_length_of_a_chunk_does_not_matter(monkeypatch):
     monkeypatch.setattr(moments, "CHUNK", 10)
     for name, expected in vars(whole).items():
         torch.testing.assert_close(getattr(decide(problem), name), expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_means_of_another_split_are_held_against_every_sample(few, seed):
+    """Also of a class that was never seen in training, and where no sample is nearest to the mean of its class."""
+    problem = references.draw_problem(seed)
+    features, targets, weight, bias = problem.tensors
+    means = torch.from_numpy(problem.means).roll(1, 0)
+    means[4] = torch.nan
+    made = nc4.decide(features, targets, weight, bias, means, features.mean(0))
+    expected = [np.nanargmin([np.linalg.norm(h - m) for m in means.numpy()]) for h in problem.features]
+    np.testing.assert_array_equal(made.nearest_means, expected)
+
+
+@pytest.mark.parametrize("beyond", [-1e-9, 0.0, 1e-9])
+def test_a_sample_half_way_between_two_means_is_settled_by_products(monkeypatch, beyond):
+    monkeypatch.setattr(nc4, "FEW", 1)
+    means = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 5.0, 0.0]], dtype=torch.float64)
+    features, targets = torch.tensor([[-beyond, 0.0, 0.0], [0.0, 5.0, 1.0]], dtype=torch.float64), torch.tensor([0, 2])
+    made = nc4.decide(features, targets, means, means[:, 0], means, torch.zeros(3, dtype=torch.float64))
+    assert made.nearest_means.tolist() == [int(beyond > 0), 2]
 
 
 @pytest.mark.parametrize("num_classes, num_features", [(2, 2), (5, 4), (5, 9)])

@@ -7,7 +7,8 @@ import pytest
 import references
 import torch
 
-from ncflow.metrics import moments, spectra
+from ncflow.metrics import ClassMoments, moments, spectra
+from ncflow.metrics.moments import GramSum
 from ncflow.metrics.spectra import spectral_ratios
 
 SEEDS = range(3)
@@ -24,7 +25,8 @@ def graded(seed: int, number: int, num_features: int, *, decades: float, offset:
 
 
 def ratio(rows: references.Array) -> float:
-    return spectral_ratios(torch.from_numpy(rows), torch.zeros(len(rows), dtype=torch.long), 1).item()
+    features, targets = torch.from_numpy(rows), torch.zeros(len(rows), dtype=torch.long)
+    return spectral_ratios(features, targets, ClassMoments.from_features(features, targets, 1)).item()
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0, 1e7])  # the last: features at 1e-7 from their mean
@@ -34,6 +36,22 @@ def ratio(rows: references.Array) -> float:
 def test_ratios_have_ten_digits_whatever_the_spectrum(seed, number, num_features, decades, offset):
     rows = graded(seed, number, num_features, decades=decades, offset=offset)
     assert ratio(rows) == pytest.approx(references.exact_spectral_ratio(rows), rel=1e-10)
+
+
+@pytest.mark.parametrize("decades, looks", [(0, 0), (6, 1)])
+def test_a_collapsed_class_needs_the_samples_again_only_for_small_directions_of_its_scatter(
+    monkeypatch, decades, looks
+):
+    """Deviations at 1e-7 of the mean: all but one direction are small, but the scatter knows them already."""
+    rows, restricted = graded(0, 40, 8, decades=decades, offset=1e7 / 8), []
+
+    def watched(gram, part, add=GramSum.add):
+        restricted.extend([1] * (part.shape[1] < 8))
+        add(gram, part)
+
+    monkeypatch.setattr(GramSum, "add", watched)
+    assert ratio(rows) == pytest.approx(references.exact_spectral_ratio(rows), rel=1e-10)
+    assert len(restricted) == looks
 
 
 def test_a_gram_matrix_alone_would_not_do():
@@ -59,6 +77,8 @@ def test_how_classes_are_cut_and_put_together_does_not_matter(monkeypatch, chunk
     monkeypatch.setattr(moments, "CHUNK", chunk)
     monkeypatch.setattr(spectra, "BATCH", batch)
     features, targets, *_ = problem.tensors
-    found = spectral_ratios(features, targets, 6)
+    whole, scatter = ClassMoments.from_features(features, targets, 6), GramSum(8, features.device)
+    found = spectral_ratios(features, targets, whole, scatter)
+    torch.testing.assert_close(scatter.total(), whole.within_scatter, rtol=1e-13, atol=1e-13)
     assert len(found) == 5
     assert found.mean().item() == pytest.approx(references.numerical_rank(problem), rel=1e-12)

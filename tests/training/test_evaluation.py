@@ -155,7 +155,7 @@ def test_the_last_layer_before_the_features_drifts_as_they_do(trained, splits, d
 
 
 def test_a_split_takes_one_forward_of_each_image_and_one_look_at_its_moments(monkeypatch, trained, splits, digits):
-    """The moments of the features with their scatter, those of each layer without."""
+    """Without their scatter, which the metrics that need it make from products that they need, too."""
     classifier, images, scatters = trained(), [], []
     classifier.backbone.register_forward_hook(lambda module, inputs, output: images.append(len(inputs[0])))
     build = ClassMoments.from_features
@@ -168,7 +168,7 @@ def test_a_split_takes_one_forward_of_each_image_and_one_look_at_its_moments(mon
     found = evaluate(classifier, splits["test"], class_counts=digits.class_counts, layers=True)
     layers = {name.split("/")[1] for name in found.metrics if name.startswith("layers/")}
     assert sum(images) == len(found.targets)
-    assert scatters == [True] + [False] * len(layers)
+    assert scatters == [False] * (1 + len(layers))
 
 
 def test_posthoc_adjustment_adds_accuracies_on_the_test_split_and_changes_nothing_else(trained, splits, digits):
