@@ -1,7 +1,7 @@
 """An epoch of training: ncflow's loop against the usual one with PIL, and against the bare steps that are its limit.
 
 ResNet-18 for 32x32 images, batches of 256, random crops and flips, SGD with momentum, on the long tail of Fashion-MNIST
-(digits where its package is missing). One call is an epoch of four batches; images per second are below the table. The
+(digits where its package is missing). One call is an epoch of two batches; images per second are below the table. The
 usual loop opens every image with PIL in the worker processes of a DataLoader and trains in float32 (`baselines/
 pil_loop.py`). The bare steps are forward, backward and optimizer on batches that are on the device already, augmented
 and in the layout of the loop; "default allocator" are the same with an allocator that gives memory back after every
@@ -39,7 +39,7 @@ from ncflow.training.hardware import autocast
 Call = Callable[[], Any]
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SIZE, K, BATCH, STEPS = 32, 10, 256, 4
+SIZE, K, BATCH, STEPS = 32, 10, 256, 2
 WORKERS = min(8, os.cpu_count() or 1)
 FACTOR = 0.01
 ENDLESS = 10**9  # epochs
