@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +42,7 @@ def record(
     files.write_text(CONFIG, yaml.safe_dump(params.resolved(), sort_keys=False))
     files.write_text(PROVENANCE, json.dumps(provenance, indent=1))
     bar = tqdm(records, params.exp_name, params.train.epochs, initial=files.epochs, unit="epoch", dynamic_ncols=True)
+    bar.write(f"{params.exp_name}: {provenance['hardware']}", file=sys.stderr)  # what `auto` chose
     shown: dict[str, str] = {}
     try:
         for record in bar:

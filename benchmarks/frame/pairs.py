@@ -21,7 +21,7 @@ Way = Callable[
     [], Callable[[], Any]
 ]  # module-level function or a partial of one: memory is measured in a child process
 
-SHORTEST = 0.05  # seconds: faster calls are repeated until they fill this
+SHORTEST = 0.3  # seconds: faster calls are repeated until they fill this
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,9 @@ def unset(monkeypatch) -> None:
 def test_mlflow_and_its_server_tell_nobody_unless_the_user_wants_it(unset, monkeypatch, tmp_path, chosen):
     if chosen:
         monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", chosen)
-    monkeypatch.setitem(sys.modules, "mlflow", MagicMock())  # not MLflow itself, which takes seconds
+    library = MagicMock()  # not MLflow itself, which takes seconds
+    library.exceptions.MlflowException = LookupError
+    monkeypatch.setitem(sys.modules, "mlflow", library)
     monkeypatch.setattr(stores, "_create_database", lambda uri, root: None)
     with pytest.raises(Started) as server, tracking.ui(tmp_path, port=1):
         pass
