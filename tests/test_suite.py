@@ -518,7 +518,9 @@ def ray():
 
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
     asked_to_end = signal.getsignal(signal.SIGTERM)
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as where a script starts a suite in the background
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    signal.signal(signal.SIGINT, interrupted)
     signal.signal(signal.SIGTERM, asked_to_end)  # Ray's own would stay for the tests that come after
     yield ray
     ray.shutdown()

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -87,6 +88,9 @@ class Attempt:
 
 def run_task(task: Task) -> Ending:
     """Run a task to its end; whatever interrupts this ends the task first."""
+    # What a script starts in the background ignores SIGINT, with all that it starts: a cluster could not interrupt this.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     attempt = Attempt(task)
     try:
         while (ending := attempt.poll()) is None:
