@@ -88,7 +88,7 @@ class Attempt:
 
 def run_task(task: Task) -> Ending:
     """Run a task to its end; whatever interrupts this ends the task first."""
-    # What a script starts in the background ignores SIGINT, with all that it starts: a cluster could not interrupt this.
+    # Where a script started the suite in the background, all ignore SIGINT, and Ray could not interrupt this.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     attempt = Attempt(task)
