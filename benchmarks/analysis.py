@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines.three_passes import three_passes
-from benchmarks.frame import Case, run
+from benchmarks.frame import DEVICE, Case, run
 from ncflow.nn import Classifier, LinearHead, create_backbone
 from ncflow.training.evaluation import evaluate_splits
 
@@ -46,7 +46,7 @@ class Loaded:
 def cases(quick: bool) -> list[Case]:
     """The usual baseline, and one that differs in nothing but the second forward."""
     name, train, test = ("resnet20", 256, 128) if quick else ("resnet18", 2048, 1024)
-    options: dict[str, Any] = {"tolerance": 1e-3, "memory": False}
+    options: dict[str, Any] = {"tolerance": 1e-3, "memory": not quick}
     one = partial(one_forward, name, train, test)
     return [
         Case(
@@ -60,12 +60,13 @@ def problem(name: str, train: int, test: int) -> tuple[Classifier, dict[str, Loa
     """A classifier with random weights; images of a class share a random picture, so that there is something to see."""
     torch.manual_seed(0)
     backbone = create_backbone(name, image_size=32)
-    classifier = Classifier(backbone, LinearHead(backbone.num_features, K, bias=True)).eval()
+    classifier = Classifier(backbone, LinearHead(backbone.num_features, K, bias=True)).to(DEVICE).eval()
     pictures = 3 * torch.randn(K, 3, 32, 32)
     splits = {}
     for split, number in (("train", train), ("test", test)):
         targets = torch.arange(number) % K
-        splits[split] = Loaded(pictures[targets] + torch.randn(number, 3, 32, 32), targets)
+        images = pictures[targets] + torch.randn(number, 3, 32, 32)
+        splits[split] = Loaded(images.to(DEVICE), targets.to(DEVICE))
     return classifier, splits
 
 

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines.three_passes import three_passes
-from benchmarks.frame import Case, run
+from benchmarks.frame import DEVICE, Case, run
 from ncflow.metrics import collapse_metrics
 
 FOUR = ["nc1/pinv", "nc1/quotient", "nc1/cdnv", "nc4/ncc_mismatch"]
@@ -81,7 +81,8 @@ def problem(n: int, d: int, k: int, *, decades: float = 0.0) -> tuple[Tensor, Te
     for h, y in zip(features.split(4096), targets.split(4096), strict=True):
         h.copy_(means[y] + 0.5 * spread * torch.randn(h.shape, generator=generator))
     weight = means + 0.3 * torch.randn(k, d, generator=generator)
-    return features, targets, weight, torch.randn(k, generator=generator)
+    bias = torch.randn(k, generator=generator)
+    return features.to(DEVICE), targets.to(DEVICE), weight.to(DEVICE), bias.to(DEVICE)
 
 
 def ours(n: int, d: int, k: int, *, decades: float = 0.0, only: list[str] | None = None) -> Call:

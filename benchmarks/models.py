@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.frame import publish, timed
+from benchmarks.frame import DEVICE, publish, timed
 from ncflow.nn import BACKBONES, MODEL_ALIASES, Classifier, LinearHead, create_backbone
 
 NUM_CLASSES, BATCH, IMAGE_SIZE = 10, 8, 32
@@ -32,9 +32,9 @@ def row(name: str, repeats: int) -> dict[str, Any]:
     """Size and speed of one backbone under a linear head."""
     torch.manual_seed(0)
     backbone = create_backbone(name, image_size=IMAGE_SIZE, **OPTIONS.get(name, {}))
-    classifier = Classifier(backbone, LinearHead(backbone.num_features, NUM_CLASSES))
-    images = IMAGES.get(name, torch.randn)(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE)
-    targets = torch.arange(BATCH) % NUM_CLASSES
+    classifier = Classifier(backbone, LinearHead(backbone.num_features, NUM_CLASSES)).to(DEVICE)
+    images = IMAGES.get(name, torch.randn)(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, device=DEVICE)
+    targets = torch.arange(BATCH, device=DEVICE) % NUM_CLASSES
 
     def step() -> None:
         F.cross_entropy(classifier(images).logits, targets).backward()

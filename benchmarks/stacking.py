@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-from benchmarks.frame import Case, run
+from benchmarks.frame import DEVICE, Case, run
 from ncflow.nn import Classifier, LinearHead, create_backbone
 
 Call = Callable[[], Any]
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 K, BATCH, LR, MOMENTUM = 10, 128, 0.01, 0.9
 
 

@@ -20,6 +20,7 @@ from ncflow.tracking import RunLogger
 from ncflow.training import EpochRecord, RunFolder, StateFolder
 
 CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+MOST_ROWS = 10_000  # of a table that grows with every analysis: MLflow reads and writes all of it anew each time
 
 
 def record(
@@ -41,13 +42,15 @@ def record(
     """
     files.write_text(CONFIG, yaml.safe_dump(params.resolved(), sort_keys=False))
     files.write_text(PROVENANCE, json.dumps(provenance, indent=1))
+    tqdm.write(f"{params.exp_name}: {provenance['hardware']}", file=sys.stderr)  # what `auto` chose
     bar = tqdm(records, params.exp_name, params.train.epochs, initial=files.epochs, unit="epoch", dynamic_ncols=True)
-    bar.write(f"{params.exp_name}: {provenance['hardware']}", file=sys.stderr)  # what `auto` chose
     shown: dict[str, str] = {}
+    rows = images.num_classes * math.ceil(params.train.epochs / params.train.analyze_freq)
     try:
         for record in bar:
             files.write_record(record, classifier.head, images.class_counts, save_logits=params.train.save_logits)
-            log_epoch(record, classifier, images, run)
+            tabled = rows <= MOST_ROWS or record.epoch == params.train.epochs
+            log_epoch(record, classifier, images, run, tabled=tabled)
             states.write(record.state())
             shown |= {"loss": f"{record.loss:.4f}", "acc": f"{record.accuracy:.3f}"}
             if record.analysis:  # the last nc1 stays in sight until the next analysis
@@ -62,8 +65,10 @@ def record(
     run.model(classifier, pixels, step=params.train.epochs)
 
 
-def log_epoch(record: EpochRecord, classifier: Classifier, images: Snapshot, run: RunLogger) -> None:
-    """All numbers of an epoch in one call; of an analysis also its pictures and the accuracy of each class."""
+def log_epoch(
+    record: EpochRecord, classifier: Classifier, images: Snapshot, run: RunLogger, *, tabled: bool = True
+) -> None:
+    """All numbers of an epoch in one call; of an analysis also its pictures and, `tabled`, each class's accuracy."""
     from ncflow.reports.figures import confusion_figure, cosine_figure, to_image
 
     values = {name: getattr(record, name) for name in ("loss", "lr", "accuracy", "seconds", "images_per_second")}
@@ -79,7 +84,8 @@ def log_epoch(record: EpochRecord, classifier: Classifier, images: Snapshot, run
             test.predictions.cpu(), test.targets.cpu(), num_classes=images.num_classes, class_counts=counts
         )
         run.images({"cosines": to_image(cosines), "confusion": to_image(confusion)}, step=record.epoch)
-        run.table(_class_table(record, images), "class_accuracies.json", step=record.epoch)
+        if tabled:
+            run.table(_class_table(record, images), "class_accuracies.json", step=record.epoch)
 
 
 def _class_table(record: EpochRecord, images: Snapshot) -> dict[str, list[Any]]:

@@ -121,6 +121,15 @@ def test_mlflow_has_the_folder_the_pictures_and_the_class_table(project, folder,
     assert list(table["train samples"][:10]) == [142, 92, 59, 38, 25, 16, 10, 6, 4, 2]
 
 
+def test_a_table_that_would_grow_large_has_the_last_analysis_only(project, monkeypatch):
+    monkeypatch.setattr(recording, "MOST_ROWS", 19)
+    train(project, configure("many", **{"train.epochs": 2, "train.analyze_freq": 1}))
+    (run,) = runs_named(project, "many")
+    with tracking.store(project) as mlflow:
+        table = mlflow.load_table("class_accuracies.json", run_ids=[run.info.run_id])
+    assert table["step"].tolist() == [2] * 10
+
+
 def test_the_logged_model_classifies_like_the_checkpoint(project, folder, head):
     (run,) = runs_named(project, head)
     images = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -222,8 +231,8 @@ def stop_after(epoch: int, how: Callable[[], object], monkeypatch: pytest.Monkey
     """Let something happen when an epoch is logged, before its state is written."""
     log = recording.log_epoch
 
-    def log_and_stop(record, *rest):
-        log(record, *rest)
+    def log_and_stop(record, *rest, **options):
+        log(record, *rest, **options)
         if record.epoch == epoch:
             how()
 

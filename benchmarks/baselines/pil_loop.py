@@ -36,8 +36,8 @@ def pil_epoch(
     batch_size: int,
     num_workers: int,
     device: torch.device,
-) -> Callable[[], None]:
-    """A function that trains `model`, images -> logits, for one epoch."""
+) -> Callable[[], float]:
+    """A function that trains `model`, images -> logits, for one epoch and returns the mean loss."""
     loader = DataLoader(
         pictures,
         batch_size,
@@ -47,12 +47,14 @@ def pil_epoch(
         pin_memory=device.type == "cuda",
     )
 
-    def epoch() -> None:
+    def epoch() -> float:
+        total = 0.0
         for images, targets in loader:
             loss = F.cross_entropy(model(images.to(device)), targets.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            loss.item()  # the running loss that such loops show
+            total += loss.item() * len(targets)  # the running loss that such loops show
+        return total / len(pictures)
 
     return epoch

@@ -4,8 +4,9 @@ A script is a docstring, which becomes the head of its page, and a function `cas
 `run(cases)`. See `nearest_etf.py` for a comparison and `models.py` for a plain table.
 """
 
-from benchmarks.frame.apart import apart
 from benchmarks.frame.command import publish, run
-from benchmarks.frame.pairs import Case, largest_difference, timed
+from benchmarks.frame.machine import DEVICE
+from benchmarks.frame.pairs import Case, largest_difference
+from benchmarks.frame.sides import timed
 
-__all__ = ["Case", "apart", "largest_difference", "publish", "run", "timed"]
+__all__ = ["DEVICE", "Case", "largest_difference", "publish", "run", "timed"]

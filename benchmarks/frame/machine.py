@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where everything is measured
 # What decides the speed of matrix products, the best last
 INSTRUCTIONS = ["avx2", "avx512_f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16"]
 
@@ -22,7 +23,7 @@ def describe_machine() -> dict[str, Any]:
         "instruction_sets": [name for name in INSTRUCTIONS if capabilities.get(name)],
         "threads": torch.get_num_threads(),
         "memory_gb": _memory_gb(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if DEVICE.type == "cuda" else None,
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,

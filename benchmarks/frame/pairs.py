@@ -1,14 +1,10 @@
-"""Two ways to the same result, timed alternately: what the machine does to one pair it does to both halves of it.
-
-A way is a function that prepares (imports, inputs, warm state: not timed) and returns the function that is timed.
-"""
+"""Two ways to the same result, timed alternately: what the machine does to one pair it does to both halves of it."""
 
 from __future__ import annotations
 
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.frame.memory import peak_memory
-
-Way = Callable[
-    [], Callable[[], Any]
-]  # module-level function or a partial of one: memory is measured in a child process
+from benchmarks.frame.sides import Side, Way, apart, here
 
 SHORTEST = 0.3  # seconds: faster calls are repeated until they fill this
 
@@ -34,6 +27,7 @@ class Case:
     tolerance: float | None = 1e-5  # of our result against the baseline's; None where it is another thing, as a whole
     exact: Way | None = None  # a slow reference in float64
     exact_tolerance: float = 1e-5  # of our result against that
+    apart: bool = False  # each side in a process of its own, where their threads or allocators would disturb each other
     memory: bool = True
     least_ratio: float | None = None  # goals
     most_seconds: float | None = None
@@ -43,29 +37,19 @@ class Case:
 def compare(case: Case, pairs: int) -> dict[str, Any]:
     """Check that the results agree, then time `pairs` pairs; times in seconds, memory in MB above the inputs."""
     ways = {"ours": case.ours} | ({"baseline": case.baseline} if case.baseline else {})
-    calls = {name: way() for name, way in ways.items()}
-    row: dict[str, Any] = {"case": case.name, "goals": goals(case)} | _differences(case, calls)
-    repeats = {name: max(1, math.ceil(SHORTEST / timed(call))) for name, call in calls.items()}  # after a warm-up
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    sides = {name: (apart if case.apart else here)(way) for name, way in ways.items()}
+    row: dict[str, Any] = {"case": case.name, "goals": goals(case)} | _differences(case, sides)
+    repeats = {name: max(1, math.ceil(SHORTEST / side.seconds())) for name, side in sides.items()}  # after a warm-up
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(pairs):
-        for name, call in calls.items():
-            times[name].append(timed(call, repeats[name]))
+        for name, side in sides.items():
+            times[name].append(side.seconds(repeats[name]))
     row["seconds"] = times
     if case.baseline:
         row["ratio"] = [slow / quick for quick, slow in zip(times["ours"], times["baseline"], strict=True)]
     if case.memory:
         row["megabytes"] = {name: peak_memory(way) for name, way in ways.items()}
     return row | {"reached": reached(row)}
-
-
-def timed(call: Callable[[], Any], repeats: int = 1) -> float:
-    """Mean seconds of a call, with the work that it left on a GPU."""
-    _wait()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    _wait()
-    return (time.perf_counter() - start) / repeats
 
 
 def largest_difference(ours: Any, theirs: Any) -> float:
@@ -89,11 +73,11 @@ def reached(row: Mapping[str, Any]) -> dict[str, bool]:
     return {name: bool(checks[name](goal)) for name, goal in row["goals"].items()}
 
 
-def _differences(case: Case, calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+def _differences(case: Case, sides: Mapping[str, Side]) -> dict[str, float]:
     """Our result against the baseline's and the exact one; RuntimeError where they are not the same thing."""
     found: dict[str, float] = {}
-    ours = calls["ours"]()
-    others = {"baseline": (calls.get("baseline"), case.tolerance)}
+    ours = sides["ours"].result()
+    others = {"baseline": (sides["baseline"].result if case.baseline else None, case.tolerance)}
     others["exact"] = (case.exact and case.exact(), case.exact_tolerance)
     for name, (call, tolerance) in others.items():
         if call and tolerance is not None:
@@ -119,8 +103,3 @@ def _distance(a: Tensor | float, b: Tensor | float) -> float:
     a, b = (torch.as_tensor(value, dtype=torch.float64, device="cpu").detach() for value in (a, b))
     largest = float(b.abs().max())
     return float((a - b).abs().max()) / (largest or 1.0)
-
-
-def _wait() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ncflow.data.augment import AUGMENTATIONS, RANDOM_NUMBERS
-from ncflow.data.pictures import Pictures, Resident, Streamed
+from ncflow.data.pictures import Pictures, Resident, Streamed, at_once
 from ncflow.data.sampling import SAMPLINGS, Sampling, shuffled
 from ncflow.data.snapshot import Snapshot
 from ncflow.lookup import lookup
@@ -118,15 +118,16 @@ class Batches:
         # One row each for every draw of a sample; where each is drawn once, the row of its own number.
         rows = order.argsort(stable=True).argsort()
         mine, chances = (self._mine(part, sizes) for part in (order, uniform[rows]))
-        for indices, images, chance in zip(mine, self.pictures(mine), chances, strict=True):
-            images = self.augment(images, chance.to(images.device))
-            yield self._normalized(images), self.targets[indices.to(images.device)]
+        here = [at_once(parts, self.targets.device) for parts in (mine, chances)]
+        for images, indices, chance in zip(self.pictures(mine), *here, strict=True):
+            yield self._normalized(self.augment(images, chance)), self.targets[indices]
 
     def ordered(self) -> Iterator[Batch]:
         """Samples as stored and as they are: this process's contiguous `share`, `batch_size` at a time."""
         batches = torch.split(self.share, self.batch_size) if len(self.share) else ()
-        for indices, images in zip(batches, self.pictures(batches), strict=True):
-            yield self._normalized(images), self.targets[indices.to(images.device)]
+        here = at_once(batches, self.targets.device)
+        for images, indices in zip(self.pictures(batches), here, strict=True):
+            yield self._normalized(images), self.targets[indices]
 
     def _mine(self, drawn: Tensor, sizes: list[int]) -> list[Tensor]:
         """Of what is drawn (N, ...), this process's part of every batch."""

@@ -33,8 +33,8 @@ class Resident:
         self.images = torch.cat([fit_square(torch.stack(chunk), image_size) for chunk in chunks]).to(device)
 
     def __call__(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        for indices in batches:
-            yield self.images[indices.to(self.images.device)]
+        for indices in at_once(batches, self.images.device):
+            yield self.images[indices]
 
 
 class Streamed:
@@ -53,6 +53,12 @@ class Streamed:
         loader = DataLoader(self.images, batch_sampler=plan, num_workers=self.num_workers, pin_memory=on_gpu)
         for images in loader:
             yield images.to(self.device, non_blocking=True)
+
+
+def at_once(parts: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """All parts on the device by one transfer: each from ordinary memory waits for what a GPU has still to do."""
+    sizes = [len(part) for part in parts]
+    return torch.split(torch.cat(list(parts)).to(device), sizes) if sizes else ()
 
 
 class _DecodedImages(Dataset[Tensor]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import platform
@@ -18,8 +19,9 @@ from benchmarks.baselines.trust_region_node import frame_of, nearest_etf_node
 from benchmarks.frame import Case, largest_difference, timed
 from benchmarks.frame.machine import describe_machine
 from benchmarks.frame.memory import CLEAR, peak_memory
-from benchmarks.frame.page import table
+from benchmarks.frame.page import page, table
 from benchmarks.frame.pairs import compare
+from benchmarks.frame.sides import apart
 from ncflow import cli, nearest_etf, simplex_etf
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +89,21 @@ def test_a_machine_is_described_and_not_named():
     assert platform.node() not in json.dumps(machine)
 
 
+def test_sides_apart_are_held_against_each_other_like_others():
+    with pytest.raises(RuntimeError, match="a case: differs from 'baseline' by 1.0e-04"):
+        compare(Case("a case", partial(value, 1.0), partial(value, 1.0001), apart=True, memory=False), pairs=1)
+    assert apart(partial(value, 1.0)).seconds() < apart(partial(value, 1.0, 300)).seconds(3)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_newest_page_of_a_script_is_of_the_script_as_it_is(name):
+    newest = max((ROOT / "benchmarks" / "results").glob(f"{name}-*.json"))
+    record = json.loads(newest.read_text())
+    script = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())
+    assert record["description"] == ast.get_docstring(script, clean=False)
+    assert newest.with_suffix(".md").read_text() == page(record)
+
+
 def test_time_is_measured_per_call():
     calls = []
     assert timed(lambda: calls.append(0), repeats=7) > 0
@@ -141,9 +158,9 @@ def test_an_unknown_benchmark_and_a_folder_without_any_are_errors_that_help(monk
 def test_a_script_writes_its_numbers_and_a_page_of_them(name, tmp_path):
     command = [sys.executable, "-m", "ncflow", "bench", name, "--quick", "--pairs", "1", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (numbers,), (page,) = tmp_path.glob("*.json"), tmp_path.glob("*.md")
+    (numbers,), (written,) = tmp_path.glob("*.json"), tmp_path.glob("*.md")
     record = json.loads(numbers.read_text())
-    assert record["benchmark"] == name and record["date"] in page.name and record["rows"]
-    assert record["machine"]["cpu"] in page.read_text()
-    for text in (numbers.read_text(), page.read_text()):
+    assert record["benchmark"] == name and record["date"] in written.name and record["rows"]
+    assert record["machine"]["cpu"] in written.read_text()
+    for text in (numbers.read_text(), written.read_text()):
         assert str(ROOT) not in text and str(tmp_path) not in text
