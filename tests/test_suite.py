@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ncflow import imports, suite
 from ncflow.params import make_params
-from ncflow.suite import engines, process
+from ncflow.suite import engines, process, schedule
 from ncflow.suite.cluster import share_of_machine
 from ncflow.suite.table import View, duration
 
@@ -42,6 +42,8 @@ if "refused" in name:
     sys.exit(1)
 if "crash" in name:
     raise RuntimeError("boom")
+if "idle" in name:
+    sys.exit(0)
 if "interrupted" in name and first:
     sys.exit(75)
 if "killed" in name and first:
@@ -123,10 +125,8 @@ def test_again_only_what_is_missing_failed_or_changed_is_run(project):
     names = ("whole", "crash", "killed", "other")
     run(make(project, *names), retries=0)
     before = len(starts(project))
-    for job in (jobs := make(project, *names)):
-        if job.name == "other":
-            job.params = make_params(job.params.model_dump(mode="json"), ["train.lr=0.5"])
-    states = run(jobs, retries=0)
+    changed = make(project, *names, train={"lr": 0.5})[-1]
+    states = run([*make(project, *names)[:-1], changed], retries=0)
     assert sorted(starts(project)[before:]) == ["crash", "killed", "other"]
     assert states == {"whole": "done", "crash": "failed", "killed": "done", "other": "done"}
 
@@ -166,6 +166,40 @@ def test_a_state_of_other_imported_files_is_not_that_of_a_run(project, monkeypat
     assert job.is_finished()
     (project / ".ncflow" / "state" / f"one-{imports.run_digest(job.params)}-0123").mkdir()
     assert not job.is_finished()
+
+
+def test_a_job_trains_its_own_configuration_whatever_other_suites_make_of_its_name_meanwhile(project):
+    names = ("same", "other")
+    ours = make(project, *names, train={"lr": 0.5})
+    looks = suite.run_suite(ours, engine=suite.create_engine("local"), prepare=lambda params: None)
+    next(looks), next(looks)
+    theirs = make(project, *names, train={"lr": 7.0})
+    assert list(looks) != []
+    assert [(job.state, job.is_finished()) for job in ours] == [("done", True)] * 2
+    assert not any(job.is_finished() for job in theirs)
+    assert len([*(project / ".ncflow" / "suite").iterdir()]) == 4 + 2  # with the logs
+    again = make(project, *names, train={"lr": 7.0})
+    assert [job.arguments for job in again] == [job.arguments for job in theirs]
+
+
+def test_a_job_that_ends_well_without_its_final_model_has_failed(project, monkeypatch):
+    monkeypatch.setattr(schedule, "LAG", 0.0)
+    (job,) = make(project, "idle")
+    assert run([job], retries=3) == {"idle": "failed"}
+    assert job.attempts == 1
+    assert job.reason.startswith("ended with exit code 0, but models/idle does not hold the final model")
+
+
+def test_a_final_model_that_is_seen_late_is_waited_for(project):
+    """As of another machine, over NFS."""
+    (job,) = make(project, "idle")
+    looks = suite.run_suite([job], engine=suite.create_engine("local"), prepare=lambda params: None, pause=0.01)
+    wait_for(lambda: next(looks, True) is None and job.ended)
+    assert job.state == "running"
+    (job.folder / "config.yaml").write_text(yaml.safe_dump(job.params.resolved()))
+    (job.folder / "final_model.pth").touch()
+    assert list(looks) != []
+    assert (job.state, starts(project)) == ("done", ["idle"])
 
 
 @pytest.mark.parametrize("damage", ["- no mapping", "train: {nonsense: 1}", "a: [", None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -60,10 +61,14 @@ class Job:
             return len(json.loads((self.folder / "history.json").read_text()))
         return 0
 
+    def has_model(self) -> bool:
+        """Whether the run folder holds the final model of this very configuration."""
+        return _has_model(self.folder, self.params)
+
     def is_finished(self) -> bool:
-        """Whether the run folder holds the final model of this very configuration, and nothing is left to do for it."""
+        """Whether there is the final model, and nothing is left to do for it."""
         unfinished = (self.root / ".ncflow" / "state").glob(f"{self.name}-{run_digest(self.params)}*")
-        return _has_model(self.folder, self.params) and not any(unfinished) and not self.is_claimed()
+        return self.has_model() and not any(unfinished) and not self.is_claimed()
 
     def is_claimed(self) -> bool:
         """Whether a training process, perhaps one that another suite has left behind, is at work on this run."""
@@ -123,7 +128,13 @@ def _imported(folder: Path) -> dict[str, str]:
 
 
 def _write_config(params: Params, root: Path) -> Path:
-    file = root / ".ncflow" / "suite" / f"{params.exp_name}.yaml"
+    """Under a name that only the same configuration has: a waiting job reads it later, beside jobs of other suites."""
+    file = root / ".ncflow" / "suite" / f"{params.exp_name}-{params.digest()}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(params.resolved(), sort_keys=False))
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")  # another suite may be writing the same
+    try:
+        temporary.write_text(yaml.safe_dump(params.resolved(), sort_keys=False))
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
     return file

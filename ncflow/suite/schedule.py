@@ -58,7 +58,7 @@ def _start(job: Job, running: dict[str, Running], engine: Engine, prepare: Calla
     else:
         running[job.name] = engine.start(job)
         job.attempts += 1
-        job.reason = ""
+        job.reason, job.ended = "", 0.0
 
 
 def _look_at(job: Job, running: dict[str, Running], retries: int) -> None:
@@ -69,12 +69,19 @@ def _look_at(job: Job, running: dict[str, Running], retries: int) -> None:
     ending = running[job.name].poll()
     if ending is None:
         return
+    job.ended = job.ended or time.monotonic()
+    if ending.code == 0 and not job.has_model() and time.monotonic() < job.ended + LAG:
+        return
     del running[job.name]
-    job.ended, job.reason = time.monotonic(), ending.reason.removeprefix(MESSAGE)
+    job.state, job.reason = _outcome(job, ending, retries)
+
+
+def _outcome(job: Job, ending: Ending, retries: int) -> tuple[str, str]:
+    """State and reason of a job whose process has ended; its exit code alone does not say what it has trained."""
     if ending.code == 0:
-        job.state, job.reason = "done", ""
-    else:
-        job.state = "waiting" if job.attempts <= retries and _may_go_better(ending) else "failed"
+        return ("done", "") if job.has_model() else ("failed", f"ended with exit code 0, but models/{job.name} {BARE}")
+    again = job.attempts <= retries and _may_go_better(ending)
+    return "waiting" if again else "failed", ending.reason.removeprefix(MESSAGE)
 
 
 def _may_go_better(ending: Ending) -> bool:
@@ -108,3 +115,5 @@ def _end(running: Sequence[Running]) -> None:
 
 
 ELSEWHERE = "another process trains it"
+BARE = "does not hold the final model of its configuration; see its log, then start the same suite again"
+LAG = 60.0  # seconds until a file that another machine has written is seen here: NFS remembers what was not there
