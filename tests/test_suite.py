@@ -21,7 +21,7 @@ from rich.console import Console
 from ncflow import imports, suite
 from ncflow.params import make_params
 from ncflow.suite import engines, process, schedule
-from ncflow.suite.cluster import share_of_machine
+from ncflow.suite.cluster import run_job, share_of_machine
 from ncflow.suite.table import View, duration
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +45,9 @@ if "crash" in name:
 if "idle" in name:
     sys.exit(0)
 if "interrupted" in name and first:
+    sys.exit(75)
+if "taken" in name and first:
+    print(f"ncflow: another process trains models/{name}; wait until it ends, or end it", file=sys.stderr)
     sys.exit(75)
 if "killed" in name and first:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -91,6 +94,13 @@ def seen(project):
 
 def starts(project):
     return [line["name"] for line in seen(project) if "environment" in line]
+
+
+def finish(job):
+    """Leave what a training process elsewhere leaves."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "config.yaml").write_text(yaml.safe_dump(job.params.resolved()))
+    (job.folder / "final_model.pth").touch()
 
 
 def wait_for(condition):
@@ -196,8 +206,7 @@ def test_a_final_model_that_is_seen_late_is_waited_for(project):
     looks = suite.run_suite([job], engine=suite.create_engine("local"), prepare=lambda params: None, pause=0.01)
     wait_for(lambda: next(looks, True) is None and job.ended)
     assert job.state == "running"
-    (job.folder / "config.yaml").write_text(yaml.safe_dump(job.params.resolved()))
-    (job.folder / "final_model.pth").touch()
+    finish(job)
     assert list(looks) != []
     assert (job.state, starts(project)) == ("done", ["idle"])
 
@@ -321,11 +330,63 @@ def test_a_run_that_another_process_trains_is_left_to_it(project):
     with suite.claimed(project, "theirs"):
         wait_for(lambda: next(looks, True) is None and jobs[1].state == "done")
         assert (jobs[0].state, jobs[0].reason) == ("waiting", "another process trains it")
-        jobs[0].folder.mkdir()
-        (jobs[0].folder / "config.yaml").write_text(yaml.safe_dump(jobs[0].params.resolved()))
-        (jobs[0].folder / "final_model.pth").touch()
+        finish(jobs[0])
     assert list(looks) != []
     assert (jobs[0].state, jobs[0].reason, starts(project)) == ("done", "by another process", ["ours"])
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_that_others_have_finished_before_its_turn_is_not_trained_again_unless_all_are(project, force):
+    jobs = make(project, "ours", "theirs")
+    engine = suite.create_engine("local")
+    looks = suite.run_suite(jobs, engine=engine, prepare=lambda params: None, force=force)
+    next(looks), next(looks)
+    finish(jobs[1])
+    assert list(looks) != []
+    assert [job.state for job in jobs] == ["done", "done"]
+    assert jobs[1].reason == ("" if force else "by another process")
+    assert starts(project) == (["ours", "theirs"] if force else ["ours"])
+
+
+def test_a_run_that_others_have_finished_while_ray_had_no_room_is_not_trained_again(project):
+    (job,) = make(project, "one")
+    finish(job)
+    task = process.Task(job.arguments, job.root, job.log)
+    assert run_job(job, task, {}).code == suite.RESUME
+    assert not (project / "seen.jsonl").exists()
+    job.anew = True
+    assert run_job(job, task, {}).code == 0
+    assert starts(project) == ["one"]
+
+
+def test_ray_knows_a_run_that_is_finished_by_the_files_that_were_imported_here(project, monkeypatch):
+    (job,) = make(project, "one")
+    finish(job)
+    (job.folder / "provenance.json").write_text(json.dumps({"imports": {"mine.py": "0123"}}))
+    monkeypatch.setattr("ncflow.suite.cluster.run_task", lambda task: process.Ending(0, "trained"))
+    monkeypatch.setitem(imports.IMPORTED, "mine.py", "4567")
+    task = process.Task(job.arguments, job.root, job.log)
+    assert run_job(job, task, {"mine.py": "4567"}).reason == "trained"
+    assert run_job(job, task, {"mine.py": "0123"}).code == suite.RESUME
+
+
+def test_an_attempt_that_came_second_to_another_process_does_not_count(project):
+    (job,) = make(project, "taken")
+    assert run([job], retries=0) == {"taken": "done"}
+    assert (job.attempts, starts(project)) == (1, ["taken", "taken"])
+
+
+def test_an_attempt_that_came_second_does_not_count_whoever_had_the_last_word(project):
+    """As where the first of several processes is refused, and ends the others."""
+    (job,) = make(project, "interrupted")
+    engine = suite.create_engine("local")
+    looks = suite.run_suite([job], engine=engine, prepare=lambda params: None, retries=0, pause=0.01)
+    next(looks), next(looks)
+    with suite.claimed(project, "interrupted"):
+        wait_for(lambda: next(looks, True) is None and job.reason)
+        assert (job.state, job.attempts, job.reason) == ("waiting", 0, "another process trains it")
+    assert list(looks) != []
+    assert (job.state, job.attempts) == ("done", 1)
 
 
 def test_a_run_that_another_process_left_unfinished_is_taken_over(project):
@@ -571,6 +632,19 @@ def test_a_suite_on_ray_is_the_same_suite(ray, project):
         "crash": ("failed", 2),
     }
     assert jobs["crash"].reason == "RuntimeError: boom"
+
+
+@pytest.mark.slow
+def test_a_job_that_waits_on_ray_while_others_finish_its_run_is_not_trained_again(ray, project):
+    jobs = make(project, "pair1", "pair2")  # the first waits for the other, for which Ray has no room
+    looks = suite.run_suite(jobs, engine=suite.create_engine("ray"), prepare=lambda params: None)
+    wait_for(lambda: next(looks, True) is None and [*project.glob("models/*/here")])
+    theirs = next(job for job in jobs if not job.folder.exists())
+    finish(theirs)
+    (theirs.folder / "here").touch()
+    assert list(looks) != []
+    assert ([job.state for job in jobs], theirs.reason) == (["done", "done"], "by another process")
+    assert theirs.name not in starts(project)
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ class Job:
     started: float = 0.0  # seconds of a monotonic clock
     ended: float = 0.0
     epochs_before: int = 0  # of an interrupted run that is continued
+    anew: bool = False  # trained even where it is finished
 
     @property
     def name(self) -> str:
@@ -69,6 +70,10 @@ class Job:
         """Whether there is the final model, and nothing is left to do for it."""
         unfinished = (self.root / ".ncflow" / "state").glob(f"{self.name}-{run_digest(self.params)}*")
         return self.has_model() and not any(unfinished) and not self.is_claimed()
+
+    def is_spared(self) -> bool:
+        """Whether it needs no training, as it is finished, by whomever; one that is trained `anew` does."""
+        return not self.anew and self.is_finished()
 
     def is_claimed(self) -> bool:
         """Whether a training process, perhaps one that another suite has left behind, is at work on this run."""
