@@ -44,6 +44,8 @@ if "crash" in name:
     raise RuntimeError("boom")
 if "idle" in name:
     sys.exit(0)
+if "lost" in name:
+    sys.exit(255)
 if "interrupted" in name and first:
     sys.exit(75)
 if "taken" in name and first:
@@ -280,6 +282,29 @@ def test_the_reason_is_the_last_word_of_the_process_that_failed_not_of_its_launc
     before = "ncflow: of another attempt\n"
     (tmp_path / "log").write_text(before + log)
     assert process.explain(3, tmp_path / "log", len(before)) == reason
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (-11, "killed by SIGSEGV"),
+        (139, "killed by SIGSEGV"),
+        (-40, "killed by signal 40"),  # one of those without a name
+        (168, "bye"),
+        (128, "bye"),
+        (200, "bye"),
+        (255, "bye"),
+    ],
+)
+def test_an_exit_code_is_a_signal_only_where_there_is_such_a_signal(tmp_path, code, reason):
+    (tmp_path / "log").write_text("bye\n")
+    assert process.explain(code, tmp_path / "log") == reason
+
+
+def test_no_exit_code_ends_the_suite(project):
+    jobs = make(project, "lost", "fine")
+    assert run(jobs, retries=0) == {"lost": "failed", "fine": "done"}
+    assert jobs[0].reason == "exit code 255"
 
 
 def test_leaving_a_suite_asks_its_runs_to_end_and_waits_until_they_have(project):
