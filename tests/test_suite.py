@@ -23,6 +23,7 @@ from ncflow.params import make_params
 from ncflow.suite import engines, process, schedule
 from ncflow.suite.cluster import run_job, share_of_machine
 from ncflow.suite.table import View, duration
+from ncflow.suite.track import _last_words
 
 ROOT = Path(__file__).parents[1]
 # Stands in for training: what it does is in its run's name; what it was given, it writes down.
@@ -627,6 +628,26 @@ def test_what_is_tracked_goes_to_a_remote_and_comes_back(tmp_path, monkeypatch):
     suite.track("exp8", root=tmp_path, runs=runs[1:], snapshots=[])
     dvc("pull", "-q", "-R", "suites/exp8")
     assert [(run / "final_model.pth").read_text() for run in runs] == ["one", "changed"]
+
+
+def test_what_cannot_be_tracked_is_said_with_the_reason_that_dvc_gives(tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\nno_scm = true\nanalytics = false\n")
+    with pytest.raises(ValueError, match="could not track exp8: .*'models/lost' does not exist; the same command"):
+        suite.track("exp8", root=tmp_path, runs=[tmp_path / "models/lost"], snapshots=[])
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("50%|##  \rERROR: no space\n\nHaving any troubles? Hit us up\n", "no space"),
+        ("ERROR: one\nERROR: two\n", "one; two"),
+        ("Traceback\nKeyError: 'x'\n", "KeyError: 'x'"),
+        ("", "it does not say why"),
+    ],
+)
+def test_of_what_dvc_says_the_reason_is_kept(said, reason):
+    assert _last_words(said) == reason
 
 
 @pytest.fixture(scope="module")
