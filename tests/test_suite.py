@@ -565,6 +565,23 @@ def test_in_a_terminal_a_suite_is_a_table_with_what_is_left(project):
     assert "four" not in screen.getvalue()
 
 
+def test_a_finished_run_that_is_trained_anew_begins_without_epochs(project):
+    run(make(project, "one", train={"epochs": 10}))
+    (job,) = make(project, "one", train={"epochs": 10})
+    (endless,) = make(project, "endless")
+    job.arguments = endless.arguments  # it does not touch the folder of the finished run
+    looks = suite.run_suite([job], engine=suite.create_engine("local"), prepare=lambda params: None, force=True)
+    with closing(looks):
+        wait_for(lambda: next(looks, True) is None and job.state == "running")
+        view = View([job], began=time.monotonic() - 60)
+        assert (job.epochs_before, job.epochs_done(), view.rate(), view.seconds_left()) == (0, 0, 0, None)
+        shutil.move(job.folder, project / "models" / "one_replaced")
+        assert job.epochs_done() == 0
+        job.folder.mkdir()
+        (job.folder / "history.json").write_text(json.dumps([{}] * 5))
+        assert view.summary() == "0 waiting, 1 running, 0 done, 0 failed, 5 epochs/min, 60 s left"
+
+
 def test_the_live_table_ends_with_every_job_counted(project):
     screen = StringIO()
     jobs = make(project, "one", "two")

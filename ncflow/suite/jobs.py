@@ -15,6 +15,7 @@ from filelock import FileLock
 from ncflow.imports import IMPORTED, run_digest
 from ncflow.params import Params, load_params
 
+MODEL = "final_model.pth"
 RESUME = 75  # the exit code (EX_TEMPFAIL) that says: start the same command again, later
 
 
@@ -42,6 +43,7 @@ class Job:
     started: float = 0.0  # seconds of a monotonic clock
     ended: float = 0.0
     epochs_before: int = 0  # of an interrupted run that is continued
+    replaced: int = 0  # when the history was written that training will move aside, with all of a finished run
     anew: bool = False  # trained even where it is finished
 
     @property
@@ -57,10 +59,25 @@ class Job:
         return self.root / ".ncflow" / "suite" / f"{self.name}.log"
 
     def epochs_done(self) -> int:
-        """Epochs in the history that training keeps in the run folder; a waiting job has none."""
+        """Epochs in the history that training keeps in the run folder; a waiting job has none.
+
+        That of a finished run, which is there until training moves it aside, does not count.
+        """
         with suppress(OSError, ValueError):
-            return len(json.loads((self.folder / "history.json").read_text()))
+            if self._history.stat().st_mtime_ns != self.replaced:
+                return len(json.loads(self._history.read_text()))
         return 0
+
+    def note_replaced(self) -> None:
+        """Before training starts: remember the history that it will replace, if it will."""
+        self.replaced = 0
+        with suppress(OSError):
+            if (self.folder / MODEL).is_file():
+                self.replaced = self._history.stat().st_mtime_ns
+
+    @property
+    def _history(self) -> Path:
+        return self.folder / "history.json"
 
     def has_model(self) -> bool:
         """Whether the run folder holds the final model of this very configuration."""
@@ -116,7 +133,7 @@ def _has_model(folder: Path, params: Params) -> bool:
 
     And, where files of the user's own were imported, of the same content of these.
     """
-    if not (folder / "final_model.pth").is_file():
+    if not (folder / MODEL).is_file():
         return False
     with suppress(ValueError):  # no configuration, or one that this version does not understand
         return load_params(folder / "config.yaml").digest() == params.digest() and _imported(folder) == IMPORTED

@@ -57,6 +57,7 @@ def _start(job: Job, running: dict[str, Running], engine: Engine, prepare: Calla
     elif job.is_spared():  # asked last: a snapshot may have taken long
         job.state, job.reason = "done", "by another process"
     else:
+        job.note_replaced()
         running[job.name] = engine.start(job)
         job.attempts += 1
         job.reason, job.ended = "", 0.0
@@ -65,7 +66,8 @@ def _start(job: Job, running: dict[str, Running], engine: Engine, prepare: Calla
 def _look_at(job: Job, running: dict[str, Running], retries: int) -> None:
     """Note that a job has begun or, at a later look, so that each is seen, how it ended: a killed one waits again."""
     if job.state == "waiting" and running[job.name].has_started():
-        job.state, job.started, job.epochs_before = "running", time.monotonic(), job.epochs_done()
+        job.state, job.started = "running", time.monotonic()
+        job.epochs_before = 0 if job.replaced else job.epochs_done()
         return
     ending = running[job.name].poll()
     if ending is None:
