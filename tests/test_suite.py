@@ -276,6 +276,7 @@ def test_without_retries_a_killed_run_has_failed(project):
         ("50%|##\rdone\n\nbye\n", "bye"),
         ("Traceback (most recent call last):\n  File\ntorch.OutOfMemoryError: full\n", "torch.OutOfMemoryError: full"),
         ("ncflow: loss is nan\nTraceback\nsubprocess.CalledProcessError: Command\n", "ncflow: loss is nan"),
+        ("ncflow: another process trains models/x; wait\nTraceback\nRuntimeError: boom\n", "RuntimeError: boom"),
         ("[rank1]: ValueError: bad\nChildFailedError: \nRoot Cause\n", "[rank1]: ValueError: bad"),
     ],
 )

@@ -16,6 +16,7 @@ from ncflow.imports import IMPORTED, run_digest
 from ncflow.params import Params, load_params
 
 MODEL = "final_model.pth"
+TAKEN = "another process trains models/"
 RESUME = 75  # the exit code (EX_TEMPFAIL) that says: start the same command again, later
 
 
@@ -27,7 +28,7 @@ class Claimed(SystemExit):
         self.name = name
 
     def __str__(self) -> str:
-        return f"another process trains models/{self.name}; wait until it ends, or end it"
+        return f"{TAKEN}{self.name}; wait until it ends, or end it"
 
 
 @dataclass

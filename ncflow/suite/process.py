@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ncflow.suite.jobs import RESUME, TAKEN
+
 PROCESSES = "NCFLOW_PROCESSES"  # tells training how many processes it should be
 GRACE = 60.0  # seconds between asking a process to end and ending it
 
@@ -112,6 +114,8 @@ def explain(code: int, log: Path, offset: int = 0) -> str:
     with log.open("rb") as file:
         file.seek(offset)
         lines = [line.strip() for line in re.split(r"[\r\n]+", file.read().decode(errors="replace")) if line.strip()]
+    if code != RESUME:  # then this is the word of another suite's process, to which this one had not given way
+        lines = [line for line in lines if not line.startswith(MESSAGE + TAKEN)]
     own = [line for line in lines if line.startswith(MESSAGE)]
     # Of several processes, the others' complaints follow the traceback of the one that failed: the first one counts.
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", re.sub(r"^\[rank\d+\]:\s*", "", line))]
