@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from ncflow.params import Params
+    from ncflow.suite import Job
 
 app = typer.Typer(
     help="Train classifiers on long-tailed images, watch neural collapse emerge or break, and compare runs.",
@@ -169,7 +170,7 @@ def suite(
         engine, processes=_count(processes), jobs=jobs, jobs_per_gpu=jobs_per_gpu, address=address
     )
     todo = suites.make_jobs(configs, group=group, root=root, suite=name)
-    with interruptible(), _opened_run(name, several=len(todo) > 1) as log_page:
+    with interruptible(), _opened_run(name, several=len(todo) > 1) as log_page, _failures_told(todo):
         looks = suites.run_suite(todo, engine=machines, prepare=_prepare, retries=retries, force=force)
         with closing(looks):
             suites.watch(looks, todo, say=_say, console=Console())
@@ -180,8 +181,6 @@ def suite(
             data = {_snapshot_path(job.params) for job in done}
             folders = suites.track(group, root=root, runs=[job.folder for job in done], snapshots=data)
             _say(f"tracked by DVC; to share the group, commit suites/ and `dvc push -R {' '.join(folders)}`")
-        if failed := suites.failures(todo):
-            raise ValueError(f"{len(todo) - len(done)} of {len(todo)} runs failed:\n{failed}")
 
 
 @app.command()
@@ -347,6 +346,26 @@ def _opened_run(name: str, *, several: bool) -> Iterator[Callable[[Path], None]]
 
     with start_run(root=_root(), name=f"suite {name}", config={}, tags={"suite": name}) as run:
         yield lambda page: run.artifacts(page, "report")
+
+
+@contextmanager
+def _failures_told(jobs: list[Job]) -> Iterator[None]:
+    """Failed jobs are an error in the end; they are said, too, where something else goes wrong before that."""
+    try:
+        yield
+    except BaseException:
+        if failed := _failures(jobs):
+            print(f"ncflow: {failed}", file=sys.stderr)
+        raise
+    if failed := _failures(jobs):
+        raise ValueError(failed)
+
+
+def _failures(jobs: list[Job]) -> str:
+    from ncflow.suite import failures
+
+    count = sum(job.state == "failed" for job in jobs)
+    return f"{count} of {len(jobs)} runs failed:\n{failures(jobs)}" if count else ""
 
 
 def _report(folders: list[Path], out: Path, title: str) -> None:

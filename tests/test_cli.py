@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from ncflow import cli, imports
+from ncflow.tracking import Interrupted
 
 ROOT = Path(__file__).parents[1]
 
@@ -188,6 +189,35 @@ def test_a_suite_takes_overrides_in_one_piece(project, monkeypatch, capsys):
     assert err.startswith("ncflow: 2 of 2 runs failed:\n  exp10")
     assert out.count("failed: boom") == 2
     assert {(config.dataset.name, config.train.epochs, config.train.lr) for config in asked} == {("digits", 1, 0.0125)}
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "code", "words"),
+    [
+        ("ncflow.cli._report", ValueError("no room for the page"), 1, "no room for the page"),
+        ("ncflow.suite.track", ValueError("DVC could not track exp10"), 1, "DVC could not track exp10"),
+        ("ncflow.suite.track", Interrupted(), 75, "stopped by SIGTERM"),
+    ],
+)
+def test_which_runs_of_a_suite_failed_is_said_whatever_else_goes_wrong(
+    project, monkeypatch, capsys, place, error, code, words
+):
+    def one_fails(jobs, **options):
+        jobs[0].state = "done"
+        jobs[1].state, jobs[1].reason = "failed", "boom"
+        yield
+
+    def fail(*values, **options):
+        raise error
+
+    monkeypatch.setattr("ncflow.suite.run_suite", one_fails)
+    monkeypatch.setattr(cli, "_report", lambda *values: None)
+    monkeypatch.setattr(place, fail)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    ended, _, err = run(monkeypatch, capsys, "suite", "exp10", "--set", "dataset.name=digits", "--track")
+    assert ended == code
+    assert err.startswith("ncflow: 1 of 2 runs failed:\n  exp10_") and ": boom\n    log: " in err
+    assert f"\nncflow: {words}" in err
 
 
 @pytest.mark.parametrize("several", [True, False])

@@ -56,6 +56,19 @@ def test_the_python_examples_print_what_they_say(desk):
     assert failed == 0
 
 
+@pytest.mark.parametrize(("code", "queued_again"), [(0, False), (1, False), (75, True)])
+def test_the_script_for_slurm_ends_as_its_suite_does_and_queues_again_what_was_stopped(tmp_path, code, queued_again):
+    script, *_ = re.findall(r"^```bash\n(#!.*?)^```", (DOCS / "clusters.md").read_text(), re.MULTILINE | re.DOTALL)
+    for name, line in (("srun", f"exit {code}"), ("scontrol", 'echo "$@" > asked')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "42"}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == code
+    assert (tmp_path / "asked").exists() == queued_again
+    assert not queued_again or (tmp_path / "asked").read_text() == "requeue 42\n"
+
+
 @pytest.mark.slow
 def test_the_commands_find_the_rows_of_the_named_file_and_of_no_other(desk):
     train, experiments = block("bash").splitlines()

@@ -20,9 +20,10 @@ from rich.console import Console
 
 from ncflow import imports, suite
 from ncflow.params import make_params
-from ncflow.suite import engines, process
-from ncflow.suite.cluster import share_of_machine
+from ncflow.suite import engines, process, schedule
+from ncflow.suite.cluster import run_job, share_of_machine
 from ncflow.suite.table import View, duration
+from ncflow.suite.track import _last_words
 
 ROOT = Path(__file__).parents[1]
 # Stands in for training: what it does is in its run's name; what it was given, it writes down.
@@ -42,7 +43,14 @@ if "refused" in name:
     sys.exit(1)
 if "crash" in name:
     raise RuntimeError("boom")
+if "idle" in name:
+    sys.exit(0)
+if "lost" in name:
+    sys.exit(255)
 if "interrupted" in name and first:
+    sys.exit(75)
+if "taken" in name and first:
+    print(f"ncflow: another process trains models/{name}; wait until it ends, or end it", file=sys.stderr)
     sys.exit(75)
 if "killed" in name and first:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -91,6 +99,13 @@ def starts(project):
     return [line["name"] for line in seen(project) if "environment" in line]
 
 
+def finish(job):
+    """Leave what a training process elsewhere leaves."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "config.yaml").write_text(yaml.safe_dump(job.params.resolved()))
+    (job.folder / "final_model.pth").touch()
+
+
 def wait_for(condition):
     until = time.monotonic() + 60
     while not condition() and time.monotonic() < until:
@@ -123,10 +138,8 @@ def test_again_only_what_is_missing_failed_or_changed_is_run(project):
     names = ("whole", "crash", "killed", "other")
     run(make(project, *names), retries=0)
     before = len(starts(project))
-    for job in (jobs := make(project, *names)):
-        if job.name == "other":
-            job.params = make_params(job.params.model_dump(mode="json"), ["train.lr=0.5"])
-    states = run(jobs, retries=0)
+    changed = make(project, *names, train={"lr": 0.5})[-1]
+    states = run([*make(project, *names)[:-1], changed], retries=0)
     assert sorted(starts(project)[before:]) == ["crash", "killed", "other"]
     assert states == {"whole": "done", "crash": "failed", "killed": "done", "other": "done"}
 
@@ -166,6 +179,39 @@ def test_a_state_of_other_imported_files_is_not_that_of_a_run(project, monkeypat
     assert job.is_finished()
     (project / ".ncflow" / "state" / f"one-{imports.run_digest(job.params)}-0123").mkdir()
     assert not job.is_finished()
+
+
+def test_a_job_trains_its_own_configuration_whatever_other_suites_make_of_its_name_meanwhile(project):
+    names = ("same", "other")
+    ours = make(project, *names, train={"lr": 0.5})
+    looks = suite.run_suite(ours, engine=suite.create_engine("local"), prepare=lambda params: None)
+    next(looks), next(looks)
+    theirs = make(project, *names, train={"lr": 7.0})
+    assert list(looks) != []
+    assert [(job.state, job.is_finished()) for job in ours] == [("done", True)] * 2
+    assert not any(job.is_finished() for job in theirs)
+    assert len([*(project / ".ncflow" / "suite").iterdir()]) == 4 + 2  # with the logs
+    again = make(project, *names, train={"lr": 7.0})
+    assert [job.arguments for job in again] == [job.arguments for job in theirs]
+
+
+def test_a_job_that_ends_well_without_its_final_model_has_failed(project, monkeypatch):
+    monkeypatch.setattr(schedule, "LAG", 0.0)
+    (job,) = make(project, "idle")
+    assert run([job], retries=3) == {"idle": "failed"}
+    assert job.attempts == 1
+    assert job.reason.startswith("ended with exit code 0, but models/idle does not hold the final model")
+
+
+def test_a_final_model_that_is_seen_late_is_waited_for(project):
+    """As of another machine, over NFS."""
+    (job,) = make(project, "idle")
+    looks = suite.run_suite([job], engine=suite.create_engine("local"), prepare=lambda params: None, pause=0.01)
+    wait_for(lambda: next(looks, True) is None and job.ended)
+    assert job.state == "running"
+    finish(job)
+    assert list(looks) != []
+    assert (job.state, starts(project)) == ("done", ["idle"])
 
 
 @pytest.mark.parametrize("damage", ["- no mapping", "train: {nonsense: 1}", "a: [", None])
@@ -230,6 +276,7 @@ def test_without_retries_a_killed_run_has_failed(project):
         ("50%|##\rdone\n\nbye\n", "bye"),
         ("Traceback (most recent call last):\n  File\ntorch.OutOfMemoryError: full\n", "torch.OutOfMemoryError: full"),
         ("ncflow: loss is nan\nTraceback\nsubprocess.CalledProcessError: Command\n", "ncflow: loss is nan"),
+        ("ncflow: another process trains models/x; wait\nTraceback\nRuntimeError: boom\n", "RuntimeError: boom"),
         ("[rank1]: ValueError: bad\nChildFailedError: \nRoot Cause\n", "[rank1]: ValueError: bad"),
     ],
 )
@@ -237,6 +284,29 @@ def test_the_reason_is_the_last_word_of_the_process_that_failed_not_of_its_launc
     before = "ncflow: of another attempt\n"
     (tmp_path / "log").write_text(before + log)
     assert process.explain(3, tmp_path / "log", len(before)) == reason
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (-11, "killed by SIGSEGV"),
+        (139, "killed by SIGSEGV"),
+        (-40, "killed by signal 40"),  # one of those without a name
+        (168, "bye"),
+        (128, "bye"),
+        (200, "bye"),
+        (255, "bye"),
+    ],
+)
+def test_an_exit_code_is_a_signal_only_where_there_is_such_a_signal(tmp_path, code, reason):
+    (tmp_path / "log").write_text("bye\n")
+    assert process.explain(code, tmp_path / "log") == reason
+
+
+def test_no_exit_code_ends_the_suite(project):
+    jobs = make(project, "lost", "fine")
+    assert run(jobs, retries=0) == {"lost": "failed", "fine": "done"}
+    assert jobs[0].reason == "exit code 255"
 
 
 def test_leaving_a_suite_asks_its_runs_to_end_and_waits_until_they_have(project):
@@ -287,11 +357,63 @@ def test_a_run_that_another_process_trains_is_left_to_it(project):
     with suite.claimed(project, "theirs"):
         wait_for(lambda: next(looks, True) is None and jobs[1].state == "done")
         assert (jobs[0].state, jobs[0].reason) == ("waiting", "another process trains it")
-        jobs[0].folder.mkdir()
-        (jobs[0].folder / "config.yaml").write_text(yaml.safe_dump(jobs[0].params.resolved()))
-        (jobs[0].folder / "final_model.pth").touch()
+        finish(jobs[0])
     assert list(looks) != []
     assert (jobs[0].state, jobs[0].reason, starts(project)) == ("done", "by another process", ["ours"])
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_that_others_have_finished_before_its_turn_is_not_trained_again_unless_all_are(project, force):
+    jobs = make(project, "ours", "theirs")
+    engine = suite.create_engine("local")
+    looks = suite.run_suite(jobs, engine=engine, prepare=lambda params: None, force=force)
+    next(looks), next(looks)
+    finish(jobs[1])
+    assert list(looks) != []
+    assert [job.state for job in jobs] == ["done", "done"]
+    assert jobs[1].reason == ("" if force else "by another process")
+    assert starts(project) == (["ours", "theirs"] if force else ["ours"])
+
+
+def test_a_run_that_others_have_finished_while_ray_had_no_room_is_not_trained_again(project):
+    (job,) = make(project, "one")
+    finish(job)
+    task = process.Task(job.arguments, job.root, job.log)
+    assert run_job(job, task, {}).code == suite.RESUME
+    assert not (project / "seen.jsonl").exists()
+    job.anew = True
+    assert run_job(job, task, {}).code == 0
+    assert starts(project) == ["one"]
+
+
+def test_ray_knows_a_run_that_is_finished_by_the_files_that_were_imported_here(project, monkeypatch):
+    (job,) = make(project, "one")
+    finish(job)
+    (job.folder / "provenance.json").write_text(json.dumps({"imports": {"mine.py": "0123"}}))
+    monkeypatch.setattr("ncflow.suite.cluster.run_task", lambda task: process.Ending(0, "trained"))
+    monkeypatch.setitem(imports.IMPORTED, "mine.py", "4567")
+    task = process.Task(job.arguments, job.root, job.log)
+    assert run_job(job, task, {"mine.py": "4567"}).reason == "trained"
+    assert run_job(job, task, {"mine.py": "0123"}).code == suite.RESUME
+
+
+def test_an_attempt_that_came_second_to_another_process_does_not_count(project):
+    (job,) = make(project, "taken")
+    assert run([job], retries=0) == {"taken": "done"}
+    assert (job.attempts, starts(project)) == (1, ["taken", "taken"])
+
+
+def test_an_attempt_that_came_second_does_not_count_whoever_had_the_last_word(project):
+    """As where the first of several processes is refused, and ends the others."""
+    (job,) = make(project, "interrupted")
+    engine = suite.create_engine("local")
+    looks = suite.run_suite([job], engine=engine, prepare=lambda params: None, retries=0, pause=0.01)
+    next(looks), next(looks)
+    with suite.claimed(project, "interrupted"):
+        wait_for(lambda: next(looks, True) is None and job.reason)
+        assert (job.state, job.attempts, job.reason) == ("waiting", 0, "another process trains it")
+    assert list(looks) != []
+    assert (job.state, job.attempts) == ("done", 1)
 
 
 def test_a_run_that_another_process_left_unfinished_is_taken_over(project):
@@ -444,6 +566,23 @@ def test_in_a_terminal_a_suite_is_a_table_with_what_is_left(project):
     assert "four" not in screen.getvalue()
 
 
+def test_a_finished_run_that_is_trained_anew_begins_without_epochs(project):
+    run(make(project, "one", train={"epochs": 10}))
+    (job,) = make(project, "one", train={"epochs": 10})
+    (endless,) = make(project, "endless")
+    job.arguments = endless.arguments  # it does not touch the folder of the finished run
+    looks = suite.run_suite([job], engine=suite.create_engine("local"), prepare=lambda params: None, force=True)
+    with closing(looks):
+        wait_for(lambda: next(looks, True) is None and job.state == "running")
+        view = View([job], began=time.monotonic() - 60)
+        assert (job.epochs_before, job.epochs_done(), view.rate(), view.seconds_left()) == (0, 0, 0, None)
+        shutil.move(job.folder, project / "models" / "one_replaced")
+        assert job.epochs_done() == 0
+        job.folder.mkdir()
+        (job.folder / "history.json").write_text(json.dumps([{}] * 5))
+        assert view.summary() == "0 waiting, 1 running, 0 done, 0 failed, 5 epochs/min, 60 s left"
+
+
 def test_the_live_table_ends_with_every_job_counted(project):
     screen = StringIO()
     jobs = make(project, "one", "two")
@@ -509,6 +648,26 @@ def test_what_is_tracked_goes_to_a_remote_and_comes_back(tmp_path, monkeypatch):
     assert [(run / "final_model.pth").read_text() for run in runs] == ["one", "changed"]
 
 
+def test_what_cannot_be_tracked_is_said_with_the_reason_that_dvc_gives(tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\nno_scm = true\nanalytics = false\n")
+    with pytest.raises(ValueError, match="could not track exp8: .*'models/lost' does not exist; the same command"):
+        suite.track("exp8", root=tmp_path, runs=[tmp_path / "models/lost"], snapshots=[])
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("50%|##  \rERROR: no space\n\nHaving any troubles? Hit us up\n", "no space"),
+        ("ERROR: one\nERROR: two\n", "one; two"),
+        ("Traceback\nKeyError: 'x'\n", "KeyError: 'x'"),
+        ("", "it does not say why"),
+    ],
+)
+def test_of_what_dvc_says_the_reason_is_kept(said, reason):
+    assert _last_words(said) == reason
+
+
 @pytest.fixture(scope="module")
 def ray():
     """One session for all tests on Ray: it takes seconds and most of a gigabyte."""
@@ -537,6 +696,19 @@ def test_a_suite_on_ray_is_the_same_suite(ray, project):
         "crash": ("failed", 2),
     }
     assert jobs["crash"].reason == "RuntimeError: boom"
+
+
+@pytest.mark.slow
+def test_a_job_that_waits_on_ray_while_others_finish_its_run_is_not_trained_again(ray, project):
+    jobs = make(project, "pair1", "pair2")  # the first waits for the other, for which Ray has no room
+    looks = suite.run_suite(jobs, engine=suite.create_engine("ray"), prepare=lambda params: None)
+    wait_for(lambda: next(looks, True) is None and [*project.glob("models/*/here")])
+    theirs = next(job for job in jobs if not job.folder.exists())
+    finish(theirs)
+    (theirs.folder / "here").touch()
+    assert list(looks) != []
+    assert ([job.state for job in jobs], theirs.reason) == (["done", "done"], "by another process")
+    assert theirs.name not in starts(project)
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ import os
 import signal
 from typing import Any
 
-from ncflow.suite.jobs import Job
+from ncflow.imports import IMPORTED
+from ncflow.suite.jobs import RESUME, Claimed, Job
 from ncflow.suite.process import GRACE, Ending, Task, run_task
 
 
@@ -49,20 +50,21 @@ class RayEngine:
         # Another machine has its own environment: what ncflow and MLflow are told here goes along.
         told = {name: value for name, value in os.environ.items() if name.startswith(("NCFLOW_", "MLFLOW_"))}
         task = Task(job.arguments, job.root, job.log, processes=self._processes, threads=threads, environment=told)
-        self._running.append(RayAttempt(self._ray, task, self._resources))
+        self._running.append(RayAttempt(self._ray, job, task, self._resources))
         return self._running[-1]
 
 
 class RayAttempt:
-    """A task handed to Ray, waiting there or under way."""
+    """A job's task handed to Ray, waiting there or under way."""
 
-    def __init__(self, ray: Any, task: Task, resources: dict[str, float]) -> None:
+    def __init__(self, ray: Any, job: Job, task: Task, resources: dict[str, float]) -> None:
         self._ray, self._log = ray, task.log
         task.log.parent.mkdir(parents=True, exist_ok=True)
         task.log.touch()
         self._size = task.log.stat().st_size
         # Retries are the suite's, which counts them and says why; Ray's own would hide both.
-        self._ref = ray.remote(run_task).options(max_retries=0, name=task.log.stem, **resources).remote(task)
+        remote = ray.remote(run_job).options(max_retries=0, name=task.log.stem, **resources)
+        self._ref = remote.remote(job, task, dict(IMPORTED))
 
     def has_started(self) -> bool:
         """Whether its process has written something: until then it may be waiting for room."""
@@ -82,6 +84,14 @@ class RayAttempt:
 
     def end(self) -> None:
         self._ray.wait([self._ref], timeout=GRACE)
+
+
+def run_job(job: Job, task: Task, imported: dict[str, str]) -> Ending:
+    """Run a job's task, in a process of Ray; while it waited for room there, others may have finished the run."""
+    IMPORTED.update(imported)  # which belong to what a finished run is, and are not imported here
+    if job.is_spared():
+        return Ending(RESUME, str(Claimed(job.name)))
+    return run_task(task)
 
 
 def share_of_machine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from filelock import FileLock
 from ncflow.imports import IMPORTED, run_digest
 from ncflow.params import Params, load_params
 
+MODEL = "final_model.pth"
+TAKEN = "another process trains models/"
 RESUME = 75  # the exit code (EX_TEMPFAIL) that says: start the same command again, later
 
 
@@ -25,7 +28,7 @@ class Claimed(SystemExit):
         self.name = name
 
     def __str__(self) -> str:
-        return f"another process trains models/{self.name}; wait until it ends, or end it"
+        return f"{TAKEN}{self.name}; wait until it ends, or end it"
 
 
 @dataclass
@@ -41,6 +44,8 @@ class Job:
     started: float = 0.0  # seconds of a monotonic clock
     ended: float = 0.0
     epochs_before: int = 0  # of an interrupted run that is continued
+    replaced: int = 0  # when the history was written that training will move aside, with all of a finished run
+    anew: bool = False  # trained even where it is finished
 
     @property
     def name(self) -> str:
@@ -55,15 +60,38 @@ class Job:
         return self.root / ".ncflow" / "suite" / f"{self.name}.log"
 
     def epochs_done(self) -> int:
-        """Epochs in the history that training keeps in the run folder; a waiting job has none."""
+        """Epochs in the history that training keeps in the run folder; a waiting job has none.
+
+        That of a finished run, which is there until training moves it aside, does not count.
+        """
         with suppress(OSError, ValueError):
-            return len(json.loads((self.folder / "history.json").read_text()))
+            if self._history.stat().st_mtime_ns != self.replaced:
+                return len(json.loads(self._history.read_text()))
         return 0
 
+    def note_replaced(self) -> None:
+        """Before training starts: remember the history that it will replace, if it will."""
+        self.replaced = 0
+        with suppress(OSError):
+            if (self.folder / MODEL).is_file():
+                self.replaced = self._history.stat().st_mtime_ns
+
+    @property
+    def _history(self) -> Path:
+        return self.folder / "history.json"
+
+    def has_model(self) -> bool:
+        """Whether the run folder holds the final model of this very configuration."""
+        return _has_model(self.folder, self.params)
+
     def is_finished(self) -> bool:
-        """Whether the run folder holds the final model of this very configuration, and nothing is left to do for it."""
+        """Whether there is the final model, and nothing is left to do for it."""
         unfinished = (self.root / ".ncflow" / "state").glob(f"{self.name}-{run_digest(self.params)}*")
-        return _has_model(self.folder, self.params) and not any(unfinished) and not self.is_claimed()
+        return self.has_model() and not any(unfinished) and not self.is_claimed()
+
+    def is_spared(self) -> bool:
+        """Whether it needs no training, as it is finished, by whomever; one that is trained `anew` does."""
+        return not self.anew and self.is_finished()
 
     def is_claimed(self) -> bool:
         """Whether a training process, perhaps one that another suite has left behind, is at work on this run."""
@@ -106,7 +134,7 @@ def _has_model(folder: Path, params: Params) -> bool:
 
     And, where files of the user's own were imported, of the same content of these.
     """
-    if not (folder / "final_model.pth").is_file():
+    if not (folder / MODEL).is_file():
         return False
     with suppress(ValueError):  # no configuration, or one that this version does not understand
         return load_params(folder / "config.yaml").digest() == params.digest() and _imported(folder) == IMPORTED
@@ -123,7 +151,13 @@ def _imported(folder: Path) -> dict[str, str]:
 
 
 def _write_config(params: Params, root: Path) -> Path:
-    file = root / ".ncflow" / "suite" / f"{params.exp_name}.yaml"
+    """Under a name that only the same configuration has: a waiting job reads it later, beside jobs of other suites."""
+    file = root / ".ncflow" / "suite" / f"{params.exp_name}-{params.digest()}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(params.resolved(), sort_keys=False))
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")  # another suite may be writing the same
+    try:
+        temporary.write_text(yaml.safe_dump(params.resolved(), sort_keys=False))
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
     return file

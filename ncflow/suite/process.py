@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ncflow.suite.jobs import RESUME, TAKEN
+
 PROCESSES = "NCFLOW_PROCESSES"  # tells training how many processes it should be
 GRACE = 60.0  # seconds between asking a process to end and ending it
 
@@ -107,16 +109,23 @@ def python(*arguments: str) -> list[str]:
 
 def explain(code: int, log: Path, offset: int = 0) -> str:
     """Why a process ended, in one line: the signal that killed it, else its own last word in the log after `offset`."""
-    if code < 0 or code > 128:  # the latter where it was one of several processes that was killed
-        name = signal.Signals(-code if code < 0 else code - 128).name
+    if name := _signal(code):
         return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
     with log.open("rb") as file:
         file.seek(offset)
         lines = [line.strip() for line in re.split(r"[\r\n]+", file.read().decode(errors="replace")) if line.strip()]
+    if code != RESUME:  # then this is the word of another suite's process, to which this one had not given way
+        lines = [line for line in lines if not line.startswith(MESSAGE + TAKEN)]
     own = [line for line in lines if line.startswith(MESSAGE)]
     # Of several processes, the others' complaints follow the traceback of the one that failed: the first one counts.
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", re.sub(r"^\[rank\d+\]:\s*", "", line))]
     return (own[-1:] or errors[:1] or lines[-1:] or [f"exit code {code}"])[0]
+
+
+def _signal(code: int) -> str:
+    """The signal that an exit code tells of, if it does: below 0, or above 128 of one of several processes."""
+    names = {number.value: number.name for number in signal.Signals}
+    return names.get(-code, f"signal {-code}") if code < 0 else names.get(code - 128, "")
 
 
 def cpus() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ncflow.params import Params
 from ncflow.suite.engines import Engine, Running
-from ncflow.suite.jobs import RESUME, Job
+from ncflow.suite.jobs import RESUME, Claimed, Job
 from ncflow.suite.process import MESSAGE, Ending
 
 
@@ -23,16 +23,17 @@ def run_suite(
 ) -> Generator[None, None, None]:
     """Bring every job to its end, done or failed, and yield after every look at them, `pause` seconds apart.
 
-    Jobs whose run is finished already are not started, unless `force`d; jobs at which another process is at work are
-    left to it. `prepare` makes the snapshot of some parameters, here and before the first job that needs it. A job that
-    ended from outside is started again up to `retries` times; one that says what is wrong is not. Leaving early, by an
-    error or by closing this generator, ends the jobs that are under way in order.
+    Jobs whose run is finished already, or by others before its turn, are not started, unless `force`d; jobs at which
+    another process is at work are left to it. `prepare` makes the snapshot of some parameters, here and before the
+    first job that needs it. A job that ended from outside is started again up to `retries` times; one that says what is
+    wrong is not. Leaving early, by an error or by closing this generator, ends the jobs that are under way in order.
     """
     running: dict[str, Running] = {}
     prepare = _once(prepare)
     try:
         for job in jobs:
-            if not force and job.is_finished():
+            job.anew = force
+            if job.is_spared():
                 job.state, job.reason = "done", "before; --force trains it anew"
         yield
         while open_jobs := [job for job in jobs if job.state in ("waiting", "running")]:
@@ -48,33 +49,50 @@ def run_suite(
 
 
 def _start(job: Job, running: dict[str, Running], engine: Engine, prepare: Callable[[Params], str]) -> None:
-    """Start a waiting job, unless another process, perhaps one that a killed suite has left, is at work on it."""
+    """Start a waiting job, unless another process, perhaps one that a killed suite has left, is or was at it."""
     if job.is_claimed():
         job.reason = ELSEWHERE
-    elif job.reason == ELSEWHERE and job.is_finished():
-        job.state, job.reason = "done", "by another process"
     elif problem := prepare(job.params):
         job.state, job.reason = "failed", problem
+    elif job.is_spared():  # asked last: a snapshot may have taken long
+        job.state, job.reason = "done", "by another process"
     else:
+        job.note_replaced()
         running[job.name] = engine.start(job)
         job.attempts += 1
-        job.reason = ""
+        job.reason, job.ended = "", 0.0
 
 
 def _look_at(job: Job, running: dict[str, Running], retries: int) -> None:
     """Note that a job has begun or, at a later look, so that each is seen, how it ended: a killed one waits again."""
     if job.state == "waiting" and running[job.name].has_started():
-        job.state, job.started, job.epochs_before = "running", time.monotonic(), job.epochs_done()
+        job.state, job.started = "running", time.monotonic()
+        job.epochs_before = 0 if job.replaced else job.epochs_done()
         return
     ending = running[job.name].poll()
     if ending is None:
         return
+    job.ended = job.ended or time.monotonic()
+    if ending.code == 0 and not job.has_model() and time.monotonic() < job.ended + LAG:
+        return
     del running[job.name]
-    job.ended, job.reason = time.monotonic(), ending.reason.removeprefix(MESSAGE)
+    job.state, job.reason = _outcome(job, ending, retries)
+
+
+def _outcome(job: Job, ending: Ending, retries: int) -> tuple[str, str]:
+    """State and reason of a job whose process has ended; its exit code alone does not say what it has trained."""
     if ending.code == 0:
-        job.state, job.reason = "done", ""
-    else:
-        job.state = "waiting" if job.attempts <= retries and _may_go_better(ending) else "failed"
+        return ("done", "") if job.has_model() else ("failed", f"ended with exit code 0, but models/{job.name} {BARE}")
+    if _was_taken(job, ending):
+        job.attempts, job.started = job.attempts - 1, 0.0
+        return "waiting", ELSEWHERE
+    again = job.attempts <= retries and _may_go_better(ending)
+    return "waiting" if again else "failed", ending.reason.removeprefix(MESSAGE)
+
+
+def _was_taken(job: Job, ending: Ending) -> bool:
+    """Whether another process had taken the run first; of several processes, others may have had the last word."""
+    return ending.code == RESUME and (str(Claimed(job.name)) in ending.reason or job.is_claimed())
 
 
 def _may_go_better(ending: Ending) -> bool:
@@ -108,3 +126,5 @@ def _end(running: Sequence[Running]) -> None:
 
 
 ELSEWHERE = "another process trains it"
+BARE = "does not hold the final model of its configuration; see its log, then start the same suite again"
+LAG = 60.0  # seconds until a file that another machine has written is seen here: NFS remembers what was not there

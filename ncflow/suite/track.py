@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -20,12 +21,19 @@ def track(group: str, *, root: Path, runs: Iterable[Path], snapshots: Iterable[P
     groups share. Runs of the group that are not here stay tracked as they were.
     """
     files = [_tracked(root, group, folder) for folder in runs] + [_tracked(root, SNAPSHOTS, data) for data in snapshots]
-    command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", *map(str, files)]
+    command = [sys.executable, "-m", "dvc", "commit", "--force", *map(str, files)]
     quiet = {"DVC_NO_ANALYTICS": "true"} | os.environ
     done = subprocess.run(command, cwd=root, env=quiet, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"DVC could not track {group}: {done.stderr.strip() or done.stdout.strip()}")
+        raise ValueError(f"DVC could not track {group}: {_last_words(done.stderr)}; the same command tries it again")
     return [f"{FOLDER}/{group}", f"{FOLDER}/{SNAPSHOTS}"]
+
+
+def _last_words(said: str) -> str:
+    """What DVC says is wrong, without its progress bars and where it offers help."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", said) if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return "; ".join(errors) or (lines or ["it does not say why"])[-1]
 
 
 def _tracked(root: Path, name: str, folder: Path) -> Path:

@@ -49,7 +49,7 @@ def _at_work(project: Project, run: str, suite: Command) -> int:
     """The process that trains a run, once it has a state to go on from."""
     pattern = f"{stages.STATES}/{run}-*/epoch_1.pt"
     wait_for(lambda: any(project.root.glob(pattern)) or not suite.process.is_alive(), f"the first epoch of {run}")
-    (pid,) = [pid for pid, command in _trainings(project).items() if f"/{run}.yaml" in command]
+    (pid,) = [pid for pid, command in _trainings(project).items() if f"/{run}-" in command]
     return pid
 
 
