@@ -9,6 +9,7 @@ import torch
 
 from ncflow import assembly, stages
 from ncflow.params import make_params
+from ncflow.training import OutOfMemory, explained_faults
 
 
 @pytest.fixture
@@ -30,3 +31,23 @@ def test_all_processes_begin_with_the_same_weights_and_draw_their_own_dropout(be
     assert all(torch.equal(weights, alone) for weights, _ in several)
     assert several[0][1] == drawn
     assert len({number for _, number in several}) == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_a_model_too_large_for_this_machine_is_told_by_its_own_options_and_not_by_those_of_batches(monkeypatch, error):
+    def build(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(assembly, "build_classifier", build)
+    words = "out of memory with model.name=resnet20, model.num_features=4096 and model.image_size=32; try a smaller one"
+    with pytest.raises(OutOfMemory, match=words), explained_faults(batch_size=64, precision="fp32"):
+        assembly.check(make_params({}, ["model.num_features=4096"]))
+
+
+def test_any_other_error_of_building_a_model_stays_what_it_was(monkeypatch):
+    def build(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(assembly, "build_classifier", build)
+    with pytest.raises(RuntimeError, match="a bug"):
+        assembly.check(make_params({}))
