@@ -343,7 +343,15 @@ def _section(keys: Iterable[Any]) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2, where 1e-3 is a number and a key given twice an error: PyYAML alone would forget the first."""
+    """YAML 1.2, where 1e-3 is a number, << no key, and a key given twice an error: PyYAML would forget the first."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse merge keys: merges of merges grow without end, and a few lines of them fill the memory."""
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                advice = "merge keys (<<) are not YAML 1.2; write the keys out, or give them with --set"
+                raise yaml.constructor.ConstructorError(None, None, advice, key.start_mark)
+        super().flatten_mapping(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]

@@ -249,6 +249,26 @@ def test_a_file_that_unfolds_without_end_is_refused_at_once(tmp_path):
         assert message is not None and len(message) < 20_000
 
 
+def merges(levels: int) -> str:
+    """Mappings that each merge the one before nine times over."""
+    first = "a0: &a0 {x: 1}\n"
+    return first + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, levels))
+
+
+@pytest.mark.parametrize("levels", [2, 5, 20])
+def test_merge_keys_are_refused_with_their_line_and_what_to_do_before_anything_is_merged(tmp_path, levels):
+    (tmp_path / "merges.yaml").write_text(merges(levels))
+    words = r"merges.yaml is not YAML: merge keys \(<<\) are not YAML 1.2; write the keys out.* line 2, column 10"
+    assert re.search(words, str(refusal(lambda: load_params(tmp_path / "merges.yaml"))))
+    message = refusal(lambda: make_params({}, ["train={<<: {lr: 0.1}}"]))
+    assert message is not None and "is not a YAML value" in message
+
+
+def test_a_quoted_merge_key_is_a_key_like_any_other(tmp_path):
+    (tmp_path / "quoted.yaml").write_text("'<<': {train: {lr: 0.5}}")
+    assert "unknown key '<<'" in str(refusal(lambda: load_params(tmp_path / "quoted.yaml")))
+
+
 # --- overrides ---
 
 keys = st.sampled_from([".".join(path) for values in VALID for path in paths(values)])
