@@ -89,7 +89,7 @@ def start(
     initialize(how.optimizer, classifier)
     classifier.to(accelerator.device)
     if accelerator.process_index:  # all begin with the same weights; what layers draw from here on is each one's own
-        set_seed(params.seed + accelerator.process_index)
+        set_seed((params.seed + accelerator.process_index) % 2**32)
     batches = load_splits(params, images, accelerator)
     counts = torch.tensor(images.class_counts, device=accelerator.device)
     records = fit(

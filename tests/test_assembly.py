@@ -15,12 +15,12 @@ from ncflow.training import OutOfMemory, explained_faults
 @pytest.fixture
 def begin(tmp_path):
     """The weights that a process begins with and the first number that its layers draw."""
-    params = make_params({"dataset": {"name": "digits", "imb_factor": 0.02}, "model": {"image_size": 8}, "seed": 3})
+    params = make_params({"dataset": {"name": "digits", "imb_factor": 0.02}, "model": {"image_size": 8}})
     images = stages.snapshot(params, tmp_path / "digits")
 
-    def begin(rank: int, count: int) -> tuple[torch.Tensor, float]:
+    def begin(rank: int, count: int, seed: int = 3) -> tuple[torch.Tensor, float]:
         accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=rank, num_processes=count)
-        classifier, _, _ = assembly.start(params, images, accelerator, "fp32", None)
+        classifier, _, _ = assembly.start(params.model_copy(update={"seed": seed}), images, accelerator, "fp32", None)
         return torch.nn.utils.parameters_to_vector(classifier.parameters()), torch.rand(()).item()
 
     return begin
@@ -31,6 +31,10 @@ def test_all_processes_begin_with_the_same_weights_and_draw_their_own_dropout(be
     assert all(torch.equal(weights, alone) for weights, _ in several)
     assert several[0][1] == drawn
     assert len({number for _, number in several}) == 3
+
+
+def test_the_largest_seed_serves_several_processes_too(begin):
+    assert begin(1, 2, seed=2**32 - 1)[1] != begin(0, 2, seed=2**32 - 1)[1]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
