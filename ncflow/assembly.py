@@ -15,10 +15,12 @@ from ncflow.nn import Classifier, create_backbone, create_head, create_loss
 from ncflow.params import Params
 from ncflow.training import (
     EpochRecord,
+    OutOfMemory,
     create_optimizer,
     create_schedule,
     fit,
     initialize,
+    is_out_of_memory,
     parameter_groups,
     remove_affine,
     set_seed,
@@ -38,10 +40,24 @@ def check(params: Params) -> None:
     refuse_contradictions(params)
     per_class = [len(option) for option in params.train.loss_options.values() if isinstance(option, list)]
     num_classes = NUM_CLASSES.get(params.dataset.name, max(per_class, default=2))
-    classifier = build_classifier(params, num_classes)
+    classifier = _tried_classifier(params, num_classes)
     _schedule(params)
     _optimizer(params, classifier)
     _criterion(params, torch.ones(num_classes), reweight=params.train.reweight)
+
+
+def _tried_classifier(params: Params, num_classes: int) -> Classifier:
+    """The classifier, or OutOfMemory with the options that size it: no batch is at fault yet."""
+    try:
+        return build_classifier(params, num_classes)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        model = params.model
+        raise OutOfMemory(
+            f"out of memory with model.name={model.name}, model.num_features={model.num_features} and "
+            f"model.image_size={model.image_size}; try a smaller one"
+        ) from error
 
 
 def build_classifier(params: Params, num_classes: int, *, pretrained: bool = False) -> Classifier:
@@ -73,7 +89,7 @@ def start(
     initialize(how.optimizer, classifier)
     classifier.to(accelerator.device)
     if accelerator.process_index:  # all begin with the same weights; what layers draw from here on is each one's own
-        set_seed(params.seed + accelerator.process_index)
+        set_seed((params.seed + accelerator.process_index) % 2**32)
     batches = load_splits(params, images, accelerator)
     counts = torch.tensor(images.class_counts, device=accelerator.device)
     records = fit(

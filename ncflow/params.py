@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -21,12 +20,17 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ncflow.lookup import unknown
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LARGEST = 1e30  # of any number: float32 ends at 3e38, and optimizers multiply
+MOST = 2**31 - 1  # of any count: what torch, NumPy and MLflow take on every platform
+WIDEST = 2**17  # features, as many as ncflow.geometry takes
+
+Positive = Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's generators take
 
-
+LARGEST_IMAGE = 1024  # pixels
 IMAGE_SIZES = {"imagenet": 224, "imagenet_lt": 224}  # pixels; 32 for all others
 WIDTHS = {"K-1": -1, "K": 0, "K+1": 1}  # of features, relative to the number of classes
 
@@ -63,13 +67,15 @@ class DatasetParams(Section):
     seed: Seed = 0
     val_fraction: Share = 0.0
     label_noise: Share = 0.0
-    samples_per_class: Annotated[int, Field(ge=1)] | None = None
-    min_samples: Annotated[int, Field(ge=0)] = 0
+    samples_per_class: Count | None = None
+    min_samples: Annotated[int, Field(ge=0, le=MOST)] = 0
 
 
 def _width(width: Any) -> Any:
-    if width not in (None, *WIDTHS) and not (type(width) is int and width >= 1):
-        raise ValueError(f"must be a whole number >= 1, or one of {', '.join(WIDTHS)}, K the number of classes")
+    if width not in (None, *WIDTHS) and not (type(width) is int and 1 <= width <= WIDEST):
+        raise ValueError(
+            f"must be a whole number from 1 to {WIDEST}, or one of {', '.join(WIDTHS)}, K the number of classes"
+        )
     return width
 
 
@@ -81,11 +87,11 @@ class ModelParams(Section):
     """
 
     name: str = "resnet20"
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 32
+    image_size: Annotated[int, Field(ge=8, le=LARGEST_IMAGE)] = 32
     stem: str | None = None
     neck: str | None = None
     final_norm: bool | None = None
-    patch_size: Annotated[int, Field(ge=1)] | None = None
+    patch_size: Annotated[int, Field(ge=1, le=LARGEST_IMAGE)] | None = None
     num_features: Annotated[int | str | None, BeforeValidator(_width)] = None
     pretrained: bool | None = None
     affine: bool = True
@@ -123,7 +129,7 @@ class NearestETFHeadParams(Section):
     momentum: Annotated[float | str, BeforeValidator(_momentum)] = 0.1
     differentiate: bool = True
     solver: Literal["closed_form", "riemannian"] = "closed_form"
-    max_iterations: Annotated[int, Field(ge=1)] | None = None
+    max_iterations: Count | None = None
     tolerance: Positive | None = None
     rotation_seed: Seed | None = None
 
@@ -156,15 +162,18 @@ HeadParams = Annotated[
 
 
 def _batch_size(size: Any) -> Any:
-    if size != "full" and not (type(size) is int and size >= 2):
-        raise ValueError("must be full or a whole number of at least 2")
+    if size != "full" and not (type(size) is int and 2 <= size <= MOST):
+        raise ValueError(f"must be full or a whole number from 2 to {MOST}")
     return size
 
 
 def _option(value: Any) -> Any:
     for item in value if isinstance(value, list | tuple) else [value]:
-        if not isinstance(item, str | int | float | None) or (isinstance(item, float) and not math.isfinite(item)):
-            raise ValueError("must be a finite number, text, true, false, null or a list of these")
+        fits = -LARGEST <= item <= LARGEST if isinstance(item, int | float) else isinstance(item, str | None)
+        if not fits:  # nor NaN
+            raise ValueError(
+                f"must be a number of at most {LARGEST:g} in size, text, true, false, null or a list of these"
+            )
     return value
 
 
@@ -178,7 +187,7 @@ class TrainParams(Section):
     `posthoc_tau` adds the accuracies of logits adjusted at test time. None leaves an optimizer's own default.
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 200
+    epochs: Count = 200
     batch_size: Annotated[int | str, BeforeValidator(_batch_size)] = 256
     sampling: str = "shuffled"
     lr: Positive | None = 0.1
@@ -200,7 +209,7 @@ class TrainParams(Section):
     augment: str = "none"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu"] = "auto"
-    analyze_freq: Annotated[int, Field(ge=1)] = 2
+    analyze_freq: Count = 2
     analyze_layers: bool = False
     analyze_solver: bool = False
     save_logits: bool = False
@@ -334,7 +343,15 @@ def _section(keys: Iterable[Any]) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2, where 1e-3 is a number and a key given twice an error: PyYAML alone would forget the first."""
+    """YAML 1.2, where 1e-3 is a number, << no key, and a key given twice an error: PyYAML would forget the first."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse merge keys: merges of merges grow without end, and a few lines of them fill the memory."""
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                advice = "merge keys (<<) are not YAML 1.2; write the keys out, or give them with --set"
+                raise yaml.constructor.ConstructorError(None, None, advice, key.start_mark)
+        super().flatten_mapping(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]

@@ -9,17 +9,18 @@ import torch
 
 from ncflow import assembly, stages
 from ncflow.params import make_params
+from ncflow.training import OutOfMemory, explained_faults
 
 
 @pytest.fixture
 def begin(tmp_path):
     """The weights that a process begins with and the first number that its layers draw."""
-    params = make_params({"dataset": {"name": "digits", "imb_factor": 0.02}, "model": {"image_size": 8}, "seed": 3})
+    params = make_params({"dataset": {"name": "digits", "imb_factor": 0.02}, "model": {"image_size": 8}})
     images = stages.snapshot(params, tmp_path / "digits")
 
-    def begin(rank: int, count: int) -> tuple[torch.Tensor, float]:
+    def begin(rank: int, count: int, seed: int = 3) -> tuple[torch.Tensor, float]:
         accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=rank, num_processes=count)
-        classifier, _, _ = assembly.start(params, images, accelerator, "fp32", None)
+        classifier, _, _ = assembly.start(params.model_copy(update={"seed": seed}), images, accelerator, "fp32", None)
         return torch.nn.utils.parameters_to_vector(classifier.parameters()), torch.rand(()).item()
 
     return begin
@@ -30,3 +31,27 @@ def test_all_processes_begin_with_the_same_weights_and_draw_their_own_dropout(be
     assert all(torch.equal(weights, alone) for weights, _ in several)
     assert several[0][1] == drawn
     assert len({number for _, number in several}) == 3
+
+
+def test_the_largest_seed_serves_several_processes_too(begin):
+    assert begin(1, 2, seed=2**32 - 1)[1] != begin(0, 2, seed=2**32 - 1)[1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_a_model_too_large_for_this_machine_is_told_by_its_own_options_and_not_by_those_of_batches(monkeypatch, error):
+    def build(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(assembly, "build_classifier", build)
+    words = "out of memory with model.name=resnet20, model.num_features=4096 and model.image_size=32; try a smaller one"
+    with pytest.raises(OutOfMemory, match=words), explained_faults(batch_size=64, precision="fp32"):
+        assembly.check(make_params({}, ["model.num_features=4096"]))
+
+
+def test_any_other_error_of_building_a_model_stays_what_it_was(monkeypatch):
+    def build(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(assembly, "build_classifier", build)
+    with pytest.raises(RuntimeError, match="a bug"):
+        assembly.check(make_params({}))

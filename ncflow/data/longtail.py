@@ -31,7 +31,7 @@ def class_counts(
     if n_max < 1 or num_classes < 2:
         raise ValueError(f"expected n_max >= 1 and at least 2 classes, got n_max {n_max} and {num_classes} classes")
     if not 0 <= n_min <= n_max:
-        raise ValueError(f"n_min must be between 0 and n_max {n_max}, got {n_min}")
+        raise ValueError(f"min_samples must be between 0 and {n_max}, those of the most frequent class; got {n_min}")
     if not isinstance(imb_factor, int | float) or not 0 < imb_factor <= 1:
         raise ValueError(f"imb_factor must be in (0, 1], or {NATIVE} to keep a source as it is; got {imb_factor}")
     # A product that misses an integer by float error alone counts as that integer: 1000 · 0.001^(1/3) is 100.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
-from torch import nn
+from torch import hub, nn
 
 from ncflow.lookup import unknown
 from ncflow.nn.necks import Backbone
@@ -42,24 +46,60 @@ def timm_body(model: str, *, pretrained: bool, image_size: int | None = None, **
 
 def torchvision_body(model: str, classifier: str, *, pretrained: bool, **options: Any) -> Any:
     """torchvision's model up to its pooled features: its attribute `classifier` becomes the identity."""
-    from torchvision.models import get_model
+    from torchvision.models import get_model, get_model_weights
 
     build = partial(get_model, model, weights="DEFAULT" if pretrained else None, **options)
-    body = published(build, f"torchvision's {model}") if pretrained else build()
+    if pretrained:
+        address: str = get_model_weights(model)["DEFAULT"].url
+        build = partial(published, build, f"torchvision's {model}", cached=_in_cache(address))
+    body = build()
     setattr(body, classifier, nn.Identity())
     return body
 
 
-def published(build: Callable[[], Any], model: str) -> Any:
-    """What `build` makes of weights that it downloads or finds in its cache; a ValueError says why it could not."""
+def published(build: Callable[[], Any], model: str, *, cached: Path | None = None) -> Any:
+    """What `build` makes of weights that it downloads or finds in its cache, at `cached`, running no code of theirs.
+
+    A ValueError says why it could not, and names the file where that is what is wrong.
+    """
     try:
-        return build()
+        with _weights_only():
+            return build()
     except Exception as error:  # the hubs' clients share no base class
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+        reason = f"{type(error).__name__}: {_brief(error)}"
+        if cached and cached.exists():  # there was no need of a network
+            raise ValueError(
+                f"{cached} should hold the published weights of {model} and nothing else, got {reason}. "
+                "Delete it, and it is downloaded again; or choose pretrained: false"
+            ) from error
         raise ValueError(
-            f"no pretrained weights for {model}: {type(error).__name__}: {reason}. They are downloaded on first use; "
+            f"no pretrained weights for {model}: {reason}. They are downloaded on first use; "
             "without a network copy the cache of torch.hub or Hugging Face here, or choose pretrained: false"
         ) from error
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Inside, torch unpickles tensors alone: torchvision asks for anything, and hashes a file only as it arrives."""
+    before = {name: os.environ.pop(name, None) for name in (FORCE, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")}
+    os.environ[FORCE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[FORCE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _in_cache(address: str) -> Path:
+    """Where torch.hub keeps what it downloads from there."""
+    return Path(hub.get_dir(), "checkpoints", Path(urlparse(address).path).name)
+
+
+def _brief(error: BaseException) -> str:
+    """The reason on one line, without torch's advice on how to load a file with whatever code it brings."""
+    if str(error).startswith("Weights only load failed"):
+        error = error.__context__ or error  # what the unpickler said, before the advice
+    return " ".join(str(error).partition("Please use `torch.")[0].split())[:300].rstrip(".")
 
 
 def _without_retries(build: Callable[[], Any]) -> Any:
@@ -107,3 +147,4 @@ def _feature_stages(body: Any) -> list[str]:
 
 
 PATIENCE = 10.0  # seconds for the first answer of a server
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # what torch.load heeds, whatever its caller asks for

@@ -5,7 +5,7 @@ from accelerate.utils import set_seed
 from ncflow.training.agd import AGD, remove_affine
 from ncflow.training.checkpoint import RunFolder, load_model
 from ncflow.training.evaluation import Evaluation, evaluate, evaluate_splits
-from ncflow.training.faults import explained_faults
+from ncflow.training.faults import OutOfMemory, explained_faults, is_out_of_memory
 from ncflow.training.hardware import create_accelerator, describe, keep_freed_memory, resolve_precision
 from ncflow.training.loop import Diverged, EpochRecord, fit
 from ncflow.training.optimizers import (
@@ -25,6 +25,7 @@ __all__ = [
     "Diverged",
     "EpochRecord",
     "Evaluation",
+    "OutOfMemory",
     "RunFolder",
     "StateFolder",
     "create_accelerator",
@@ -36,6 +37,7 @@ __all__ = [
     "explained_faults",
     "fit",
     "initialize",
+    "is_out_of_memory",
     "keep_freed_memory",
     "load_model",
     "parameter_groups",

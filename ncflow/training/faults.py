@@ -16,6 +16,8 @@ def explained_faults(*, batch_size: int | str, precision: str) -> Iterator[None]
     """Inside, running out of memory raises OutOfMemory with the options that need less of it, and a disk is named."""
     try:
         yield
+    except OutOfMemory:  # one that has been told already
+        raise
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise

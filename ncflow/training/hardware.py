@@ -25,7 +25,14 @@ def create_accelerator(device: str = "auto") -> Accelerator:
             f"expected a GPU for each of the {here} processes on this machine, got {torch.cuda.device_count()}; "
             "use fewer processes, or train.device=cpu"
         )
-    return Accelerator(cpu=cpu, mixed_precision="no")  # `autocast` below, not Accelerate's environment, decides
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no")  # `autocast` below, not Accelerate's environment, decides
+    if accelerator.num_processes == 1 and _several_were_asked_for():
+        raise ValueError(
+            "asked for several processes, but `accelerate launch` started one, as it does without several GPUs (it set "
+            "MASTER_ADDR and no RANK); ask for them with ncflow train --processes or torchrun --nproc_per_node, or for "
+            "one with accelerate launch --num_processes 1 and no MASTER_ADDR"
+        )
+    return accelerator
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -71,6 +78,15 @@ def describe(accelerator: Accelerator, precision: str) -> str:
     return f"{count} process{'es' if count > 1 else ''} on {name}{threads}, {precision}"
 
 
+def _several_were_asked_for() -> bool:
+    """Whether Accelerate's launcher, whose number reaches no one, has told this process where it would meet others.
+
+    It tells so with two or more alone, and starts as many only on GPUs or by MPI.
+    """
+    told, ranked = {LAUNCHED, "MASTER_ADDR"} <= os.environ.keys(), {"RANK", "WORLD_SIZE"} & os.environ.keys()
+    return told and not ranked
+
+
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -80,6 +96,8 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+LAUNCHED = "ACCELERATE_DYNAMO_MODE"  # what `accelerate launch` always sets, and hardly anyone else
 
 # <malloc.h>: M_MMAP_MAX 0, no block is a mapping of its own; M_TRIM_THRESHOLD -1, the heap never shrinks
 KEEP_ALL = {-4: 0, -1: -1}

@@ -136,7 +136,7 @@ def test_a_least_number_of_samples_fills_the_classes_that_would_be_empty_and_no_
     shares = PROFILES[imb_type](10, 0.001)
     counts = class_counts(143, 10, imb_type=imb_type, imb_factor=0.001, n_min=1)
     assert counts == [max(int(143 * share + 1e-9), 1) for share in shares]
-    with pytest.raises(ValueError, match="n_min must be between 0 and n_max 143, got 144"):
+    with pytest.raises(ValueError, match="min_samples must be between 0 and 143, those of .*; got 144"):
         class_counts(143, 10, n_min=144)
 
 

@@ -6,7 +6,10 @@ The downloads are replaced: by weights that can be recognized, or by a network t
 from __future__ import annotations
 
 import inspect
+import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -20,13 +23,14 @@ OFFLINE = "no route to host"
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(*args: object, **options: object) -> None:
         raise URLError(OFFLINE)
 
     from timm.models import _builder
     from torchvision.models import WeightsEnum
 
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # nor a cache
     answer_to_a_probe(monkeypatch, fail)
     monkeypatch.setattr(WeightsEnum, "get_state_dict", fail)
     for loader in ("load_state_dict_from_hf", "load_state_dict_from_url", "load_custom_from_hf"):
@@ -48,6 +52,28 @@ def serve(monkeypatch: pytest.MonkeyPatch, weights: dict[str, Tensor]) -> None:
     answer_to_a_probe(monkeypatch, lambda url, timeout: None)
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *args, **options: dict(weights))
     monkeypatch.setattr(_builder, "load_state_dict_from_hf", lambda *args, **options: dict(weights))
+
+
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where torchvision looks for a ShuffleNet before it downloads one, which here is never."""
+    from torchvision.models import get_model_weights
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("wanted a network"))
+    file = tmp_path / "hub" / "checkpoints" / Path(get_model_weights("shufflenet_v2_x1_0")["DEFAULT"].url).name
+    file.parent.mkdir(parents=True)
+    return file
+
+
+class Malicious:
+    """Pickled, it calls that function wherever it is unpickled."""
+
+    def __init__(self, function: Callable[..., object], *given: object) -> None:
+        self.call = function, given
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return self.call
 
 
 def filled(module: nn.Module) -> dict[str, Tensor]:
@@ -127,6 +153,51 @@ def test_a_users_mistake_is_not_taken_for_a_missing_network():
         create_backbone("resnet18", stem="cifra", pretrained=True)
     with pytest.raises(ValueError, match="unknown timm model"):
         create_backbone("timm/test_vitt", pretrained=True)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "chosen", [{}, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "0", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}]
+)
+def test_a_published_checkpoint_is_loaded_from_the_cache_and_the_environment_put_back(
+    monkeypatch, cached, zipped, chosen
+):
+    from torchvision.models import get_model
+
+    for name in ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    weights = filled(get_model("shufflenet_v2_x1_0"))
+    torch.save(weights, cached, _use_new_zipfile_serialization=zipped)
+    body = create_backbone("shufflenet_v2", pretrained=True).body.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in body.items())
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("function", "named"), [(os.mkdir, f"{os.name}.mkdir"), (shutil.copytree, "shutil.copytree")])
+def test_a_cached_checkpoint_that_brings_code_is_refused_by_its_file_and_the_code_not_run(
+    cached, tmp_path, zipped, function, named
+):
+    mark = tmp_path / "mark"
+    given = (str(mark),) if function is os.mkdir else (str(cached.parent), str(mark))
+    code = Malicious(function, *given)
+    torch.save({"conv1.0.weight": code}, cached, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError) as error:
+        create_backbone("shufflenet_v2", pretrained=True)
+    message = str(error.value)
+    assert message.startswith(f"{cached} should hold") and "GLOBAL" in message and f"{named} " in message
+    assert "Delete it, and it is downloaded again" in message and "trust" not in message and len(message) < 500
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"half of a file"])
+def test_a_cached_checkpoint_that_is_none_is_refused_by_its_file(cached, content):
+    cached.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{cached} should hold .* Delete it, and it is downloaded again"):
+        create_backbone("shufflenet_v2", pretrained=True)
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
+import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from thrown import refusal, throw
 
-from ncflow.params import HEADS, Params, load_params, make_params
+from ncflow import assembly
+from ncflow.geometry.inputs import LARGEST
+from ncflow.params import HEADS, WIDEST, Params, load_params, make_params
 
 REPOSITORY = Path(__file__).parents[2]
 VALID = [make_params({"head": {"name": name}}).model_dump(mode="json") for name in HEADS]
@@ -121,6 +126,72 @@ def test_a_run_name_that_is_taken_stays_in_its_folder(name):
         assert (Path("/models") / name).resolve().parent == Path("/models") and not name.startswith(("-", "."))
 
 
+# --- sizes ---
+
+SCHEMA = Params.model_json_schema()
+
+
+def numbers(schema: Any, kind: str, *above: str) -> Iterator[tuple[str, ...]]:
+    """The paths of all fields that may be of this kind, integer or number, those of every head among them."""
+    if "$ref" in schema:
+        schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
+    if schema.get("type") == kind:
+        yield above
+    for choice in [*schema.get("anyOf", []), *schema.get("oneOf", []), *filter(None, [schema.get("items")])]:
+        yield from numbers(choice, kind, *above)
+    for key, field in schema.get("properties", {}).items():
+        yield from numbers(field, kind, *above, key)
+
+
+def throw_at(path: tuple[str, ...], value: Any) -> str | None:
+    """Why a configuration that has this value is refused; one that is taken is one that `--check` takes."""
+    section = {"name": "vit_tiny"} if path[0] == "model" else {}  # which has all of its options
+    if path[0] == "head":
+        name = next(name for name, head in HEADS.items() if path[1] in head.model_fields)
+        section = {"name": name, **({"solver": "riemannian"} if name == "nearest_etf" else {})}
+    inner = [value] if path == ("grid", "seed") else value
+    values = {path[0]: section | {path[1]: inner}} if len(path) == 2 else {path[0]: value}
+    return refusal(lambda: assembly.check(make_params(values)))
+
+
+@pytest.mark.parametrize("path", sorted({*numbers(SCHEMA, "integer")}), ids=".".join)
+@pytest.mark.parametrize("value", [10**12, 10**30, 10**400, -(10**30), -1], ids=shortened)
+def test_a_whole_number_that_no_machine_could_serve_is_refused_by_its_path(path, value):
+    message = throw_at(path, value)
+    assert message is not None and ".".join(path) in message
+
+
+@pytest.mark.parametrize("path", sorted({*numbers(SCHEMA, "number")}), ids=".".join)
+@pytest.mark.parametrize("value", [1e308, -1e308, math.nan, math.inf, -math.inf, 10**400], ids=shortened)
+def test_a_number_that_float32_cannot_hold_is_refused_by_its_path(path, value):
+    message = throw_at(path, value)
+    assert message is not None and ".".join(path) in message
+
+
+@pytest.mark.parametrize("path", sorted({*numbers(SCHEMA, "number")}), ids=".".join)
+@pytest.mark.parametrize("value", [1e30, 10**12, 1e-320, 0, -1])
+def test_a_number_at_the_edge_is_taken_or_refused_by_its_path(path, value):
+    message = throw_at(path, value)
+    assert message is None or path[-1] in message
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e308, [1, 10**400]], ids=shortened)
+@pytest.mark.parametrize("options", OPEN)
+def test_an_option_of_a_row_is_a_number_that_float32_can_hold(options, value):
+    message = refusal(lambda: make_params({"train": {options: {"gain": value}}}))
+    assert message is not None and f"train.{options}.gain: must be a number of at most 1e+30" in message
+
+
+def test_every_kind_of_number_is_found_in_the_schema():
+    whole, real = {*numbers(SCHEMA, "integer")}, {*numbers(SCHEMA, "number")}
+    assert {("seed",), ("grid", "seed"), ("model", "num_features"), ("train", "batch_size")} < whole
+    assert {("train", "lr"), ("head", "tolerance"), ("head", "momentum"), ("dataset", "val_fraction")} < real
+
+
+def test_the_widest_features_are_those_of_the_geometry():
+    assert WIDEST == LARGEST
+
+
 # --- files ---
 
 
@@ -176,6 +247,26 @@ def test_a_file_that_unfolds_without_end_is_refused_at_once(tmp_path):
         (tmp_path / "bomb.yaml").write_text(text)
         message = refusal(lambda: load_params(tmp_path / "bomb.yaml"))
         assert message is not None and len(message) < 20_000
+
+
+def merges(levels: int) -> str:
+    """Mappings that each merge the one before nine times over."""
+    first = "a0: &a0 {x: 1}\n"
+    return first + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, levels))
+
+
+@pytest.mark.parametrize("levels", [2, 5, 20])
+def test_merge_keys_are_refused_with_their_line_and_what_to_do_before_anything_is_merged(tmp_path, levels):
+    (tmp_path / "merges.yaml").write_text(merges(levels))
+    words = r"merges.yaml is not YAML: merge keys \(<<\) are not YAML 1.2; write the keys out.* line 2, column 10"
+    assert re.search(words, str(refusal(lambda: load_params(tmp_path / "merges.yaml"))))
+    message = refusal(lambda: make_params({}, ["train={<<: {lr: 0.1}}"]))
+    assert message is not None and "is not a YAML value" in message
+
+
+def test_a_quoted_merge_key_is_a_key_like_any_other(tmp_path):
+    (tmp_path / "quoted.yaml").write_text("'<<': {train: {lr: 0.5}}")
+    assert "unknown key '<<'" in str(refusal(lambda: load_params(tmp_path / "quoted.yaml")))
 
 
 # --- overrides ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -136,3 +137,46 @@ def test_convolutions_are_reproducible_inside_and_as_before_outside(allow_tf32):
     with reproducible_convolutions(allow_tf32=allow_tf32):
         assert (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32) == (True, False, allow_tf32)
     assert (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32) == before
+
+
+@pytest.fixture
+def accelerate_launch(monkeypatch):
+    """Give this process the environment in which `accelerate launch` would start it."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    def launch(*words: str) -> None:
+        chosen = launch_command_parser().parse_args(["--cpu", *words, "script.py"])
+        _, environment = prepare_simple_launcher_cmd_env(_validate_launch_command(chosen)[0])
+        for name in environment.keys() - os.environ.keys():
+            monkeypatch.setenv(name, environment[name])
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    return launch
+
+
+@pytest.mark.parametrize("several", [("--num_processes", "2"), ("--num_processes", "7")])
+def test_one_process_where_accelerate_was_asked_for_several_is_an_error(accelerate_launch, several):
+    accelerate_launch(*several)
+    with pytest.raises(ValueError, match="asked for several processes, but .* started one.*ncflow train --processes"):
+        create_accelerator("cpu")
+
+
+@pytest.mark.parametrize("one", [(), ("--num_processes", "1")])
+def test_one_process_where_accelerate_was_asked_for_one_is_right(accelerate_launch, one):
+    accelerate_launch(*one)
+    assert create_accelerator("cpu").num_processes == 1
+
+
+def test_where_others_would_be_met_says_nothing_without_accelerates_launcher(accelerate_launch, monkeypatch):
+    """Such as in a batch script that exports it for all of its jobs."""
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    assert create_accelerator("cpu").num_processes == 1
+
+
+def test_a_launcher_around_accelerates_that_ranks_its_processes_is_right(accelerate_launch, monkeypatch):
+    accelerate_launch("--num_processes", "2")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert create_accelerator("cpu").num_processes == 1
