@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
 
 from ncflow import tracking
 from ncflow.tracking import stores
@@ -171,6 +172,46 @@ def test_eight_processes_starting_together_on_no_database_all_succeed_in_silence
     with tracking.store(tmp_path) as mlflow:
         runs = mlflow.search_runs(experiment_names=["eight"])
     assert sorted(runs["params.cfg.seed"]) == sorted("01234567") and set(runs["status"]) == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_a_database_whose_creation_was_killed_between_two_migrations_is_created_anew(tmp_path: Path) -> None:
+    """Its own journal is still there, and so is that of a database which somebody has deleted."""
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        from alembic.runtime.migration import HeadMaintainer
+        from ncflow import tracking
+
+        def update(self, step):
+            before(self, step)
+            if "1bd49d398cd23" in self.heads:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        before, HeadMaintainer.update_to_step = HeadMaintainer.update_to_step, update
+        with tracking.store(Path(sys.argv[1])):
+            pass
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert not (tmp_path / "mlflow.db").exists()
+    (tmp_path / "mlflow.db-journal").write_bytes(b"of another database" * 100)
+    with tracking.start_run(root=tmp_path, name="again", config={}) as run:
+        pass
+    assert read(tmp_path, run.run_id).info.status == "FINISHED"
+    assert {file.name for file in tmp_path.iterdir()} <= {"mlflow.db", "mlflow.db.lock"}
+
+
+def test_a_database_that_cannot_be_completed_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    def fill_the_disk(*arguments: object) -> None:
+        raise OperationalError("CREATE TABLE", None, Exception("database or disk is full"))
+
+    stores._import_mlflow()
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.store.db.utils._upgrade_db", fill_the_disk)
+        with pytest.raises(OSError, match=r"mlflow.db cannot be opened: database or disk is full; mend it"):
+            tracking.store(tmp_path).__enter__()
+    assert {file.name for file in tmp_path.iterdir()} <= {"mlflow.db.lock"}
 
 
 # What a run holds, and how it ends
