@@ -16,7 +16,7 @@ from ncflow.data import Batches, Snapshot
 from ncflow.metrics import class_recalls
 from ncflow.nn import Classifier
 from ncflow.params import Params
-from ncflow.tracking import RunLogger
+from ncflow.tracking import RunLogger, end_if_asked
 from ncflow.training import EpochRecord, RunFolder, StateFolder
 
 CONFIG, PROVENANCE = "config.yaml", "provenance.json"
@@ -47,6 +47,7 @@ def record(
     shown: dict[str, str] = {}
     rows = images.num_classes * math.ceil(params.train.epochs / params.train.analyze_freq)
     try:
+        end_if_asked()
         for record in bar:
             files.write_record(record, classifier.head, images.class_counts, save_logits=params.train.save_logits)
             tabled = rows <= MOST_ROWS or record.epoch == params.train.epochs
@@ -56,6 +57,7 @@ def record(
             if record.analysis:  # the last nc1 stays in sight until the next analysis
                 shown["nc1/pinv"] = f"{record.analysis['train'].metrics.get('nc1/pinv', math.nan):.2e}"
             bar.set_postfix(shown)
+            end_if_asked()
         files.write_model(classifier)
     except Exception:  # what was measured before a failure stays with the failed run
         run.keep(files.path)

@@ -294,6 +294,22 @@ def test_stopped_by_sigterm_a_run_goes_on_as_if_it_had_not_been(project, quick, 
     assert sorted(table["step"]) == [2] * 10 + [3] * 10
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_sigterm_that_comes_where_nothing_can_be_raised_ends_the_run_with_its_epoch(project, quick, monkeypatch):
+    class Deaf:
+        def __del__(self):
+            terminate()
+
+    params = configure("deaf", **{"model.name": "small"})
+    with monkeypatch.context() as patch, pytest.raises(tracking.Interrupted):
+        stop_after(2, Deaf, patch)
+        train(project, params)
+    (state,) = (project / stages.STATES).glob("deaf-*")
+    assert (state / "epoch_2.pt").exists() and not (state / "epoch_3.pt").exists()
+    (run,) = runs_named(project, "deaf")
+    assert run.info.status == "KILLED" and "SIGTERM" in run.data.tags["error"]
+
+
 def test_a_full_disk_is_named_and_nothing_that_was_finished_is_lost(project, quick, monkeypatch):
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -12,6 +12,8 @@ import sys
 import textwrap
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -267,6 +269,56 @@ def test_a_terminated_process_ends_its_run_and_gets_its_signals_back(root: Path)
     assert read(root, run.run_id).info.status == "KILLED"
     assert read(root, run.run_id).data.tags["error"].endswith("the same command goes on after the last finished epoch")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+class Deaf:
+    """Its deletion is where SIGTERM comes, and where Python drops what that raises."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_sigterm_that_nobody_could_catch_is_remembered_and_the_next_one_is_heard() -> None:
+    with pytest.raises(tracking.Interrupted), tracking.interruptible():
+        tracking.end_if_asked()
+        Deaf()
+        with pytest.raises(tracking.Interrupted):
+            tracking.end_if_asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    tracking.end_if_asked()  # of the signal before nothing is left
+
+
+def test_a_second_sigterm_does_not_disturb_the_clearing_up() -> None:
+    cleared = []
+
+    @contextmanager
+    def clearing(what: str) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            with suppress(ValueError):  # one that goes wrong in between
+                raise ValueError(what)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            cleared.append(what)
+
+    def jobs() -> Iterator[None]:
+        with clearing("generator"):
+            yield
+
+    with pytest.raises(tracking.Interrupted), tracking.interruptible(), clearing("with"), closing(jobs()) as running:
+        next(running)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except SystemExit:
+            with clearing("except"):
+                pass
+            raise
+    assert cleared == ["except", "generator", "with"]
 
 
 def test_a_run_that_is_continued_loses_its_error(root: Path) -> None:
