@@ -80,13 +80,11 @@ def train(
     """
     params = _load(config, set_)
     from ncflow.suite import claimed, is_launched, launch
-    from ncflow.tracking import interruptible
 
     if processes and processes > 1 and not (check or is_launched()):
         with claimed(_root(), params.exp_name):
             pass  # or it is said here, before several processes wait for each other
-        with interruptible():
-            sys.exit(launch(["-m", "ncflow", *sys.argv[1:]], processes))
+        sys.exit(launch(["-m", "ncflow", *sys.argv[1:]], processes))
     from ncflow import assembly, stages  # after the parameters, whose errors need not wait for torch
 
     if check:
@@ -162,7 +160,6 @@ def suite(
 
     from ncflow import suite as suites
     from ncflow.experiments import expand
-    from ncflow.tracking import interruptible
 
     root, name = _root(), f"{group}-{time.strftime('%Y%m%dT%H%M%S')}"
     configs = expand(group, _load(config, None), head=head or None, overrides=_pairs(set_), announce=_say)
@@ -170,7 +167,7 @@ def suite(
         engine, processes=_count(processes), jobs=jobs, jobs_per_gpu=jobs_per_gpu, address=address
     )
     todo = suites.make_jobs(configs, group=group, root=root, suite=name)
-    with interruptible(), _opened_run(name, several=len(todo) > 1) as log_page, _failures_told(todo):
+    with _opened_run(name, several=len(todo) > 1) as log_page, _failures_told(todo):
         looks = suites.run_suite(todo, engine=machines, prepare=_prepare, retries=retries, force=force)
         with closing(looks):
             suites.watch(looks, todo, say=_say, console=Console())
@@ -269,9 +266,12 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one message, not a traceback."""
+    """Run the command line; what a user can mend is one message, not a traceback. SIGTERM is heard from here on."""
+    from ncflow.tracking import interruptible
+
     try:
-        app()
+        with interruptible():
+            app()
     except (ValueError, FloatingPointError, MemoryError, OSError) as error:
         _fail(str(error))
     except SystemExit as stop:

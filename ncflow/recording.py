@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from ncflow.data import Batches, Snapshot
 from ncflow.metrics import class_recalls
 from ncflow.nn import Classifier
 from ncflow.params import Params
-from ncflow.tracking import RunLogger
+from ncflow.tracking import RunLogger, end_if_asked
 from ncflow.training import EpochRecord, RunFolder, StateFolder
 
 CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+FIT = ("loss", "lr", "accuracy", "seconds", "images_per_second")  # of a record, in MLflow
 MOST_ROWS = 10_000  # of a table that grows with every analysis: MLflow reads and writes all of it anew each time
 
 
@@ -43,10 +44,13 @@ def record(
     files.write_text(CONFIG, yaml.safe_dump(params.resolved(), sort_keys=False))
     files.write_text(PROVENANCE, json.dumps(provenance, indent=1))
     tqdm.write(f"{params.exp_name}: {provenance['hardware']}", file=sys.stderr)  # what `auto` chose
+    if earlier := log_earlier(files, run):
+        tqdm.write(f"{params.exp_name}: {earlier}", file=sys.stderr)
     bar = tqdm(records, params.exp_name, params.train.epochs, initial=files.epochs, unit="epoch", dynamic_ncols=True)
     shown: dict[str, str] = {}
     rows = images.num_classes * math.ceil(params.train.epochs / params.train.analyze_freq)
     try:
+        end_if_asked()
         for record in bar:
             files.write_record(record, classifier.head, images.class_counts, save_logits=params.train.save_logits)
             tabled = rows <= MOST_ROWS or record.epoch == params.train.epochs
@@ -56,6 +60,7 @@ def record(
             if record.analysis:  # the last nc1 stays in sight until the next analysis
                 shown["nc1/pinv"] = f"{record.analysis['train'].metrics.get('nc1/pinv', math.nan):.2e}"
             bar.set_postfix(shown)
+            end_if_asked()
         files.write_model(classifier)
     except Exception:  # what was measured before a failure stays with the failed run
         run.keep(files.path)
@@ -71,11 +76,9 @@ def log_epoch(
     """All numbers of an epoch in one call; of an analysis also its pictures and, `tabled`, each class's accuracy."""
     from ncflow.reports.figures import confusion_figure, cosine_figure, to_image
 
-    values = {name: getattr(record, name) for name in ("loss", "lr", "accuracy", "seconds", "images_per_second")}
-    metrics = {f"fit/{name}": value for name, value in values.items()}
-    for split, result in record.analysis.items():
-        metrics |= {f"{split}/{name}": value for name, value in result.metrics.items()}
-    run.metrics(metrics, step=record.epoch)
+    numbers = {name: getattr(record, name) for name in FIT}
+    metrics = {split: result.metrics for split, result in record.analysis.items()}
+    run.metrics(_named(numbers, metrics), step=record.epoch)
     if record.analysis:
         counts = torch.tensor(images.class_counts)
         means, test = record.analysis["train"].class_means.cpu(), record.analysis["test"]
@@ -86,6 +89,27 @@ def log_epoch(
         run.images({"cosines": to_image(cosines), "confusion": to_image(confusion)}, step=record.epoch)
         if tabled:
             run.table(_class_table(record, images), "class_accuracies.json", step=record.epoch)
+
+
+def log_earlier(files: RunFolder, run: RunLogger) -> str:
+    """The numbers of finished epochs that this MLflow run lacks, as they went to another store; says which, if any."""
+    first = run.logged.get("fit/loss", 0) + 1
+    for epoch in range(first, files.epochs + 1):
+        run.metrics(_named(*files.read_epoch(epoch)), step=epoch)
+    if first > files.epochs:
+        return ""
+    return (
+        f"this MLflow run had nothing of epochs {first} to {files.epochs}, told to another one; it has their "
+        f"metrics now; their pictures and class accuracies stay there, and {files.path} has what these are made of"
+    )
+
+
+def _named(numbers: Mapping[str, float], metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """An epoch's numbers and each split's metrics by their names in MLflow."""
+    named = {f"fit/{name}": numbers[name] for name in FIT}
+    for split, values in metrics.items():
+        named |= {f"{split}/{name}": value for name, value in values.items()}
+    return named
 
 
 def _class_table(record: EpochRecord, images: Snapshot) -> dict[str, list[Any]]:

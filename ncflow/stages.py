@@ -18,7 +18,7 @@ from ncflow.params import Params, make_params, read_yaml
 from ncflow.recording import CONFIG, PROVENANCE, record
 from ncflow.reports import Table, read_runs, summary_table, write_report
 from ncflow.reports.curves import HEAD_LOOKS
-from ncflow.tracking import git_commit, interruptible, start_run
+from ncflow.tracking import end_if_asked, git_commit, interruptible, start_run
 from ncflow.training import (
     RunFolder,
     StateFolder,
@@ -89,6 +89,7 @@ def train(
             else:
                 for epoch in records:
                     epoch.state()  # each process has a part of it
+                    end_if_asked()
         if main:
             states.remove()
     return folder

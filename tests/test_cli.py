@@ -122,6 +122,16 @@ def test_a_file_that_cannot_be_imported_as_itself_is_refused(project, monkeypatc
     assert err.startswith("ncflow: --import") and message in err
 
 
+@pytest.mark.parametrize("command", ["train", "suite", "evaluate", "report"])
+def test_sigterm_while_a_command_is_still_being_imported_says_start_me_again(project, command):
+    (project / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)")
+    words = [command, *(["models/run"] if command == "evaluate" else [])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (project, ROOT)))}
+    done = subprocess.run([sys.executable, "-m", "ncflow", *words], capture_output=True, text=True, env=environment)
+    assert done.returncode == 75
+    assert done.stderr == "ncflow: stopped by SIGTERM; the same command goes on after the last finished epoch\n"
+
+
 def test_an_option_that_no_command_has_is_refused(project, monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "suite", "quickstart", "--lr", "0.1")
     assert code == 2

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -292,6 +293,56 @@ def test_stopped_by_sigterm_a_run_goes_on_as_if_it_had_not_been(project, quick, 
             assert [point.step for point in points] == steps
         table = mlflow.load_table("class_accuracies.json", run_ids=[run.info.run_id])
     assert sorted(table["step"]) == [2] * 10 + [3] * 10
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_sigterm_that_comes_where_nothing_can_be_raised_ends_the_run_with_its_epoch(project, quick, monkeypatch):
+    class Deaf:
+        def __del__(self):
+            terminate()
+
+    params = configure("deaf", **{"model.name": "small"})
+    with monkeypatch.context() as patch, pytest.raises(tracking.Interrupted):
+        stop_after(2, Deaf, patch)
+        train(project, params)
+    (state,) = (project / stages.STATES).glob("deaf-*")
+    assert (state / "epoch_2.pt").exists() and not (state / "epoch_3.pt").exists()
+    (run,) = runs_named(project, "deaf")
+    assert run.info.status == "KILLED" and "SIGTERM" in run.data.tags["error"]
+
+
+def test_a_run_that_goes_on_in_another_store_has_every_step_there_once(project, quick, monkeypatch, capsys):
+    """Two epochs here, of which one is finished; two there, and then the rest here again."""
+
+    def fail() -> None:
+        raise RuntimeError("gone")
+
+    params = configure("moved", **{"model.name": "small", "train.epochs": 5})
+    told, points = [], {}
+    for store, last in (("mlflow", 2), ("other", 4), ("mlflow", 5)):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}.db")
+        with monkeypatch.context() as patch, suppress(RuntimeError):
+            if last < 5:
+                stop_after(last, fail, patch)
+            train(project, params)
+        told += re.findall(r"nothing of epochs (\d to \d)", capsys.readouterr().err)
+        (run,) = runs_named(project, "moved")
+        with tracking.store(project) as mlflow:
+            for key in ("fit/loss", "fit/lr", "test/nc1/pinv"):
+                history = mlflow.MlflowClient().get_metric_history(run.info.run_id, key)
+                points[store, key] = {point.step: point.value for point in history}
+                assert len(history) == len(points[store, key])
+    assert told == ["1 to 1", "3 to 3"]
+    assert {key: [*values] for key, values in points.items()} == {
+        **{("mlflow", f"fit/{name}"): [1, 2, 3, 4, 5] for name in ("loss", "lr")},
+        **{("other", f"fit/{name}"): [1, 2, 3, 4] for name in ("loss", "lr")},
+        ("mlflow", "test/nc1/pinv"): [2, 4, 5],
+        ("other", "test/nc1/pinv"): [2, 4],
+    }
+    for epoch in json.loads((project / "models" / "moved" / "history.json").read_text()):
+        assert points["mlflow", "fit/loss"][epoch["epoch"]] == epoch["loss"]
+    for (_, key), values in points.items():
+        assert values.items() <= points["mlflow", key].items()
 
 
 def test_a_full_disk_is_named_and_nothing_that_was_finished_is_lost(project, quick, monkeypatch):

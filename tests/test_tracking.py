@@ -12,6 +12,8 @@ import sys
 import textwrap
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ import pytest
 import torch
 from PIL import Image
 from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
 
 from ncflow import tracking
 from ncflow.tracking import stores
@@ -173,6 +176,46 @@ def test_eight_processes_starting_together_on_no_database_all_succeed_in_silence
     assert sorted(runs["params.cfg.seed"]) == sorted("01234567") and set(runs["status"]) == {"FINISHED"}
 
 
+@pytest.mark.slow
+def test_a_database_whose_creation_was_killed_between_two_migrations_is_created_anew(tmp_path: Path) -> None:
+    """Its own journal is still there, and so is that of a database which somebody has deleted."""
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        from alembic.runtime.migration import HeadMaintainer
+        from ncflow import tracking
+
+        def update(self, step):
+            before(self, step)
+            if "1bd49d398cd23" in self.heads:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        before, HeadMaintainer.update_to_step = HeadMaintainer.update_to_step, update
+        with tracking.store(Path(sys.argv[1])):
+            pass
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert not (tmp_path / "mlflow.db").exists()
+    (tmp_path / "mlflow.db-journal").write_bytes(b"of another database" * 100)
+    with tracking.start_run(root=tmp_path, name="again", config={}) as run:
+        pass
+    assert read(tmp_path, run.run_id).info.status == "FINISHED"
+    assert {file.name for file in tmp_path.iterdir()} <= {"mlflow.db", "mlflow.db.lock"}
+
+
+def test_a_database_that_cannot_be_completed_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    def fill_the_disk(*arguments: object) -> None:
+        raise OperationalError("CREATE TABLE", None, Exception("database or disk is full"))
+
+    stores._import_mlflow()
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.store.db.utils._upgrade_db", fill_the_disk)
+        with pytest.raises(OSError, match=r"mlflow.db cannot be opened: database or disk is full; mend it"):
+            tracking.store(tmp_path).__enter__()
+    assert {file.name for file in tmp_path.iterdir()} <= {"mlflow.db.lock"}
+
+
 # What a run holds, and how it ends
 
 
@@ -226,6 +269,56 @@ def test_a_terminated_process_ends_its_run_and_gets_its_signals_back(root: Path)
     assert read(root, run.run_id).info.status == "KILLED"
     assert read(root, run.run_id).data.tags["error"].endswith("the same command goes on after the last finished epoch")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+class Deaf:
+    """Its deletion is where SIGTERM comes, and where Python drops what that raises."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_sigterm_that_nobody_could_catch_is_remembered_and_the_next_one_is_heard() -> None:
+    with pytest.raises(tracking.Interrupted), tracking.interruptible():
+        tracking.end_if_asked()
+        Deaf()
+        with pytest.raises(tracking.Interrupted):
+            tracking.end_if_asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    tracking.end_if_asked()  # of the signal before nothing is left
+
+
+def test_a_second_sigterm_does_not_disturb_the_clearing_up() -> None:
+    cleared = []
+
+    @contextmanager
+    def clearing(what: str) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            with suppress(ValueError):  # one that goes wrong in between
+                raise ValueError(what)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            cleared.append(what)
+
+    def jobs() -> Iterator[None]:
+        with clearing("generator"):
+            yield
+
+    with pytest.raises(tracking.Interrupted), tracking.interruptible(), clearing("with"), closing(jobs()) as running:
+        next(running)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except SystemExit:
+            with clearing("except"):
+                pass
+            raise
+    assert cleared == ["except", "generator", "with"]
 
 
 def test_a_run_that_is_continued_loses_its_error(root: Path) -> None:

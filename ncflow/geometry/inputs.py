@@ -12,6 +12,13 @@ from torch import Tensor
 LARGEST = 2**17  # a square matrix of so many rows takes 137 GB; what is larger is no number of classes or features
 
 
+class OutOfRange(ValueError):
+    """Numbers that are not finite, or too large to square, as those of a training that diverges; says which."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}; did the training diverge?"
+
+
 def check_tensors(**values: object) -> None:
     """Raise where a value, called by its name, is no tensor of real numbers."""
     for name, value in values.items():

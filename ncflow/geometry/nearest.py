@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ncflow.geometry import polar
 from ncflow.geometry.frames import check_etf_exists, contrasts, from_contrasts, rounding_level
-from ncflow.geometry.inputs import check_tensors
+from ncflow.geometry.inputs import OutOfRange, check_tensors
 from ncflow.lookup import check_options, lookup
 
 
@@ -60,7 +60,7 @@ def etf_distance(class_means: Tensor) -> Tensor:
     try:
         singular_values = torch.linalg.svdvals(contrasts(_unit_means(class_means.double())[0]))
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        raise polar.OutOfRange from None
+        raise OutOfRange(polar.MEANS) from None
     return (singular_values - 1 / math.sqrt(num_classes - 1)).square().sum(-1).to(class_means.dtype)
 
 

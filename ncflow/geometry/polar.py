@@ -16,18 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ncflow.geometry.inputs import check_tensors
+from ncflow.geometry.inputs import OutOfRange, check_tensors
 
 Saved = tuple[Tensor, ...]
 Solution = tuple[Tensor, Saved]  # the factor, and what its pullback needs
 EPS = torch.finfo(torch.float64).eps
-
-
-class OutOfRange(ValueError):
-    """Means that are not finite, or too large to square, as those of a training that diverges."""
-
-    def __init__(self) -> None:
-        super().__init__("class means must be finite and small enough to square, got others; did the training diverge?")
+MEANS = "class means must be finite and small enough to square, got others"
 
 
 def polar_factor(a: Tensor) -> Tensor:
@@ -69,7 +63,7 @@ def solve(a: Tensor, method: str) -> tuple[Tensor, str, Saved]:
         if solution is None:
             method, solution = "svd", _by_svd(a)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        raise OutOfRange from None
+        raise OutOfRange(MEANS) from None
     factor, saved = solution
     return factor, method, saved
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ncflow.geometry.inputs import check_tensors, check_whole, counts_tensor
+from ncflow.geometry.inputs import OutOfRange, check_tensors, check_whole, counts_tensor
 
 
 def check_inputs(
@@ -68,4 +68,4 @@ def _check_rows(name: str, tensor: Tensor, shape: tuple[int, int]) -> None:
         raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
     known = tensor.double().nan_to_num(0.0, torch.inf, -torch.inf) if name == "train_means" else tensor.double()
     if not bool(torch.linalg.vector_norm(known).square().isfinite()):
-        raise ValueError(f"{name} holds NaN or infinities, or numbers too large to square; did the training diverge?")
+        raise OutOfRange(f"{name} holds NaN or infinities, or numbers too large to square")

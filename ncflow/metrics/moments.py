@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ncflow.geometry.frames import rounding_level
-from ncflow.geometry.inputs import check_whole
+from ncflow.geometry.inputs import OutOfRange, check_whole
 from ncflow.metrics.checks import check_samples, check_targets
 from ncflow.metrics.frame import Frame
 
@@ -68,7 +68,7 @@ class ClassMoments:
             if gram:
                 gram.add(deviations)
         if not bool(torch.isfinite(traces).all()):
-            raise ValueError("features hold NaN, infinities or numbers too large to square; did the training diverge?")
+            raise OutOfRange("features hold NaN, infinities or numbers too large to square")
         return cls(counts, means, traces, gram.total() if gram else None)
 
     def merge(self, other: ClassMoments) -> ClassMoments:

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from ncflow.suite.jobs import RESUME
 from ncflow.suite.process import GRACE, cpus, python
+from ncflow.tracking import end_if_asked
 
 PATIENCE = 10.0  # seconds for the others to say, and log, what ended the first
 
@@ -34,6 +35,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             environment = share | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             running.append(subprocess.Popen(python(*arguments), env=environment))
         while None in (codes := [process.poll() for process in running]) and not any(codes):
+            end_if_asked()
             time.sleep(0.1)
         if RESUME in codes:  # nothing is wrong, and whom the others wait for has gone
             _ask_to_end(running)

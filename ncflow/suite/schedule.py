@@ -10,6 +10,7 @@ from ncflow.params import Params
 from ncflow.suite.engines import Engine, Running
 from ncflow.suite.jobs import RESUME, Claimed, Job
 from ncflow.suite.process import MESSAGE, Ending
+from ncflow.tracking import end_if_asked
 
 
 def run_suite(
@@ -43,6 +44,7 @@ def run_suite(
                 elif engine.has_room():
                     _start(job, running, engine, prepare)
             yield
+            end_if_asked()
             time.sleep(pause)
     finally:
         _end(list(running.values()))

@@ -1,6 +1,6 @@
 """Runs in MLflow, of which this is the only home."""
 
-from ncflow.tracking.interruption import Interrupted, interruptible
+from ncflow.tracking.interruption import Interrupted, end_if_asked, interruptible
 from ncflow.tracking.pages import ui, ui_address
 from ncflow.tracking.runs import RunLogger, start_run
 from ncflow.tracking.stores import git_commit, project_root, store, tracking_uri
@@ -8,6 +8,7 @@ from ncflow.tracking.stores import git_commit, project_root, store, tracking_uri
 __all__ = [
     "Interrupted",
     "RunLogger",
+    "end_if_asked",
     "git_commit",
     "interruptible",
     "project_root",

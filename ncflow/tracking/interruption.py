@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,17 +22,39 @@ class Interrupted(SystemExit):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM raises Interrupted, so that a job that its scheduler stops still ends its run."""
+    """Inside, SIGTERM raises Interrupted, so that a job that its scheduler stops still ends its run.
+
+    Those that come while this clears up change nothing. Where nothing can be raised, as in a `__del__`, Python drops
+    the exception: whoever is at work for long asks `end_if_asked` now and then.
+    """
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-    def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the clearing up
-        raise Interrupted
-
     if ours:
-        signal.signal(signal.SIGTERM, interrupt)
+        signal.signal(signal.SIGTERM, _Handler())
     try:
         yield
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def end_if_asked() -> None:
+    """Raise Interrupted if SIGTERM came since `interruptible` was entered, and what it raised was dropped."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if isinstance(handler, _Handler) and handler.asked:
+        raise Interrupted
+
+
+class _Handler:
+    """What SIGTERM calls; `asked` tells whether it has."""
+
+    asked = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.asked = True
+        if not _clears_up(sys.exception()):
+            raise Interrupted
+
+
+def _clears_up(handled: BaseException | None) -> bool:
+    """Whether Interrupted was caught, by an `except` or a `finally` that is at work, or by one around it."""
+    return handled is not None and (isinstance(handled, Interrupted) or _clears_up(handled.__context__))

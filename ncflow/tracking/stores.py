@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -93,10 +94,12 @@ def _create_database(uri: str, root: Path) -> None:
 
     if not event.contains(Engine, "connect", _wait_for_others):
         event.listen(Engine, "connect", _wait_for_others)
-    file = Path(unquote(uri.removeprefix("sqlite:///")))
+    file = Path(unquote(uri.removeprefix("sqlite:///"))).resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
         try:
+            if not file.exists():
+                _create_tables(file, root)
             tables = SqlAlchemyStore(uri, artifact_root(root))
         except DatabaseError as error:
             reason = f"{error.orig}; mend it, and give the same command again"
@@ -104,6 +107,22 @@ def _create_database(uri: str, root: Path) -> None:
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
         if experiment and tables.get_experiment_by_name(experiment) is None:
             tables.create_experiment(experiment)
+
+
+def _create_tables(file: Path, root: Path) -> None:
+    """A new database, complete or not there: killed between two of MLflow's migrations it would never open again."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        # A journal that outlived its database would be played back into the new one of that name.
+        for name, ending in itertools.product((partial, file), ("-journal", "-wal", "-shm")):
+            name.with_name(name.name + ending).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+        SqlAlchemyStore(f"sqlite:///{quote(str(partial))}", artifact_root(root)).engine.dispose()
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _wait_for_others(connection: Any, record: object) -> None:

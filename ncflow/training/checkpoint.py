@@ -42,12 +42,18 @@ class RunFolder:
             _remove_later(folder, epoch if folder == self.kept else 0)
         for file in self.kept.iterdir():
             self._publish(file)
-        self._history = _read_history(self.kept / HISTORY)[:epoch] if epoch else []
+        self._history: list[dict[str, Any]] = _read_json(self.kept / HISTORY)[:epoch] if epoch else []
 
     @property
     def epochs(self) -> int:
         """How many epochs the run has behind it."""
         return len(self._history)
+
+    def read_epoch(self, epoch: int) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+        """The history's numbers of an epoch that the run has behind it, and each split's metrics if it was analyzed."""
+        file = self.kept / f"metrics_epoch_{epoch}.json"
+        summary = _read_json(file) if file.exists() else {}
+        return self._history[epoch - 1], {split: summary[split] for split in SPLITS if split in summary}
 
     def write_text(self, name: str, text: str) -> Path:
         """A text file such as the resolved configuration."""
@@ -88,12 +94,12 @@ def load_model(path: str | Path, classifier: nn.Module) -> None:
         raise ValueError(f"{path} is not a checkpoint of this configuration: {error}") from error
 
 
-def _read_history(file: Path) -> list[dict[str, Any]]:
+def _read_json(file: Path) -> Any:
+    """What an unfinished run keeps in this file; a ValueError names one that is damaged."""
     try:
-        history: list[dict[str, Any]] = json.loads(file.read_text())
+        return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error}; delete {file.parent.parent} to train from the start") from error
-    return history
 
 
 def summarize(record: EpochRecord) -> dict[str, Any]:
@@ -151,3 +157,4 @@ def _free_name(path: Path) -> Path:
 
 
 NUMBERS = ("epoch", "lr", "loss", "accuracy", "seconds", "images_per_second")  # of a record, in the history
+SPLITS = ("train", "test", "val")  # those an analysis may hold

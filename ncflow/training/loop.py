@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ncflow.geometry.polar import OutOfRange
+from ncflow.geometry.inputs import OutOfRange
 from ncflow.nn import Classifier, drift_penalty, feature_penalty
 from ncflow.nn.losses import Loss
 from ncflow.nn.processes import common_batch_norms, sum_over_processes, synchronize_batch_norms
@@ -44,7 +44,7 @@ class EpochRecord:
 
 
 class Diverged(FloatingPointError):
-    """The loss is not finite any more."""
+    """The loss, or what an analysis measures, is not finite any more."""
 
 
 def fit(
@@ -76,7 +76,7 @@ def fit(
     the criterion to go on with from there. test and `validation` are only ever measured. Several processes, each with
     its share of the batches, train as one does with all of them, as long as the criterion is a mean over samples.
     `resume`, the state() of a record, goes on after it: on a CPU with the bits of a run that never stopped. Raises
-    Diverged, naming epoch, step and learning rate, when the loss is not finite.
+    Diverged, naming epoch, step and learning rate, when the loss is not finite, or the features of an analysis are not.
     """
     accelerator = accelerator or create_accelerator()
     classifier.to(memory_format=torch.channels_last)
@@ -121,7 +121,10 @@ def fit(
         analysis = {}
         if epoch % analyze_freq == 0 or epoch == epochs:
             broadcast(list(classifier.buffers()))  # those of the first process are the model's, here as in training
-            analysis = measure()
+            try:
+                analysis = measure()
+            except OutOfRange as error:  # in every process: each measures the features of all
+                raise _diverged(error.args[0], f"at epoch {epoch}", optimizer) from error
         rate = base_rates[0] * factor
         state = partial(collect_state, epoch, classifier, optimizer, scaler)
         yield EpochRecord(epoch, rate, loss, accuracy, seconds, train.num_samples / seconds, analysis, state)
@@ -165,8 +168,10 @@ def _refuse_if_diverged(losses: list[Tensor], epoch: int, step: int, optimizer: 
     finite = torch.isfinite(torch.stack(losses))
     if not bool(finite.all()):
         step += int((~finite).int().argmax())
-        rate = optimizer.param_groups[0]["lr"]
-        raise Diverged(
-            f"the loss is {losses[int((~finite).int().argmax())].item()} at epoch {epoch}, step {step}, learning rate "
-            f"{rate:g}; try a smaller train.lr, or train.precision=fp32"
-        )
+        loss = losses[int((~finite).int().argmax())].item()
+        raise _diverged(f"the loss is {loss}", f"at epoch {epoch}, step {step}", optimizer)
+
+
+def _diverged(what: str, when: str, optimizer: torch.optim.Optimizer) -> Diverged:
+    rate = optimizer.param_groups[0]["lr"]
+    return Diverged(f"{what} {when}, learning rate {rate:g}; try a smaller train.lr, or train.precision=fp32")

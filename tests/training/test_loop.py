@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ncflow.data import Batches
+from ncflow.data import Batches, load_batches
 from ncflow.nn import HEADS, Classifier, create_loss
 from ncflow.training import SCHEDULES, Diverged, EpochRecord, create_optimizer, evaluate_splits, fit
 
@@ -180,6 +180,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(head, start, mak
     """The SVD inside the nearest ETF meets the NaN before the loss does."""
     records = start(make_classifier(head), epochs=5, lr=1e30, analyze_freq=9)
     with pytest.raises(Diverged, match=r"at epoch 1, step [2-9], learning rate 1e\+30; try a smaller train.lr"):
+        list(records)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_features_that_are_not_finite_stop_the_run_at_their_analysis(head, start, make_classifier, digits):
+    """With one step an epoch the loss is that of the weights before it, and would tell an epoch later."""
+    whole = load_batches(digits, "train", image_size=8, batch_size=2000)
+    records = start(make_classifier(head), epochs=2, lr=1e30, train=whole)
+    with pytest.raises(Diverged, match=r"features hold .* at epoch 1, learning rate 1e\+30; try a smaller train.lr"):
         list(records)
 
 
