@@ -1,12 +1,16 @@
-"""At the end of a session, how many inputs were thrown at it: those that were refused are the malformed ones."""
+"""Two workers share the cores and the files; in the end they say how many inputs were thrown, and how many refused."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 THROWN: Counter[str] = Counter()  # by the tests of all workers
 
@@ -14,6 +18,10 @@ THROWN: Counter[str] = Counter()  # by the tests of all workers
 def counted() -> dict[str, int]:
     """Those of this process, where it threw any."""
     return dict(sys.modules["thrown"].COUNTS) if "thrown" in sys.modules else {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != "test_readme.py")  # the longest file, beside all others
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
