@@ -6,6 +6,7 @@ accuracy; `evaluate` forwards once and computes all metrics. "same layout" gives
 is left is the second forward.
 
 Predicted: 2, less what the other metrics cost, more what channels_last gives.
+Came: 2.6, of which channels_last is 1.3; the metrics are not seen beside the forward.
 """
 
 from __future__ import annotations

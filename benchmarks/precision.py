@@ -7,6 +7,7 @@ so that the differences seed by seed are of the precision alone, and of what tra
 
 Predicted: a difference of means smaller than its standard error. bfloat16 keeps 8 bits of every activation, a noise far
 below that of the batches, and weights and updates stay in float32.
+Came: no difference, within half a point.
 """
 
 from __future__ import annotations

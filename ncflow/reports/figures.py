@@ -70,8 +70,8 @@ def confusion_figure(
     axes = figure.add_axes((0.12, 0.13, 0.69, 0.75))
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     _class_ticks(axes, order)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
+    axes.set_xlabel("predicted class", labelpad=14)
+    axes.set_ylabel("true class", labelpad=14)
     _annotate_shares(axes, shares)
     figure.colorbar(image, cax=figure.add_axes((0.84, 0.13, 0.03, 0.75)), format=PercentFormatter(1))
     figure.suptitle(title, fontsize=9)
@@ -100,10 +100,14 @@ def _largest_first(class_counts: torch.Tensor | None, num_classes: int) -> Array
 
 def _class_ticks(axes: Axes, order: Array, *, both: bool = True) -> None:
     """A label per class while they fit, none otherwise."""
-    ticks = range(len(order)) if len(order) <= 20 else ()
-    labels = [str(k) for k in order[: len(ticks)]]
-    axes.set_xticks(ticks, labels, fontsize=8 if len(order) <= 10 else 6)
-    axes.set_yticks(ticks if both else (), labels if both else (), fontsize=8 if len(order) <= 10 else 6)
+    size, labels = (8 if len(order) <= 10 else 6), order if len(order) <= 20 else ()
+    axes.set_xticks(())  # a tick of Matplotlib is five artists, and an analysis has sixty of them
+    axes.set_yticks(())
+    below, beside = axes.get_xaxis_transform(), axes.get_yaxis_transform()
+    for place, label in enumerate(labels):
+        axes.text(place, -0.02, str(label), transform=below, fontsize=size, ha="center", va="top")
+        if both:
+            axes.text(-0.02, place, str(label), transform=beside, fontsize=size, ha="right", va="center")
 
 
 def _annotate_shares(axes: Axes, shares: Array) -> None:
