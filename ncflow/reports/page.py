@@ -41,12 +41,13 @@ def write_report(
     """Write index.html, figures/*.png, summary.json, curves.csv and statistics.csv; the page's path."""
     runs = read_runs(run_folders)
     out_dir = Path(out_dir)
-    sections: dict[str, list[dict[str, str]]] = {}
+    sections: dict[str, list[dict[str, Any]]] = {}
     (out_dir / "figures").mkdir(parents=True, exist_ok=True)
     for picture in _pictures(arms(runs)):
         png = to_png(picture.figure)
         (out_dir / "figures" / f"{picture.name}.png").write_bytes(png)
-        shown = {"name": picture.name, "about": picture.about, "image": _data_uri(png)}
+        inches = picture.figure.get_figwidth()
+        shown = {"name": picture.name, "about": picture.about, "inches": inches, "image": _data_uri(png)}
         sections.setdefault(picture.section, []).append(shown)
     write_summary(runs, out_dir / "summary.json")
     write_curves(runs, out_dir / "curves.csv")
@@ -82,7 +83,7 @@ def _portraits(run: Run) -> Iterator[Picture]:
     yield Picture("confusion", f"confusion_{run.name}", about, confusion)
 
 
-def _render(runs: Sequence[Run], sections: Mapping[str, Sequence[Mapping[str, str]]], title: str) -> str:
+def _render(runs: Sequence[Run], sections: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -126,6 +126,14 @@ def test_figures_lie_beside_the_page(report: Path) -> None:
     assert all((report.parent / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)
 
 
+def test_figures_of_one_section_share_one_scale(report: Path) -> None:
+    image = r'<img(?: style="width: ([\d.]+)%")? src="[^"]*" alt="Cosine matrices: ([^"]*)-0, '
+    images = re.findall(image, report.read_text())
+    panels = {name: 3 if "nearest" in name else 5 for _, name in images}  # of the nearest ETF there is no theory
+    assert {name: float(share or 100) for share, name in images} == {name: 20.0 * n for name, n in panels.items()}
+    assert len(images) == 3
+
+
 def test_the_same_runs_give_the_same_report(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("digits", head="nearest_etf")
     once, again = (write_report([run], tmp_path / name) for name in ("one", "two"))
