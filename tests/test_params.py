@@ -366,6 +366,14 @@ def test_what_is_resolved_is_plain_data_without_the_grid():
         assert not (isinstance(value, float) and math.isnan(value))
 
 
+def test_what_is_resolved_is_written_without_aliases_which_reports_refuse():
+    shared = [1, 2]
+    options = {"optimizer_options": {"betas": [0.9, 0.99]}, "loss_options": {"gamma": shared}}
+    train = {"loss": "focal", "optimizer": "adam", "schedule": "multistep", "schedule_options": {"milestones": shared}}
+    assert "*" in yaml.safe_dump({"train": train | options})
+    assert "*" not in yaml.safe_dump(make_params({"train": train | options}).resolved())
+
+
 def test_a_head_set_by_its_name_alone_keeps_the_options_set_for_it():
     for overrides in (["head=fixed_etf", "head.temperature=3"], ["head.temperature=3", "head=fixed_etf"]):
         assert make_params({}, overrides).head.model_dump() == {

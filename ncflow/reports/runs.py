@@ -136,8 +136,18 @@ def _read_json(file: Path) -> Any:
         raise ValueError(
             f"run folder '{file.parent}' is unfinished: no {file.name} in it; let its training end"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{file}' is damaged: {error}; train the run again") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as training writes it, without aliases: a few lines of them grow without end, or hold themselves."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            place = self.get_mark()
+            raise yaml.composer.ComposerError(None, None, "an alias, which training never writes", place)
+        return super().compose_node(parent, index)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -146,8 +156,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"run folder '{folder}' is unfinished: no config.yaml in it; train it again")
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        config = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: constructs no objects
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"'{file}' is damaged: {' '.join(str(error).split())}; train the run again") from None
     if not isinstance(config, dict):
         raise ValueError(f"'{file}' is not a resolved configuration but {type(config).__name__}; train the run again")

@@ -74,10 +74,10 @@ def test_an_unfinished_folder_is_refused_with_what_it_lacks(make_run: MakeRun, p
         read_run(folder)
 
 
-def test_a_truncated_record_is_refused_by_name(make_run: MakeRun) -> None:
+@pytest.mark.parametrize("text", ["", '{"epoch": 6, "tr', "[" * 100_000])
+def test_a_damaged_record_is_refused_by_name(make_run: MakeRun, text: str) -> None:
     folder = make_run("digits")
-    file = folder / "metrics_epoch_6.json"
-    file.write_text(file.read_text()[:40])
+    (folder / "metrics_epoch_6.json").write_text(text)
     with pytest.raises(ValueError, match=r"metrics_epoch_6\.json' is damaged"):
         read_run(folder)
 
@@ -101,6 +101,17 @@ def test_a_damaged_file_is_refused_by_name(make_run: MakeRun, content: bytes) ->
     (path / "config.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.yaml"):
         read_run(path)
+
+
+GROWS = "a0: &a0 {b: 1, c: 1}\n" + "".join(f"a{i}: &a{i} {{b: *a{i - 1}, c: *a{i - 1}}}\n" for i in range(1, 60))
+
+
+@pytest.mark.parametrize("text", [GROWS, "a: &a {b: *a}", "a: &a {b: 1}\nc: {<<: *a}", "[" * 10_000, "a: 2020-13-45"])
+def test_a_hostile_config_is_refused_by_name(make_run: MakeRun, text: str) -> None:
+    folder = make_run("digits")
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml' is damaged"):
+        read_run(folder)
 
 
 def test_a_config_without_head_or_seed_is_refused_with_both_keys(make_run: MakeRun) -> None:
