@@ -23,10 +23,10 @@ import torch
 
 from benchmarks.frame import DEVICE, publish
 from ncflow.data import Snapshot, load_batches
+from ncflow.data.published import DEBIAN_FASHION_MNIST
 from ncflow.nn import Classifier, LinearHead, create_backbone, create_loss
 from ncflow.training import fit, keep_freed_memory, resolve_precision
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 SEEDS, EPOCHS, LARGEST, BATCH, SIZE, K = 3, 12, 1000, 128, 32, 10
 
 
@@ -51,7 +51,7 @@ def row(precision: str, quick: bool) -> dict[str, Any]:
 
 def accuracy(precision: str, seed: int, quick: bool) -> float:
     """Train from scratch; the last epoch's balanced accuracy on the test split, in percent."""
-    name = "fmnist" if FASHION.exists() and not quick else "digits"
+    name = "fmnist" if DEBIAN_FASHION_MNIST.exists() and not quick else "digits"
     epochs, largest, size = (1, 50, 8) if quick else (EPOCHS, LARGEST, SIZE)
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:

@@ -39,12 +39,12 @@ from torch.nn import functional as F
 from benchmarks.baselines.pil_loop import Pictures, pil_epoch
 from benchmarks.frame import DEVICE, Case, run
 from ncflow.data import Batches, Snapshot, class_counts, load_batches
+from ncflow.data.published import DEBIAN_FASHION_MNIST
 from ncflow.nn import Classifier, LinearHead, create_backbone, create_loss
 from ncflow.training import fit, keep_freed_memory, resolve_precision
 from ncflow.training.hardware import autocast
 
 Call = Callable[[], Any]
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 SIZE, K, BATCH = 32, 10, 256
 STEPS = 2 if DEVICE.type == "cpu" else 100
 WORKERS = min(8, os.cpu_count() or 1)
@@ -160,7 +160,7 @@ def problem(name: str, steps: int) -> tuple[Batches, Classifier, torch.optim.Opt
 @contextmanager
 def images(steps: int) -> Iterator[Snapshot]:
     """A snapshot of as many images as `steps` batches take, on disk while it is read."""
-    name = "fmnist" if FASHION.exists() else "digits"
+    name = "fmnist" if DEBIAN_FASHION_MNIST.exists() else "digits"
     with tempfile.TemporaryDirectory() as folder:
         choices = {"imb_factor": FACTOR, "samples_per_class": largest_class(steps), "min_samples": 1}
         yield Snapshot.create(Path(folder, name), name=name, **choices)

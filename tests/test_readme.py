@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ncflow.data.published import DEBIAN_FASHION_MNIST
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
 COMMANDS = [command for block in BLOCKS for command in block.strip().splitlines()]
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")]
 
@@ -53,8 +54,8 @@ def typed(command: str) -> str:
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not re.search("ncflow ui|pytest", command)])
 def test_a_command_does_what_the_readme_says(clone, command):
-    if "dataset.name=fmnist" in command and not FASHION.exists():
-        pytest.skip(f"Fashion-MNIST is not installed at {FASHION}")
+    if "dataset.name=fmnist" in command and not DEBIAN_FASHION_MNIST.exists():
+        pytest.skip(f"Fashion-MNIST is not installed at {DEBIAN_FASHION_MNIST}")
     done = subprocess.run(typed(command), shell=True, cwd=clone, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     for text in EXPECTED.get(command, []):
