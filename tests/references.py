@@ -213,7 +213,7 @@ def vci(problem: Problem) -> float:
 
 
 def numerical_rank(problem: Problem) -> float:
-    groups = [problem.features[problem.targets == k] for k in problem.labels]
+    groups = [rows for k in problem.labels if (rows := problem.features[problem.targets == k]).any()]
     return float(np.mean([(np.linalg.norm(rows, "nuc") / np.linalg.norm(rows, "fro")) ** 2 for rows in groups]))
 
 

@@ -15,6 +15,7 @@ from ncflow.metrics.accuracy import class_recalls
 from ncflow.metrics.analysis import Analysis
 from ncflow.metrics.checks import check_inputs
 from ncflow.metrics.moments import ClassMoments
+from ncflow.metrics.rounding import EPS, precision
 from ncflow.metrics.table import METRICS, SCATTER, SPECTRA, Formula
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def collapse_metrics(
         classifier=_float64(weight, bias),
         train_means=None if train_means is None else train_means.double(),
         scatter=scatter,
+        weight_eps=EPS if weight is None else precision(weight),
+        means_eps=EPS if train_means is None else precision(train_means),
     )
     return _defined(analysis, wanted)
 
@@ -73,7 +76,12 @@ def moment_metrics(
     class_counts: Sequence[int] | Tensor | None = None,
 ) -> dict[str, float]:
     """The metrics that need only the moments of the features: all of NC1 to NC3 but nc1/numerical_rank."""
-    analysis = Analysis(moments, _train_counts(class_counts, moments), classifier=_float64(weight, bias))
+    analysis = Analysis(
+        moments,
+        _train_counts(class_counts, moments),
+        classifier=_float64(weight, bias),
+        weight_eps=EPS if weight is None else precision(weight),
+    )
     return _defined(analysis, METRICS)
 
 

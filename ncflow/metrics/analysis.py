@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from ncflow.geometry import seli_frame
@@ -12,6 +13,7 @@ from ncflow.metrics.accuracy import accuracies
 from ncflow.metrics.frame import Frame
 from ncflow.metrics.moments import ClassMoments, GramSum, variances_along, variances_of
 from ncflow.metrics.nc4 import Decisions, decide
+from ncflow.metrics.rounding import EPS, Rounding, differ
 from ncflow.metrics.spectra import spectral_ratios
 
 
@@ -21,7 +23,8 @@ class Analysis:
 
     samples: features (N, d) and targets (N,); classifier: weight (K, d) and bias (K,) in float64; class_counts (K,);
     train_means (K, d), NaN for a class without one. `scatter` says that Σ_W is wanted, and worked out from the samples
-    where the moments do not hold it. What is not defined here is None.
+    where the moments do not hold it. weight_eps and means_eps are the precision in which weight and train_means came.
+    What is not defined here is None.
     """
 
     moments: ClassMoments
@@ -30,6 +33,8 @@ class Analysis:
     classifier: tuple[Tensor, Tensor] | None = None
     train_means: Tensor | None = None
     scatter: bool = False
+    weight_eps: float = EPS
+    means_eps: float = EPS
 
     @cached_property
     def present(self) -> ClassMoments:
@@ -44,13 +49,18 @@ class Analysis:
     @cached_property
     def rows(self) -> Frame | None:
         """The classifier's rows (K, d), if there are several."""
-        return Frame(self.classifier[0]) if self.classifier and len(self.class_counts) > 1 else None
+        return self._classifier_frame(slice(None)) if self.classifier and len(self.class_counts) > 1 else None
 
     @cached_property
     def dual_rows(self) -> Frame | None:
         """The classifier's rows (K', d) of the classes that have samples."""
         seen = self.moments.counts > 0
-        return self.rows if self.rows is None or bool(seen.all()) else Frame(self.rows.rows[seen])
+        return self.rows if self.rows is None or bool(seen.all()) else self._classifier_frame(seen)
+
+    def _classifier_frame(self, classes: Tensor | slice) -> Frame:
+        assert self.classifier is not None
+        weight = self.classifier[0][classes]
+        return Frame(weight, Rounding.of(weight, self.weight_eps))
 
     @cached_property
     def spectra(self) -> tuple[Tensor, Tensor | None]:
@@ -94,16 +104,32 @@ class Analysis:
         return self.moments.means_or_nan if self.train_means is None else self.train_means
 
     @cached_property
+    def nearest_rounding(self) -> Rounding:
+        """That of these means."""
+        if self.train_means is None:
+            return self.present.rounding
+        known = self.train_means[self.train_means.isfinite().all(1)]
+        return Rounding.of(known, torch.clamp(self.moments.eps, min=self.means_eps))
+
+    @cached_property
+    def nearest_differ(self) -> bool:
+        """Whether there are several of these means, so that one of them is nearest."""
+        known = self.nearest[self.nearest.isfinite().all(1)]
+        return len(known) > 1 and differ(known, self.nearest_rounding)
+
+    @cached_property
     def features_differ(self) -> bool:
-        """Whether there is more than one feature: equal ones have equal means and no scatter at all."""
-        return self.means is not None or bool(self.present.within_traces.any())
+        """Whether there is more than one feature: equal ones have equal means, and no scatter but rounding."""
+        spread = (self.present.within_traces / self.present.counts).max().sqrt()
+        return self.means is not None or bool(spread > self.present.rounding.level())
 
     @cached_property
     def decisions(self) -> Decisions | None:
         """What the classifier decides about every sample."""
         if self.samples is None or self.classifier is None:
             return None
-        return decide(*self.samples, *self.classifier, self.nearest, self.moments.sample_mean)
+        blurs = self.rows.known_rounding.level() if self.rows else 0.0, self.present.rounding.level()
+        return decide(*self.samples, *self.classifier, self.nearest, self.moments.sample_mean, *blurs)
 
     @cached_property
     def accuracies(self) -> dict[str, Tensor]:

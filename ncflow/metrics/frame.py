@@ -10,16 +10,22 @@ import torch
 from torch import Tensor
 
 from ncflow.geometry import contrasts
-from ncflow.geometry.frames import rounding_level
+from ncflow.metrics.rounding import Rounding, differ
 
 WELL_CONDITIONED = 1e-4  # smallest over largest eigenvalue of a Gram matrix that still has 12 digits of the vectors
 
 
 @dataclass(frozen=True)
 class Frame:
-    """rows (K, d) in float64, K >= 2. Its metrics are those of NC2 and NC3."""
+    """rows (K, d) in float64, K >= 2. Its metrics are those of NC2 and NC3.
+
+    `rounding` is that of the numbers that came; default: of rows in float64. Rows that were `centered` are differences,
+    so that one no longer than rounding has no direction.
+    """
 
     rows: Tensor
+    rounding: Rounding | None = None
+    centered: bool = False
 
     @cached_property
     def gram(self) -> Tensor:
@@ -45,7 +51,18 @@ class Frame:
     @cached_property
     def differs(self) -> bool:
         """Whether the rows differ by more than rounding; where they do not, directions and ratios mean nothing."""
-        return differ(self.rows)
+        return differ(self.rows, self.known_rounding)
+
+    @property
+    def known_rounding(self) -> Rounding:
+        """The rounding that was given, or that of the rows."""
+        return self.rounding or Rounding.of(self.rows)
+
+    @property
+    def blur(self) -> Tensor:
+        """The length (0-dim) up to which a row has no direction."""
+        level = self.known_rounding.level()
+        return level if self.centered else torch.zeros_like(level)
 
     @property
     def has_nearest_etf(self) -> bool:
@@ -55,7 +72,7 @@ class Frame:
     @property
     def has_one_nearest_etf(self) -> bool:
         """Whether it is unique: the contrasts of the rows are linearly independent."""
-        return self.has_nearest_etf and bool(self.svd[1][-1] > rounding_level(self.rows))
+        return self.has_nearest_etf and bool(self.svd[1][-1] > self.known_rounding.level(len(self.rows)))
 
     @property
     def etf_distance(self) -> Tensor:
@@ -68,9 +85,3 @@ class Frame:
         """The contrasts (K-1, d), orthonormal rows, of the nearest simplex ETF of Frobenius norm sqrt(K-1)."""
         u, _, vh = self.svd
         return u @ vh
-
-
-def differ(rows: Tensor) -> bool:
-    """Whether rows (K, d) differ by more than rounding."""
-    spread = torch.linalg.vector_norm(rows - rows.mean(0))
-    return bool(spread > rounding_level(rows) * len(rows) ** 0.5)  # then at least one singular value is above it

@@ -7,16 +7,16 @@ and in float64, never as Σhhᵀ - nμμᵀ, which cancels exactly where collaps
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from ncflow.geometry.frames import rounding_level
 from ncflow.geometry.inputs import OutOfRange, check_whole
 from ncflow.metrics.checks import check_samples, check_targets
 from ncflow.metrics.frame import Frame
+from ncflow.metrics.rounding import EPS, Rounding, precision
 
 CHUNK = 1024  # samples held in float64 at a time: no copy grows with N, and one of 512 features stays in the cache
 BLOCKS = 4  # of columns of a Gram matrix: the blocks above the diagonal, 3/8 of the products, mirror those below it
@@ -28,20 +28,23 @@ class ClassMoments:
     """counts (K,), means (K, d), within_traces (K,) = Σ‖h - μ_k‖² of each class, within_scatter (d, d) of all samples.
 
     The scatter is Σ(h - μ_y)(h - μ_y)ᵀ, or None where nobody asked for it. All in float64. The mean of a class without
-    samples is 0; statistics over classes leave such classes out.
+    samples is 0; statistics over classes leave such classes out. eps (0-dim) is the precision of the features that
+    came, the coarsest of all that were merged: it decides which differences between means are rounding.
     """
 
     counts: Tensor
     means: Tensor
     within_traces: Tensor
     within_scatter: Tensor | None
+    eps: Tensor
 
     @classmethod
     def empty(cls, num_classes: int, num_features: int, *, device: torch.device | str | None = None) -> ClassMoments:
         """The moments of no samples: the neutral element of `merge`."""
         check_whole(num_classes=num_classes, num_features=num_features)
-        shapes = (num_classes,), (num_classes, num_features), (num_classes,), (num_features, num_features)
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        means, scatter = zeros(num_classes, num_features), zeros(num_features, num_features)
+        return cls(zeros(num_classes), means, zeros(num_classes), scatter, means.new_tensor(EPS))
 
     @classmethod
     def from_features(
@@ -69,7 +72,7 @@ class ClassMoments:
                 gram.add(deviations)
         if not bool(torch.isfinite(traces).all()):
             raise OutOfRange("features hold NaN, infinities or numbers too large to square")
-        return cls(counts, means, traces, gram.total() if gram else None)
+        return cls(counts, means, traces, gram.total() if gram else None, counts.new_tensor(precision(features)))
 
     def merge(self, other: ClassMoments) -> ClassMoments:
         """The moments of both sets of samples together (Chan, Golub and LeVeque 1979). Associative up to rounding."""
@@ -86,12 +89,13 @@ class ClassMoments:
             torch.where((self.counts > 0).unsqueeze(1), self.means + share.unsqueeze(1) * gap, other.means),
             self.within_traces + other.within_traces + weight * gap.square().sum(1),
             scatter,
+            torch.maximum(self.eps, other.eps),
         )
 
     def present(self) -> ClassMoments:
         """The same moments over the classes that have samples, K' <= K of them."""
         seen = self.counts > 0
-        return ClassMoments(self.counts[seen], self.means[seen], self.within_traces[seen], self.within_scatter)
+        return replace(self, counts=self.counts[seen], means=self.means[seen], within_traces=self.within_traces[seen])
 
     @property
     def num_samples(self) -> Tensor:
@@ -116,13 +120,20 @@ class ClassMoments:
     @cached_property
     def frame(self) -> Frame:
         """The centered means as a frame, of classes that are all present."""
-        return Frame(self.means - self.class_mean)
+        return Frame(self.means - self.class_mean, self.rounding, centered=True)
+
+    @cached_property
+    def rounding(self) -> Rounding:
+        """That of the means: no coarser than the features came, no finer than sums over so many samples are."""
+        squares = self.means.square().sum(1) + self.within_traces / self.counts.clamp(min=1)  # of features, on average
+        eps = torch.maximum(self.eps, self.counts.max() * EPS)
+        return Rounding(eps, squares.max().sqrt(), self.means.shape[1])
 
     @cached_property
     def between_axes(self) -> tuple[Tensor, Tensor]:
         """s (r,) and orthonormal rows u (r, d) with Σ_B = Σ s² u uᵀ, r <= K-1; directions that are rounding are cut."""
         _, s, axes = self.frame.svd
-        kept = s > rounding_level(self.means)
+        kept = s > self.rounding.level(len(self.means))
         return s[kept] / len(self.means) ** 0.5, axes[kept]
 
     @property

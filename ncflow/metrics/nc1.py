@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ncflow.geometry.frames import rounding_level
 from ncflow.metrics.moments import ClassMoments
 from ncflow.metrics.pairs import pairs, squared_distances
 
@@ -37,7 +36,7 @@ def cdnv(moments: ClassMoments) -> Tensor:
     variances = moments.within_traces / moments.counts
     i, j = pairs(len(variances), variances.device)
     squares = squared_distances(moments.centered_means)
-    squares = torch.where(squares > rounding_level(moments.means).square(), squares, 0)  # coinciding means: infinite
+    squares = torch.where(squares > moments.rounding.level().square(), squares, 0)  # coinciding means: infinite
     return ((variances[i] + variances[j]) / (2 * squares)).mean()
 
 
@@ -58,8 +57,11 @@ def vci(moments: ClassMoments, within_cov: Tensor) -> Tensor:
 
 
 def numerical_rank(spectral_ratios: Tensor) -> Tensor:
-    """Mean over classes of (‖H_c‖_*/‖H_c‖_F)² for the features H_c (n_c, d) of a class. >= 1, 1 at collapse."""
-    return spectral_ratios.mean()
+    """Mean over classes of (‖H_c‖_*/‖H_c‖_F)² for the features H_c (n_c, d) of a class. >= 1, 1 at collapse.
+
+    A class whose features are all zero has no rank, and is left out.
+    """
+    return spectral_ratios[spectral_ratios.isfinite()].mean()
 
 
 def _whiten(columns: Tensor, within: Tensor, moments: ClassMoments) -> Tensor:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ncflow.metrics.pairs import pairwise_cosines, squared_distances, unit_rows
+from ncflow.metrics.pairs import pairs, pairwise_cosines, squared_distances, unit_rows
 
 
 def equinorm(rows: Tensor) -> Tensor:
@@ -19,9 +19,12 @@ def equinorm(rows: Tensor) -> Tensor:
     return norms.std() / norms.mean()
 
 
-def equiangularity(rows: Tensor) -> Tensor:
-    """Standard deviation of the pairwise cosines of the rows. In [0, 2/sqrt(3)], 0 at collapse. Papyan et al. 2020."""
-    return pairwise_cosines(rows).std()
+def equiangularity(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+    """Standard deviation of the pairwise cosines of the rows. In [0, 2/sqrt(3)], 0 at collapse. Papyan et al. 2020.
+
+    Not defined where a row is no longer than `blur`, which is rounding.
+    """
+    return pairwise_cosines(rows, blur).std()
 
 
 def etf_error(gram: Tensor) -> Tensor:
@@ -31,9 +34,13 @@ def etf_error(gram: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - ideal / math.sqrt(num_classes - 1))
 
 
-def gnc2_log(rows: Tensor) -> Tensor:
+def gnc2_log(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
     """Mean over i≠j of -log‖ŵ_i - ŵ_j‖ for the unit rows ŵ: the hyperspherical energy that generalizes NC2 to K > d+1.
 
-    -log sqrt(2K/(K-1)) for a simplex ETF, its minimum. Liu et al. 2023.
+    -log sqrt(2K/(K-1)) for a simplex ETF, its minimum. Not defined where two directions are the same, up to rounding of
+    the rows by `blur`. Liu et al. 2023.
     """
-    return -torch.log(squared_distances(unit_rows(rows))).mean() / 2
+    i, j = pairs(len(rows), rows.device)
+    turn = blur / torch.linalg.vector_norm(rows, dim=1)  # by so much rounding may turn a unit row
+    squares = squared_distances(unit_rows(rows, blur))
+    return -torch.log(torch.where(squares > (turn[i] + turn[j]).square(), squares, 0)).mean() / 2

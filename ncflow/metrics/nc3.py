@@ -25,9 +25,11 @@ def etf_error(weight: Tensor, centered_means: Tensor) -> Tensor:
     return nc2.etf_error(unit @ (centered_means / torch.linalg.matrix_norm(centered_means)).mT)
 
 
-def alignment(weight: Tensor, centered_means: Tensor) -> Tensor:
-    """Mean cosine of w_k and μ̃_k. In [-1, 1], 1 at collapse."""
-    return torch.nn.functional.cosine_similarity(weight, centered_means, dim=1, eps=0.0).mean()
+def alignment(weight: Tensor, centered_means: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+    """Mean cosine of w_k and μ̃_k. In [-1, 1], 1 at collapse. Not defined where a μ̃_k is no longer than `blur`."""
+    short = torch.linalg.vector_norm(centered_means, dim=1) <= blur
+    cosines = torch.nn.functional.cosine_similarity(weight, centered_means, dim=1, eps=0.0)
+    return cosines.masked_fill(short, torch.nan).mean()
 
 
 def uniformity(weight: Tensor, centered_means: Tensor) -> Tensor:

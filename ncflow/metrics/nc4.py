@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ncflow.metrics.moments import float64_chunks
+from ncflow.metrics.moments import CHUNK, float64_chunks
 from ncflow.metrics.pairs import nearest_distances
+from ncflow.metrics.rounding import Rounding
 
 FEW = 64  # so few class means are multiplied with along with the classifier, at nearly no cost
 CERTAIN = 1 - 1e-6  # of half the distance of two means: what the rounding of distances cannot bridge
@@ -34,18 +35,25 @@ FIELDS = (torch.int64, torch.int64, torch.float64, torch.int64, torch.float64)
 
 
 def decide(
-    features: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, class_means: Tensor, sample_mean: Tensor
+    features: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    class_means: Tensor,
+    sample_mean: Tensor,
+    row_blur: Tensor | float = 0.0,
+    feature_blur: Tensor | float = 0.0,
 ) -> Decisions:
     """Decisions on features (N, d) by weight (K, d), bias (K,) and class means (K, d), NaN for a class without one.
 
     Margins are measured after centering: features by μ_N (d,), classifier rows by their mean row. Both are subtracted
-    from the products of the logits.
+    from the products of the logits. A centered row or feature no longer than its `blur` is rounding: its cosines are 0.
     """
     nearest_means = _NearestMeans.among(class_means, sample_mean)
     few = len(weight) <= FEW
     rows = torch.cat([weight, nearest_means.rows]) if few else weight
     along_center = weight @ sample_mean
-    scale = _inverse(torch.linalg.vector_norm(weight - weight.mean(0), dim=1))
+    scale = _inverse(torch.linalg.vector_norm(weight - weight.mean(0), dim=1), row_blur)
     # Results go where they stay: small tensors kept from every chunk would pin the large ones freed around them.
     made = Decisions(*(torch.empty_like(targets, dtype=dtype) for dtype in FIELDS))
     for h, y, *results in float64_chunks(features, targets, *vars(made).values()):
@@ -61,15 +69,24 @@ def decide(
         aligned = products.sub_(along_center)
         cosines = aligned.sub_(aligned.mean(1, keepdim=True)).mul_(scale)
         sizes = torch.linalg.vector_norm(h.sub_(sample_mean), dim=1)
-        margins = (_margins(cosines, y) * _inverse(sizes)).clamp(-2, 2)
+        margins = (_margins(cosines, y) * _inverse(sizes, feature_blur)).clamp(-2, 2)
         for result, found in zip(results, (predictions, ranks, confidences, nearest, margins), strict=True):
             result.copy_(found)
     return made
 
 
-def ncc_mismatch(decisions: Decisions) -> Tensor:
-    """Share of samples that classifier and nearest class mean assign differently. In [0, 1], 0 at collapse."""
-    return (decisions.predictions != decisions.nearest_means).double().mean()
+def ncc_mismatch(decisions: Decisions, class_means: Tensor, rounding: Rounding) -> Tensor:
+    """Share of samples that classifier and nearest class mean assign differently. In [0, 1], 0 at collapse.
+
+    Of class means (K, d) that are one and the same up to rounding, each is as near as the others.
+    """
+    assignments = torch.stack([decisions.predictions, decisions.nearest_means], dim=1)
+    differing = assignments[assignments[:, 0] != assignments[:, 1]]
+    number = torch.zeros((), dtype=torch.float64, device=class_means.device)
+    for decided, nearest in (part.unbind(1) for part in torch.split(differing, CHUNK)):
+        gaps = torch.linalg.vector_norm(class_means[decided] - class_means[nearest], dim=1)
+        number += (~(gaps <= rounding.level())).sum()  # a class without a mean has no gap, and is not the nearest
+    return number / len(assignments)
 
 
 def bias_collapse(weight: Tensor, bias: Tensor, sample_mean: Tensor) -> Tensor:
@@ -114,9 +131,9 @@ class _NearestMeans:
         return (self.half_squares - products).min(1).indices
 
 
-def _inverse(norms: Tensor) -> Tensor:
-    """1/norms; 0 for the norm of a zero row, which points nowhere."""
-    return torch.where(norms > 0, 1 / norms, 0)
+def _inverse(norms: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+    """1/norms; 0 for a norm up to `blur`, that of a row that points nowhere."""
+    return torch.where(norms > blur, 1 / norms, 0)
 
 
 def _margins(cosines: Tensor, targets: Tensor) -> Tensor:

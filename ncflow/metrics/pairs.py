@@ -8,9 +8,9 @@ from torch import Tensor
 CLOSE = 1e-4  # squared distances below this share of the squared norms are taken from the differences themselves
 
 
-def pairwise_cosines(rows: Tensor) -> Tensor:
-    """Cosines of all pairs i < j of rows: (K, d) -> (K(K-1)/2,). NaN where a row is zero."""
-    unit = unit_rows(rows)
+def pairwise_cosines(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+    """Cosines of all pairs i < j of rows: (K, d) -> (K(K-1)/2,). NaN where a row is no longer than `blur`."""
+    unit = unit_rows(rows, blur)
     i, j = pairs(len(rows), rows.device)
     return (unit @ unit.mT)[i, j]
 
@@ -36,9 +36,10 @@ def nearest_distances(rows: Tensor) -> Tensor:
     return nearest.clamp(min=0).sqrt()
 
 
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows of unit norm (K, d); NaN where a row is zero."""
-    return torch.nn.functional.normalize(rows, dim=1, eps=0.0)
+def unit_rows(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+    """Rows of unit norm (K, d); NaN where a row is no longer than `blur`, the length up to which it is rounding."""
+    short = torch.linalg.vector_norm(rows, dim=1, keepdim=True) <= blur
+    return torch.nn.functional.normalize(rows, dim=1, eps=0.0).masked_fill(short, torch.nan)
 
 
 def pairs(number: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ Look = Callable[[Tensor], tuple[Tensor, Tensor | float]]  # directions (C, m, r)
 def spectral_ratios(features: Tensor, targets: Tensor, moments: ClassMoments, scatter: GramSum | None = None) -> Tensor:
     """(‖H_c‖_*/‖H_c‖_F)² of the features H_c (n_c, d) of each class that has any, in float64: (K',), in any order.
 
+    NaN for a class whose features are all zero.
     `scatter` gets the within-class scatter of all samples, from the same products as far as they are the same.
     """
     sizes = moments.counts.long().tolist()
@@ -58,8 +59,11 @@ def _tall(features: Tensor, rows: Tensor, mean: Tensor, scatter: GramSum | None)
     """The ratio (1,) of the class of these rows (n,) of the features and this mean (d,), n > d, in chunks."""
     chunks = torch.split(rows, cuts.CHUNK)
     within = GramSum(len(mean), features.device)
+    is_zero = torch.ones((), dtype=torch.bool, device=features.device)  # the mean of zeros need not be: it is rounded
     for part in chunks:
-        within.add(features[part].double().sub_(mean))
+        h = features[part].double()
+        is_zero &= ~h.any()
+        within.add(h.sub_(mean))
     own = within.total()
     if scatter is not None:
         scatter.add_gram(own)
@@ -77,7 +81,7 @@ def _tall(features: Tensor, rows: Tensor, mean: Tensor, scatter: GramSum | None)
             total.add(features[part].double() @ directions[0])
         return total.total().unsqueeze(0), 0.0
 
-    return _ratios(with_mean(own, mean), of_scatter, of_samples)
+    return _ratios(with_mean(own, mean), of_scatter, of_samples).masked_fill(is_zero, torch.nan)
 
 
 def _ratios(gram: Tensor, *looks: Look) -> Tensor:

@@ -11,7 +11,7 @@ from ncflow.metrics import drift, imbalance, nc1, nc2, nc3, nc4
 from ncflow.metrics.accuracy import GROUPS
 from ncflow.metrics.analysis import Analysis
 from ncflow.metrics.calibration import expected_calibration_error
-from ncflow.metrics.frame import Frame, differ
+from ncflow.metrics.frame import Frame
 from ncflow.metrics.moments import ClassMoments
 
 Formula = Callable[[Analysis], Tensor | None]
@@ -58,9 +58,7 @@ def _etf_gap(rows: Frame, means: Frame) -> Tensor | None:
 
 
 def _ncc_mismatch(a: Analysis) -> Tensor | None:
-    if a.decisions is None or not differ(a.nearest[a.nearest.isfinite().all(1)]):
-        return None
-    return nc4.ncc_mismatch(a.decisions)
+    return nc4.ncc_mismatch(a.decisions, a.nearest, a.nearest_rounding) if a.decisions and a.nearest_differ else None
 
 
 def _margins(a: Analysis) -> Tensor | None:
@@ -91,7 +89,7 @@ def _norm_slope(a: Analysis) -> Tensor | None:
 
 FRAME_METRICS: dict[str, Callable[[Frame], Tensor | None]] = {
     "nc2/equinorm": lambda frame: nc2.equinorm(frame.rows),
-    "nc2/equiangularity": lambda frame: nc2.equiangularity(frame.rows) if len(frame.rows) > 2 else None,
+    "nc2/equiangularity": lambda frame: nc2.equiangularity(frame.rows, frame.blur) if len(frame.rows) > 2 else None,
     "nc2/etf_error": lambda frame: nc2.etf_error(frame.gram),
     "nc2/etf_distance": lambda frame: frame.etf_distance if frame.has_nearest_etf else None,
 }
@@ -105,10 +103,10 @@ METRICS: dict[str, Formula] = {
     **{f"{name}_means": _of_centered_means(formula) for name, formula in FRAME_METRICS.items()},
     **{f"{name}_weight": _of_rows(formula) for name, formula in FRAME_METRICS.items()},
     "nc2/equinorm_gap": _equinorm_gap,
-    "nc2/gnc2_log": _of_centered_means(lambda frame: nc2.gnc2_log(frame.rows)),
+    "nc2/gnc2_log": _of_centered_means(lambda frame: nc2.gnc2_log(frame.rows, frame.blur)),
     "nc3/self_duality": _of_both(lambda rows, means: nc3.self_duality(rows.rows, means.rows)),
     "nc3/etf_error": _of_both(lambda rows, means: nc3.etf_error(rows.rows, means.rows)),
-    "nc3/alignment": _of_both(lambda rows, means: nc3.alignment(rows.rows, means.rows)),
+    "nc3/alignment": _of_both(lambda rows, means: nc3.alignment(rows.rows, means.rows, means.blur)),
     "nc3/uniformity": _of_both(lambda rows, means: nc3.uniformity(rows.rows, means.rows)),
     "nc3/etf_gap": _of_both(_etf_gap),
     "nc4/ncc_mismatch": _ncc_mismatch,

@@ -31,6 +31,7 @@ class NeuralCollapse(Metric):
     means: Tensor
     within_traces: Tensor
     within_scatter: Tensor
+    eps: Tensor
 
     def __init__(
         self, num_classes: int, num_features: int, *, classifier: torch.nn.Module | None = None, **options: Any

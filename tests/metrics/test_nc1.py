@@ -10,7 +10,7 @@ import references
 import torch
 
 from ncflow.geometry import simplex_etf
-from ncflow.metrics import ClassMoments, nc1
+from ncflow.metrics import ClassMoments, collapse_metrics, nc1
 from ncflow.metrics.moments import variances_of
 from ncflow.metrics.spectra import spectral_ratios
 
@@ -161,3 +161,14 @@ def test_the_numerical_rank_counts_equal_directions_and_is_one_at_collapse():
     features, targets = clusters(5, 7, 4, radius=1.0, sigma=1e-8)
     excess = numerical_rank(features, targets, 5) - 1
     assert 0 < excess < 1e-6
+
+
+@pytest.mark.parametrize("per_class", [3, 20])  # fewer samples than features, and more
+@pytest.mark.parametrize("seed", range(3))
+def test_a_class_of_zero_features_is_left_out_of_the_numerical_rank(seed, per_class):
+    problem = references.draw_problem(seed, sizes=(per_class,) * 6)
+    features, targets, *_ = problem.tensors
+    features[targets == 2] = 0
+    seen = targets != 2
+    assert numerical_rank(features, targets, 6) == pytest.approx(numerical_rank(features[seen], targets[seen], 6))
+    assert "nc1/numerical_rank" not in collapse_metrics(features * 0, targets)
