@@ -29,6 +29,7 @@ Config = Annotated[Path | None, typer.Option(help="YAML file; default: the proje
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated.")]
 Head = Annotated[str, typer.Option(help="This head in every run.")]
 Data = Annotated[Path | None, typer.Option("--snapshot", help="Snapshot folder; default: data/<its name>.")]
+Pipeline = Annotated[bool, typer.Option("--pipeline", help="Do the work of the DVC stage that runs this command.")]
 
 
 @app.callback()
@@ -53,11 +54,16 @@ def snapshot(
     config: Config = None,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Folder to create; default: data/<its name>.")] = None,
+    pipeline: Pipeline = False,
 ) -> None:
     """Freeze a long-tailed training split and its test split on disk."""
     from ncflow import stages
+    from ncflow.experiments.pipeline import pipeline_snapshot
 
     params = _load(config, set_)
+    if pipeline:
+        _refuse_beside_pipeline(config=config, set=set_, out=out)
+        out = pipeline_snapshot(params, _root())
     made = stages.snapshot(params, out or _snapshot_path(params))
     _say(f"{made.path}: {made.num_classes} classes, training samples {made.class_counts}")
 
@@ -73,12 +79,19 @@ def train(
         int | None, typer.Option(min=1, envvar=PROCESSES, help="Processes that train it together; default: one.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Resolve and print the configuration; train nothing.")] = False,
+    pipeline: Pipeline = False,
 ) -> None:
     """Train one configuration: one MLflow run, one folder models/<exp_name>/.
 
     Stopped in any way, the same command goes on after the last finished epoch. SIGTERM ends it with exit code 75.
     """
     params = _load(config, set_)
+    if pipeline:
+        from ncflow.experiments.pipeline import pipeline_run, pipeline_snapshot
+
+        _refuse_beside_pipeline(config=config, set=set_, snapshot=data, group=group)
+        data, group = pipeline_snapshot(params, _root()), params.exp_name
+        params = pipeline_run(params, _root()).params
     from ncflow.suite import claimed, is_launched, launch
 
     if processes and processes > 1 and not (check or is_launched()):
@@ -106,15 +119,24 @@ def train(
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="Run folder, such as models/main_linear_seed0.")],
+    folder: Annotated[Path | None, typer.Argument(help="Run folder, such as models/main_linear_seed0.")] = None,
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the metrics.")] = None,
+    pipeline: Pipeline = False,
 ) -> None:
     """Recompute every metric from the checkpoint; fail if it is not the model that was trained."""
     from ncflow import stages
     from ncflow.params import load_params
     from ncflow.recording import CONFIG
 
+    if pipeline:
+        from ncflow.experiments.pipeline import pipeline_run, pipeline_snapshot
+
+        _refuse_beside_pipeline(folder=folder, snapshot=data, out=out)
+        params = _load(None, None)
+        data, (_, folder, out) = pipeline_snapshot(params, _root()), pipeline_run(params, _root())
+    if folder is None:
+        raise ValueError("expected a run folder, such as `ncflow evaluate models/main_linear_seed0`, got none")
     data = data or _snapshot_path(load_params(folder / CONFIG))
     metrics = stages.evaluate(folder, data, out or folder.with_name(f"{folder.name}.evaluation.json"))
     count = sum(map(len, metrics.values()))
@@ -160,9 +182,12 @@ def suite(
 
     from ncflow import suite as suites
     from ncflow.experiments import expand
+    from ncflow.params import split_overrides
 
     root, name = _root(), f"{group}-{time.strftime('%Y%m%dT%H%M%S')}"
-    configs = expand(group, _load(config, None), head=head or None, overrides=_pairs(set_), announce=_say)
+    configs = expand(
+        group, _load(config, None), head=head or None, overrides=split_overrides(set_ or []), announce=_say
+    )
     machines = suites.create_engine(
         engine, processes=_count(processes), jobs=jobs, jobs_per_gpu=jobs_per_gpu, address=address
     )
@@ -190,9 +215,10 @@ def experiments(
 ) -> None:
     """List the experiment groups, or the runs of one; write their configurations."""
     from ncflow.experiments import EXPERIMENTS, expand, write_configs
+    from ncflow.params import split_overrides
 
     params = _load(config, None)
-    options: dict[str, Any] = {"head": head or None, "overrides": _pairs(set_)}
+    options: dict[str, Any] = {"head": head or None, "overrides": split_overrides(set_ or [])}
     groups = [group] if group else list(EXPERIMENTS)
     if write:
         files = [file for name in groups for file in write_configs(name, write, params, **options)]
@@ -288,15 +314,16 @@ def _summary(row: Any) -> str:
 
 
 def _load(config: Path | None, overrides: list[str] | None) -> Params:
-    from ncflow.params import load_params
+    from ncflow.params import load_params, split_overrides
 
     default = _root() / "params.yaml"
-    return load_params(config or (default if default.is_file() else None), overrides or [])
+    return load_params(config or (default if default.is_file() else None), split_overrides(overrides or []))
 
 
-def _pairs(set_: list[str] | None) -> list[str]:
-    """Overrides one by one: `mlflow run -P set="a=1 b=2"` hands them over in one piece."""
-    return [pair for text in set_ or [] for pair in text.split()]
+def _refuse_beside_pipeline(**options: object) -> None:
+    """A stage of dvc.yaml reads everything from params.yaml; what would be ignored is an error."""
+    if given := [name for name, value in options.items() if value]:
+        raise ValueError(f"--pipeline takes everything from params.yaml: leave out {', '.join(given)}")
 
 
 def _is_main() -> bool:

@@ -301,6 +301,32 @@ def read_yaml(path: str | Path) -> Any:
     return {} if values is None else values
 
 
+def split_overrides(texts: Iterable[str]) -> list[str]:
+    """Overrides one by one: `mlflow run -P set="a=1 b=[2, 3]"` passes several as one text.
+
+    A new one starts at a blank before `key=`, outside of brackets and quotes: values may hold blanks.
+    """
+    return [override for text in texts for override in _split(text)]
+
+
+def _split(text: str) -> list[str]:
+    starts, depth, quote = [0], 0, ""
+    for i, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote and not (letter == '"' and text[i - 1] == "\\") else quote
+        elif letter in "'\"" and (text[i - 1] == letter or text[:i].rstrip().endswith(tuple("=[{,:"))):
+            quote = letter  # any other one is an apostrophe
+        elif letter in "[]{}":
+            depth += 1 if letter in "[{" else -1
+        elif depth <= 0 and _NEXT_OVERRIDE.match(text, i):
+            starts.append(i)
+    parts = (text[start:end].strip() for start, end in zip(starts, [*starts[1:], len(text)], strict=True))
+    return [part for part in parts if part]
+
+
+_NEXT_OVERRIDE = re.compile(r"\s+[A-Za-z_][\w.]*=")
+
+
 def _override(values: Any, override: str) -> None:
     """Apply "a.b=c" in place; c is read as YAML."""
     path, equals, text = override.partition("=")

@@ -373,3 +373,15 @@ def test_a_seed_or_head_that_is_set_is_the_only_one_of_quickstart():
     assert [(run.head.name, run.seed, run.train.epochs) for run in runs] == [("linear", 1, 5), ("nearest_etf", 1, 5)]
     (run,) = expand("quickstart", BASE, overrides=["seed=1", "head.name=fixed_etf", "head.temperature=3"])
     assert (run.head.name, run.head.temperature) == ("fixed_etf", 3.0)
+
+
+def test_quickstart_takes_the_name_that_is_set():
+    runs = expand("quickstart", BASE, overrides=["exp_name=pics"])
+    assert [run.exp_name for run in runs][:2] == ["pics_linear_seed0", "pics_linear_seed3"]
+
+
+@pytest.mark.parametrize("override", ["exp_name=mine", "grid.seed=[0, 1]"])
+@pytest.mark.parametrize("group", PUBLISHED)
+def test_a_published_group_refuses_keys_that_it_would_ignore(group, override):
+    with pytest.raises(ValueError, match=f"{override.partition('=')[0]} cannot be overridden"):
+        published(group, override)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ncflow.params import HEAD_ALIASES, HEADS, Params, load_params, make_params, read_yaml
+from ncflow.params import HEAD_ALIASES, HEADS, Params, load_params, make_params, read_yaml, split_overrides
 
 SEED_YAML = """
 exp_name: "exp1_univ_cifar10_resnet18"
@@ -381,3 +381,26 @@ def test_a_head_set_by_its_name_alone_keeps_the_options_set_for_it():
             "temperature": 3.0,
             "rotation_seed": None,
         }
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("a=1 b.c=2", ["a=1", "b.c=2"]),
+        ("grid.seed=[0, 1]  seed=2", ["grid.seed=[0, 1]", "seed=2"]),
+        ('dataset.root="/my data x=1" seed=2', ['dataset.root="/my data x=1"', "seed=2"]),
+        ("dataset.root=/my data", ["dataset.root=/my data"]),
+        ("head={name: linear, bias: true} seed=2", ["head={name: linear, bias: true}", "seed=2"]),
+        ("train.loss_options={a: [1, 2], b: 'x=1 y=2'}", ["train.loss_options={a: [1, 2], b: 'x=1 y=2'}"]),
+        ("dataset.root=/it's mine seed=2", ["dataset.root=/it's mine", "seed=2"]),
+        ("dataset.root='it''s a=1' seed=2", ["dataset.root='it''s a=1'", "seed=2"]),
+        (r'dataset.root="a \" b=1" seed=2', [r'dataset.root="a \" b=1"', "seed=2"]),
+        ("exp_name='' seed=2", ["exp_name=''", "seed=2"]),
+        ("\tseed=2\n train.lr=1 ", ["seed=2", "train.lr=1"]),
+        ("", []),
+        ("seed", ["seed"]),
+    ],
+)
+def test_several_overrides_in_one_text_arrive_whole(text, overrides):
+    assert split_overrides([text]) == overrides
+    assert split_overrides(overrides) == overrides

@@ -53,7 +53,10 @@ def write_configs(group: str, folder: str | Path, base: Params | None = None, **
 
 
 def _group_base(group: str, base: Params, head: str | None, overrides: Iterable[str]) -> Params:
-    """The user's parameters, named after the group. `head`, or an override of seed or head.name, narrows their grid."""
+    """The user's parameters, named after the group unless an override names them; others narrow their grid.
+
+    These are `head`, and an override of seed or head.name.
+    """
     overrides = list(overrides)
     # Only what the user set: options of a head that was not chosen must not meet an override that chooses another.
     base = make_params(base.model_dump(mode="json", exclude_unset=True), overrides)
@@ -61,7 +64,8 @@ def _group_base(group: str, base: Params, head: str | None, overrides: Iterable[
     chosen = {override.partition("=")[0].strip() for override in overrides}
     grid |= {"seed": [base.seed]} if "seed" in chosen else {}
     grid |= {"head": [base.head.name]} if {"head", "head.name"} & chosen else {}
-    return make_params(base.model_dump(mode="json") | {"exp_name": group, "grid": grid})
+    name = base.exp_name if "exp_name" in chosen else group
+    return make_params(base.model_dump(mode="json") | {"exp_name": name, "grid": grid})
 
 
 def _refuse_namesakes(runs: Iterable[Params]) -> None:

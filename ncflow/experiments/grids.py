@@ -28,6 +28,7 @@ class Grid:
         """The run of each combination, with overrides on top; with `head`, that one instead of the grid's heads."""
         axes = _with_head(self.axes, head) if head else self.axes
         overrides = list(overrides)
+        _refuse_ignored(overrides)
         runs = []
         for choices in product(*axes):
             settings = COMMON | self.settings
@@ -35,6 +36,16 @@ class Grid:
                 settings = settings | choice
             runs.append(_named(make_params(_nested(settings), overrides), self.names))
         return runs
+
+
+def _refuse_ignored(overrides: Iterable[str]) -> None:
+    """Raise for keys that a published grid has its own values of."""
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    if ignored := [key for key in keys if key.partition(".")[0] in ("exp_name", "grid")]:
+        raise ValueError(
+            f"{', '.join(ignored)} cannot be overridden here: a published group names its runs after what they vary, "
+            "and has its own grid; use the group quickstart, or override the keys that the grid moves"
+        )
 
 
 def each(key: str, *values: Any) -> list[Settings]:

@@ -1,0 +1,88 @@
+"""The pipeline: a stage of dvc.yaml finds its run by its name, and no parameter reaches a shell."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ncflow.experiments.pipeline import STAGE, pipeline_run, pipeline_runs, pipeline_snapshot
+from ncflow.params import load_params, make_params
+
+ROOT = Path(__file__).parents[1]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+HOSTILE = "a; touch pwned; echo"
+
+
+def dvc(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(["dvc", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The repository's pipeline, over an empty project."""
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    for folder in ("data", "geometry", "metrics", "nn", "reports", "training"):
+        (tmp_path / "ncflow" / folder).mkdir(parents=True)  # what the stages depend on
+    dvc(tmp_path, "init", "--no-scm")
+    return tmp_path
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_parameter_is_pasted_into_a_shell_line(stage):
+    assert "$" not in STAGES[stage]["cmd"]
+
+
+def test_the_runs_are_named_as_dvc_names_its_matrix(project):
+    stages = {line.split()[0] for line in dvc(project, "stage", "list").stdout.splitlines()}
+    runs = pipeline_runs(load_params(project / "params.yaml"), project)
+    assert stages == {"snapshot", "report", *(f"{stage}@{name}" for stage in ("train", "evaluate") for name in runs)}
+
+
+def test_the_outputs_are_where_dvc_expects_them(project):
+    params = load_params(project / "params.yaml")
+    values = yaml.safe_load((project / "params.yaml").read_text())
+
+    def outputs(stage: str, kind: str, item: dict[str, object]) -> list[Path]:
+        text = STAGES[stage][kind][0].replace("${exp_name}", values["exp_name"])
+        return [project / text.replace("${item.head}", str(item["head"])).replace("${item.seed}", str(item["seed"]))]
+
+    for run in pipeline_runs(params, project).values():
+        item = {"head": run.params.head.name, "seed": run.params.seed}
+        assert outputs("train", "outs", item) == [run.folder]
+        assert outputs("evaluate", "metrics", item) == [run.evaluation]
+    assert outputs("snapshot", "outs", {"head": "", "seed": ""}) == [pipeline_snapshot(params, project)]
+
+
+def test_a_run_is_found_by_its_stage(monkeypatch, tmp_path):
+    params = make_params({"exp_name": "main", "grid": {"head": ["linear", "implicit"], "seed": [0, 3]}})
+    monkeypatch.setenv(STAGE, "train@implicit-3")
+    run = pipeline_run(params, tmp_path)
+    assert (run.params.head.name, run.params.seed) == ("nearest_etf", 3)
+    assert run.folder == tmp_path / "models" / "main_implicit_seed3"
+
+
+@pytest.mark.parametrize("stage", ["", "train", "train@linear-9"])
+def test_a_stage_of_no_run_is_refused(monkeypatch, tmp_path, stage):
+    monkeypatch.setenv(STAGE, stage)
+    with pytest.raises(ValueError, match="run `dvc repro`|unknown run of the grid 'linear-9'"):
+        pipeline_run(load_params(ROOT / "params.yaml"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [("exp_name",), ("grid", "head"), ("grid", "seed"), ("dataset", "name")])
+def test_a_hostile_parameter_runs_no_command(project, keys):
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    section = values
+    for key in keys[:-1]:
+        section = section[key]
+    section[keys[-1]] = [HOSTILE] if keys[0] == "grid" else HOSTILE
+    (project / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    done = dvc(project, "repro")
+    assert done.returncode != 0
+    assert not list(project.rglob("pwned"))
