@@ -149,11 +149,17 @@ def report(
     folders: Annotated[list[Path] | None, typer.Argument(help="Run folders; default: the grid of params.yaml.")] = None,
     config: Config = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the page; default: reports/<exp_name>.")] = None,
+    pipeline: Pipeline = False,
 ) -> None:
     """Put runs side by side: a table here, figures and one self-contained page on disk."""
     from ncflow.experiments import quickstart
+    from ncflow.experiments.pipeline import forget_earlier_grids
 
     params = _load(config, None)
+    if pipeline:
+        _refuse_beside_pipeline(folders=folders, config=config, out=out)
+        if left := forget_earlier_grids(params, _root()):
+            _say(f"not in the grid of params.yaml any more, delete what you do not need: {', '.join(map(str, left))}")
     folders = folders or [_root() / "models" / run.exp_name for run in quickstart(params)]
     _report(folders, out or _root() / "reports" / params.exp_name, params.exp_name)
 

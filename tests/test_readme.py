@@ -81,6 +81,22 @@ def test_a_second_clone_pulls_snapshots_and_checkpoints(clone, tmp_path):
     assert (second / "data/main/manifest.json").is_file()
 
 
+def test_a_grid_that_shrinks_leaves_every_clone_clean(clone):
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    kept = params["grid"]["head"][:1]
+    (clone / "params.yaml").write_text(yaml.safe_dump(params | {"grid": params["grid"] | {"head": kept}}))
+    third = clone.parent / "third"
+    commands = ["dvc repro", "git add -A", "git commit -qm shrunk", "dvc push", f"git clone -q . {third}"]
+    for command in commands:
+        done = subprocess.run(command.split(), cwd=clone, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+    assert (clone / "models/main_nearest_etf_seed0/final_model.pth").is_file()  # training took time: it stays
+    subprocess.run(["dvc", "pull"], cwd=third, check=True, env=environment(), capture_output=True)
+    for each in (clone, third):
+        status = subprocess.run(["dvc", "status"], cwd=each, env=environment(), capture_output=True, text=True)
+        assert "Data and pipelines are up to date." in status.stdout
+
+
 def test_every_mlflow_run_of_the_readme_is_finished_and_flat(clone):
     from ncflow import tracking
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +39,21 @@ def pipeline_runs(params: Params, root: Path) -> dict[str, PipelineRun]:
         )
         for (head, seed), run in zip(points, quickstart(params), strict=True)
     }
+
+
+def forget_earlier_grids(params: Params, root: Path) -> list[Path]:
+    """Delete evaluations of runs that the grid no longer has, and return the run folders that it no longer has.
+
+    The report depends on the folder of evaluations: with a file left over, its hash would fit no other clone. DVC keeps
+    a copy of each evaluation in its cache. Run folders stay, since training them took time.
+    """
+    runs = pipeline_runs(params, root).values()
+    folder = root / "reports" / params.exp_name / "evaluation"
+    for file in set(folder.glob("*.json")) - {run.evaluation for run in runs}:
+        file.unlink()
+    names = re.compile(rf"{re.escape(params.exp_name)}_[a-z_]+_seed\d+")
+    found = (path for path in sorted((root / "models").glob("*_seed*")) if names.fullmatch(path.name))
+    return [path for path in found if path not in {run.folder for run in runs}]
 
 
 def pipeline_run(params: Params, root: Path) -> PipelineRun:
