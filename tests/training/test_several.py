@@ -19,7 +19,8 @@ from ncflow.nn import HEADS, LOSSES, Classifier, create_head, create_loss
 from ncflow.training import Diverged, EpochRecord, StateFolder, create_accelerator, create_optimizer, fit
 
 pytestmark = pytest.mark.slow
-CLOSE = {torch.float32: 1e-5, torch.float64: 1e-8}  # relative; absolute for what is 0
+# Relative; absolute for what is 0. Each step enlarges float32's rounding, on some processors beyond 1e-5.
+CLOSE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
 def flat() -> nn.Module:
