@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 
 from ncflow.consistency import refuse_contradictions
-from ncflow.data import AUGMENTATIONS, SAMPLINGS, SOURCES, Batches, Snapshot, load_batches
-from ncflow.data.sources import NUM_CLASSES
+from ncflow.data import AUGMENTATIONS, SAMPLINGS, SOURCES, Batches, Recipe, Snapshot, load_batches
+from ncflow.data.sources import NUM_CLASSES, given_options
 from ncflow.lookup import lookup
 from ncflow.nn import Classifier, create_backbone, create_head, create_loss
 from ncflow.params import Params
@@ -37,6 +37,7 @@ def check(params: Params) -> None:
     lookup(SOURCES, params.dataset.name, "data set")
     lookup(AUGMENTATIONS, params.train.augment, "augmentation")
     lookup(SAMPLINGS, params.train.sampling, "sampling")
+    given_options(params.dataset.name, Recipe(**params.dataset.model_dump()).source_options)
     refuse_contradictions(params)
     per_class = [len(option) for option in params.train.loss_options.values() if isinstance(option, list)]
     num_classes = NUM_CLASSES.get(params.dataset.name, max(per_class, default=2))

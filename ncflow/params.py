@@ -58,6 +58,7 @@ class DatasetParams(Section):
 
     `val_fraction` of the training data is held out first, then `label_noise` makes a share of the other labels wrong,
     then the tail is made, from `samples_per_class` (None: all that every class has) down to `min_samples` at least.
+    `label_column` and `image_column` are options of sources that have columns.
     """
 
     name: str = "digits"
@@ -69,6 +70,8 @@ class DatasetParams(Section):
     label_noise: Share = 0.0
     samples_per_class: Count | None = None
     min_samples: Annotated[int, Field(ge=0, le=MOST)] = 0
+    label_column: str | None = None
+    image_column: str | None = None
 
 
 def _width(width: Any) -> Any:

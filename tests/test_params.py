@@ -337,7 +337,7 @@ OTHER_VALUES = [
     "seed=1",
     "dataset.name=mnist", "dataset.root=pictures", "dataset.imb_type=step", "dataset.imb_factor=0.5",
     "dataset.seed=1", "dataset.val_fraction=0.1", "dataset.label_noise=0.1", "dataset.samples_per_class=10",
-    "dataset.min_samples=1", "train.sampling=stratified",
+    "dataset.min_samples=1", "dataset.label_column=fine", "dataset.image_column=picture", "train.sampling=stratified",
     "model.name=resnet32", "model.image_size=16", "model.stem=cifar", "model.neck=none", "model.final_norm=true",
     "model.patch_size=2",
     "head=fixed_etf", "head.bias=true", "head.normalize=true", "head.temperature=5",

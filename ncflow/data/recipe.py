@@ -27,7 +27,7 @@ class Recipe:
     these labels, so that they follow the profile exactly and, if the source is balanced, every class has the same share
     of wrong ones: noise on a finished tail would drown the rare classes in samples of the frequent ones.
     `samples_per_class` is the size of the most frequent class (None: N // K), `min_samples` that of the rarest at
-    least.
+    least. The fields of SOURCE_OPTIONS are options of the source, which refuses those that it does not take.
     """
 
     name: str
@@ -39,6 +39,8 @@ class Recipe:
     label_noise: float = 0.0
     samples_per_class: int | None = None
     min_samples: int = 0
+    label_column: str | None = None
+    image_column: str | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*", self.name):  # its snapshot's folder begins with it
@@ -50,11 +52,20 @@ class Recipe:
         options: dict[str, Any] = {"val": self.val_fraction, "noise": self.label_noise}
         options |= {"max": self.samples_per_class, "min": self.min_samples}
         chosen = [f"{option}{value}" for option, value in options.items() if value]
+        chosen += [f"{option}={_plain(value)}" for option, value in self.source_options.items()]
         return "-".join([self.name, self.imb_type, f"{self.imb_factor:g}", *chosen, f"seed{self.seed}"])
 
+    @property
+    def source_options(self) -> dict[str, Any]:
+        """The options of the source that are given."""
+        return {option: value for option in SOURCE_OPTIONS if (value := getattr(self, option)) is not None}
+
     def description(self) -> dict[str, Any]:
-        """The choices, free of machine paths: of the root only its name, where another root holds other data."""
-        choices = asdict(self)
+        """The choices, free of machine paths: of the root only its name, where another root holds other data.
+
+        Options of the source that are not given are left out.
+        """
+        choices = {key: value for key, value in asdict(self).items() if key not in SOURCE_OPTIONS} | self.source_options
         root = choices.pop("root")
         folder = Path(root).resolve().name if root is not None and self.name not in PUBLISHED else None
         shares = {key: float(choices[key]) for key in ("imb_factor", "val_fraction", "label_noise")}
@@ -88,3 +99,11 @@ class Parts:
     source: ImageSource
     train: Indices
     held_out: Indices
+
+
+def _plain(value: Any) -> str:
+    """A value as a part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9_.=+]+", "_", str(value))[:40]
+
+
+SOURCE_OPTIONS = ("label_column", "image_column")

@@ -15,9 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ncflow.data.images import DatasetMissing, ImageSource
+from ncflow.lookup import unknown
 
 
-def load_shards(name: str, root: Path, split: str) -> ImageSource:
+def load_shards(
+    name: str, root: Path, split: str, *, label_column: str | None = None, image_column: str | None = None
+) -> ImageSource:
     """A split from the files <split>.parquet or <split>-*.parquet in `root` or `root`/data.
 
     One column holds pictures (a struct with their bytes), the column label, or the only one with class names, classes.
@@ -29,7 +32,8 @@ def load_shards(name: str, root: Path, split: str) -> ImageSource:
         expected = " or ".join(_patterns("train" if not train else split))
         raise DatasetMissing(f"dataset '{name}' is missing or incomplete in {root}: expected files {expected}")
     schema = parquet.read_schema(files[0])
-    image, label = _image_column(files[0], schema), _label_column(files[0], schema)
+    image = _given_column(files[0], schema, image_column) or _image_column(files[0], schema)
+    label = _given_column(files[0], schema, label_column) or _label_column(files[0], schema)
     targets = _read_labels(files, label)
     class_names = _class_names(schema, label) or [str(k) for k in range(_read_labels(train, label).max() + 1)]
     if targets.min() < 0 or targets.max() >= len(class_names):
@@ -133,6 +137,12 @@ def _bare(picture: str) -> str:
 
 def _patterns(split: str) -> list[str]:
     return [f"{name}{rest}.parquet" for name in SPLIT_NAMES[split] for rest in ("", "-*")]
+
+
+def _given_column(file: Path, schema: Any, column: str | None) -> str | None:
+    if column is not None and column not in schema.names:
+        raise unknown(f"column of {file}", column, schema.names)
+    return column
 
 
 def _image_column(file: Path, schema: Any) -> str:

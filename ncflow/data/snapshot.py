@@ -19,7 +19,7 @@ from ncflow.data.images import ImageSource
 from ncflow.data.longtail import Indices
 from ncflow.data.manifest import MANIFEST, read_manifest, write_manifest
 from ncflow.data.parquet import read_images, read_targets, write_split
-from ncflow.data.recipe import Parts, PathLike, Recipe
+from ncflow.data.recipe import SOURCE_OPTIONS, Parts, PathLike, Recipe
 from ncflow.data.sources import SPLITS, load_source
 from ncflow.lookup import unknown
 
@@ -43,7 +43,8 @@ class Snapshot:
         path, recipe = Path(path), Recipe(**choices)
         if path.exists() and any(path.iterdir()):
             raise ValueError(f"{path} is not empty; delete it to build the snapshot again")
-        train, test = (load_source(recipe.name, recipe.root, split) for split in SPLITS)
+        options = recipe.source_options
+        train, test = (load_source(recipe.name, recipe.root, split, **options) for split in SPLITS)
         parts = recipe.apply(train)
         with _beside(path) as temporary:
             folder = temporary / path.name
@@ -127,8 +128,9 @@ class Snapshot:
 
     def _refuse_if_other(self, asked: dict[str, Any]) -> None:
         found = Recipe(self.name).description() | self.manifest  # what an older manifest does not say is the default
-        if other := [key for key in asked if found[key] != asked[key]]:
-            differences = ", ".join(f"{key} is {found[key]!r}, asked for {asked[key]!r}" for key in other)
+        keys = dict.fromkeys([*asked, *SOURCE_OPTIONS])  # an option of the source that is not given is in neither
+        if other := [key for key in keys if found.get(key) != asked.get(key)]:
+            differences = ", ".join(f"{key} is {found.get(key)!r}, asked for {asked.get(key)!r}" for key in other)
             raise ValueError(f"{self.path} holds another snapshot: {differences}; use another folder or delete it")
 
 

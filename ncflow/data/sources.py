@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,18 +16,32 @@ from ncflow.data.longtail import sample_indices
 from ncflow.data.numbered import numbered_source
 from ncflow.data.published import PUBLISHED, default_root, load_published
 from ncflow.data.shards import find_shards, load_shards
-from ncflow.lookup import lookup, unknown
+from ncflow.lookup import check_options, lookup, unknown
 
 SPLITS = ("train", "test")
-Source = Callable[[Path | None, str], ImageSource]  # (root, split) -> its images; described by its docstring
+# (root, split, its options by keyword) -> its images; described by its docstring. None stands for an option not given.
+Source = Callable[..., ImageSource]
 
 
-def load_source(name: str, root: str | os.PathLike[str] | None = None, split: str = "train") -> ImageSource:
-    """The `train` or `test` split of a source; `root` is the folder it lives in (default: `default_root()`)."""
-    source = lookup(SOURCES, name, "dataset")
+def load_source(
+    name: str, root: str | os.PathLike[str] | None = None, split: str = "train", **options: Any
+) -> ImageSource:
+    """The `train` or `test` split of a source; `root` is the folder it lives in (default: `default_root()`).
+
+    `options` are keyword-only parameters of the source, such as `label_column`. None is an option that is not given.
+    """
+    given = given_options(name, options)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    return source(None if root is None else Path(root).expanduser(), split)
+    return SOURCES[name](None if root is None else Path(root).expanduser(), split, **given)
+
+
+def given_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are not None, or a ValueError that names one that the source does not take."""
+    source = lookup(SOURCES, name, "dataset")
+    given = {option: value for option, value in options.items() if value is not None}
+    check_options(source, given, f"dataset '{name}'")
+    return given
 
 
 def _digits(root: Path | None, split: str) -> ImageSource:
@@ -89,9 +104,12 @@ def _imagenet_lt(root: Path | None, split: str) -> ImageSource:
     return replace(_imagefolder(root, split), name="imagenet_lt")
 
 
-def _parquet(root: Path | None, split: str) -> ImageSource:
+def _parquet(
+    root: Path | None, split: str, *, label_column: str | None = None, image_column: str | None = None
+) -> ImageSource:
     """A user's Parquet files root/train*.parquet and root/test*.parquet, or validation*, as `datasets` writes them."""
-    return load_shards("parquet", _given("parquet", root, "a folder with train*.parquet and test*.parquet"), split)
+    root = _given("parquet", root, "a folder with train*.parquet and test*.parquet")
+    return load_shards("parquet", root, split, label_column=label_column, image_column=image_column)
 
 
 def _given(name: str, root: Path | None, expected: str) -> Path:

@@ -119,6 +119,12 @@ def test_the_name_says_every_choice_that_is_not_the_default():
     assert len(names) == 4
 
 
+def test_the_name_and_the_description_say_the_options_of_a_source_that_are_given():
+    plain, chosen = Recipe("parquet"), Recipe("parquet", label_column="../fine label")
+    assert chosen.folder_name == "parquet-exp-0.01-label_column=.._fine_label-seed0"
+    assert chosen.description() == plain.description() | {"label_column": "../fine label"}
+
+
 # --- as a snapshot ---
 
 EVERYTHING = {"imb_factor": 0.1, "val_fraction": 0.1, "label_noise": 0.2, "samples_per_class": 80, "min_samples": 10}
@@ -171,6 +177,8 @@ def test_an_older_manifest_has_the_defaults_where_it_says_nothing(digits):
     older._refuse_if_other(Recipe("digits", imb_factor=0.02).description())
     with pytest.raises(ValueError, match="min_samples is 0, asked for 1"):
         older._refuse_if_other(Recipe("digits", imb_factor=0.02, min_samples=1).description())
+    with pytest.raises(ValueError, match="label_column is None, asked for 'fine'"):
+        older._refuse_if_other(Recipe("digits", imb_factor=0.02, label_column="fine").description())
 
 
 def test_unconstrained_features_have_nothing_to_validate_on(tmp_path, datasets_cache):

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ncflow import assembly
 from ncflow.data import published
 from ncflow.data.images import DatasetMissing, decode_image
 from ncflow.data.published import PUBLISHED
+from ncflow.data.recipe import SOURCE_OPTIONS
 from ncflow.data.sources import SOURCES, load_source
+from ncflow.params import make_params
 
 RANDOM = np.random.RandomState(0)
 COUNTS = {"train": 40, "test": 20}
@@ -274,6 +277,15 @@ def test_every_source_describes_itself_in_one_line():
     lines = [load.__doc__.splitlines()[0] for load in SOURCES.values()]
     assert len(set(lines)) == len(lines)
     assert not any("partial" in line for line in lines)
+
+
+@pytest.mark.parametrize("option", SOURCE_OPTIONS)
+def test_an_option_that_a_source_does_not_take_is_refused(option):
+    assert len(load_source("digits", **{option: None})) == 1437
+    with pytest.raises(ValueError, match=f"unknown option of dataset 'digits' '{option}'"):
+        load_source("digits", **{option: "x"})
+    with pytest.raises(ValueError, match=f"unknown option of dataset 'digits' '{option}'"):
+        assembly.check(make_params({}, [f"dataset.{option}=x"]))
 
 
 def test_an_unknown_data_set_or_split_is_refused_with_the_choices():
