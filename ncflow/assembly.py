@@ -77,7 +77,7 @@ def build_classifier(params: Params, num_classes: int, *, pretrained: bool = Fal
 
 def snapshot_name(params: Params) -> str:
     """The name of the snapshot of these parameters, such as digits-exp-0.02-seed0."""
-    return Snapshot.default_name(**params.dataset.model_dump(exclude={"root"}))
+    return Snapshot.default_name(**params.dataset.model_dump())
 
 
 def start(

@@ -58,7 +58,9 @@ class DatasetParams(Section):
 
     `val_fraction` of the training data is held out first, then `label_noise` makes a share of the other labels wrong,
     then the tail is made, from `samples_per_class` (None: all that every class has) down to `min_samples` at least.
-    `label_column` and `image_column` are options of sources that have columns.
+    `class_order` says which classes become rare, `test_fraction` divides a source with one split only, `on_damaged`
+    says what becomes of pictures that cannot be read. `label_column`, `image_column` and `lists` are options of sources
+    that have columns or lists.
     """
 
     name: str = "digits"
@@ -70,8 +72,12 @@ class DatasetParams(Section):
     label_noise: Share = 0.0
     samples_per_class: Count | None = None
     min_samples: Annotated[int, Field(ge=0, le=MOST)] = 0
+    class_order: Literal["name", "frequency"] | list[str] = "name"
+    test_fraction: Share = 0.0
+    on_damaged: Literal["refuse", "skip"] = "refuse"
     label_column: str | None = None
     image_column: str | None = None
+    lists: dict[Literal["train", "val", "test"], Annotated[str, AfterValidator(_path)]] | None = None
 
 
 def _width(width: Any) -> Any:

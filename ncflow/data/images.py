@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ncflow.lookup import lookup
 
@@ -20,6 +23,14 @@ Pixels = npt.NDArray[np.uint8]
 
 class DatasetMissing(ValueError):
     """A source that is neither on disk nor downloadable; the message says how to provide it."""
+
+
+class SplitMissing(DatasetMissing):
+    """A source that has no such split."""
+
+
+class PictureDamaged(ValueError):
+    """A picture that cannot be decoded; the message says why, and whoever knows its name adds it."""
 
 
 class PictureFile(Protocol):
@@ -33,15 +44,25 @@ class PictureFile(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ImageSource:
-    """N labelled images: `images` is uint8 (N,H,W) or (N,H,W,3), or N picture files; targets (N,) int64."""
+    """N labelled images: `images` is uint8 (N,H,W) or (N,H,W,3), or N picture files; targets (N,) int64.
+
+    `notes` says what a user should know of how they were read, a line each; `lists` are the files that list them.
+    """
 
     name: str
     images: Pixels | Sequence[PictureFile]
     targets: npt.NDArray[np.int64]
     class_names: list[str]
+    notes: tuple[str, ...] = ()
+    lists: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the images and their classes are read from; none of what is built in."""
+        return [*self.lists, *_files(self.images)]
 
     def encoded(self, index: int) -> bytes:
         """The image as a file's content: PNG for pixels, the original bytes of a picture file."""
@@ -52,20 +73,147 @@ class ImageSource:
         Image.fromarray(image).save(buffer, "PNG")
         return buffer.getvalue()
 
+    def label(self, index: int) -> str:
+        """How to call an image in a message: its file, or its number."""
+        try:
+            image = self.images[index]
+        except ValueError:  # a row without a picture, whose error says where it is
+            return f"picture {index} of {self.name}"
+        return f"picture {index} of {self.name}" if isinstance(image, np.ndarray) else printable(str(image))
+
+    def take(self, indices: npt.NDArray[np.int64]) -> ImageSource:
+        """Some of the images, in this order."""
+        images = self.images
+        chosen = images[indices] if isinstance(images, np.ndarray) else Chosen(images, indices.tolist())
+        return replace(self, images=chosen, targets=self.targets[indices])
+
+    @cached_property
+    def hashes(self) -> list[bytes]:
+        """sha256 of the content of each image."""
+        contents = (image.tobytes() if isinstance(image, np.ndarray) else image.read_bytes() for image in self.images)
+        return [hashlib.sha256(content).digest() for content in contents]
+
     @cached_property
     def checksum(self) -> str:
         """sha256 over class names, targets and the content of every image; where they are stored does not matter."""
         digest = hashlib.sha256(repr((self.class_names, self.targets.tolist())).encode())
-        for image in self.images:
-            content = image.tobytes() if isinstance(image, np.ndarray) else image.read_bytes()
-            digest.update(hashlib.sha256(content).digest())
+        digest.update(b"".join(self.hashes))
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Chosen(Sequence[Any]):
+    """Some of a sequence of pictures, by their numbers."""
+
+    pictures: Sequence[Any]
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.pictures[self.rows[index]]
+
+
+def _files(images: Any) -> list[Path]:
+    """The files behind a sequence of pictures."""
+    if isinstance(images, np.ndarray):
+        return []
+    if isinstance(images, Chosen):
+        found = _files(images.pictures)
+        return [found[row] for row in images.rows] if len(found) == len(images.pictures) else found
+    return list(images.files) if hasattr(images, "files") else list(images)
+
+
 def decode_image(content: bytes) -> Image.Image:
-    """A picture file's content as an upright 8-bit image of mode L (grayscale) or RGB."""
-    image = Image.open(io.BytesIO(content))
-    return ImageOps.exif_transpose(image).convert(lookup(_MODES, image.mode, "8-bit image mode"))
+    """A picture file's content as an upright 8-bit image of mode L (grayscale) or RGB; PictureDamaged where it is none.
+
+    16 bits are scaled by their range, floats where they lie in [0, 1]; other numbers have no known range.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+        if image.width * image.height > LARGEST:  # a bomb, to which Pillow would only say a warning
+            raise PictureDamaged(f"{image.width}x{image.height} pixels are more than {LARGEST}; make it smaller")
+        image.load()
+        return _upright(lookup(_CONVERSIONS, image.mode, "image mode")(image), _orientation(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # of damaged files Pillow's decoders raise whatever they run into
+        reason = " ".join(str(error).split()).replace("<_io.BytesIO object at ", "<file at ")
+        raise PictureDamaged(reason or type(error).__name__) from error
 
 
-_MODES = {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB", "P": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+def printable(name: str) -> str:
+    """A name that can be printed and stored: bytes that are not UTF-8 are written as \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF says of how the picture was held; damaged EXIF says nothing."""
+    with suppress(Exception):
+        return image.getexif().get(ORIENTATION)
+    return None
+
+
+def _upright(image: Image.Image, orientation: Any) -> Image.Image:
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _gray(image: Image.Image) -> Image.Image:
+    return image.convert("L")
+
+
+def _color(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    """0..65535 becomes 0..255."""
+    return Image.fromarray(np.rint(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
+
+
+def _whole_numbers(image: Image.Image) -> Image.Image:
+    """Whole numbers of 32 bits: those of a 16-bit PNG, which older versions of Pillow open so."""
+    if image.format != "PNG":
+        raise PictureDamaged("whole numbers of 32 bits have no known range of gray; convert it to 8 or 16 bits")
+    return _sixteen_bits(image)
+
+
+def _floats(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image)
+    if not (pixels.min() >= 0 and pixels.max() <= 1):  # nor NaN
+        found = f"{pixels.min():g} to {pixels.max():g}"
+        raise PictureDamaged(f"floats must lie in [0, 1] to be gray, got {found}; scale it, or convert it to 8 bits")
+    return Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
+
+
+def _by_steps(*modes: str) -> Callable[[Image.Image], Image.Image]:
+    def convert(image: Image.Image) -> Image.Image:
+        for mode in modes:
+            image = image.convert(mode)
+        return image
+
+    return convert
+
+
+LARGEST = 2**26 + 2**24  # pixels of one picture: 9,000 by 9,000, a little below Pillow's own limit
+ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_CONVERSIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    **dict.fromkeys(("1", "L", "LA"), _gray),
+    **dict.fromkeys(("RGB", "RGBA", "P", "CMYK", "YCbCr", "HSV", "PA", "RGBX"), _color),
+    "La": _by_steps("LA", "L"),
+    "RGBa": _by_steps("RGBA", "RGB"),
+    **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), _sixteen_bits),
+    "I": _whole_numbers,
+    "F": _floats,
+}

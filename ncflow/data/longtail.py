@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ncflow.lookup import lookup
 Indices = npt.NDArray[np.int64]
 
 HOLD_OUT_STREAM = 2**31
+TOLERATED = 0.1  # share that a class may lack of what is asked: MNIST's classes differ by so much
 NATIVE = -1  # imb_factor of a source that is long-tailed by nature: every sample is kept
 
 
@@ -77,13 +78,49 @@ def longtail_indices(
     seed: int,
     n_max: int | None = None,
     n_min: int = 0,
+    order: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Indices:
     """Indices of a long-tailed subset of targets (N,); all of them where `imb_factor` is -1, if `n_max` is None.
 
-    `n_max` is the number of samples of the most frequent class, by default N // K, of which a class may have a little
-    less; with the native imbalance no class keeps more. An `n_max` or `n_min` that a class cannot give is a ValueError.
+    The sizes of the classes are `tail_counts`, of which a class may have a little less.
     """
     targets = check_labels(targets, num_classes)
+    counts = tail_counts(
+        targets,
+        num_classes,
+        imb_type=imb_type,
+        imb_factor=imb_factor,
+        n_max=n_max,
+        n_min=n_min,
+        order=order,
+        names=names,
+    )
+    if counts is None:
+        return np.arange(len(targets), dtype=np.int64)
+    return sample_indices(targets, counts, seed=seed)
+
+
+def tail_counts(
+    targets: Any,
+    num_classes: int,
+    *,
+    imb_type: str,
+    imb_factor: float,
+    n_max: int | None = None,
+    n_min: int = 0,
+    order: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+) -> list[int] | None:
+    """Samples to keep of each of the K classes of targets (N,), None where all of them stay.
+
+    `n_max` is the number of samples of the most frequent class, by default N // K; with the native imbalance no class
+    keeps more. `order` lists the classes from the most frequent to the rarest; default: as they are numbered. A class
+    that has less than nine tenths of what is asked, or less than `n_max` or `n_min` ask, is a ValueError that calls it
+    by its name.
+    """
+    targets = check_labels(targets, num_classes)
+    names = [str(k) for k in range(num_classes)] if names is None else names
     sizes = np.bincount(targets, minlength=num_classes)
     if n_max is not None and not 1 <= n_max <= sizes.max():
         raise ValueError(
@@ -92,13 +129,35 @@ def longtail_indices(
     if imb_factor == NATIVE:
         if n_min:
             raise ValueError(f"min_samples {n_min} cannot change the native imbalance, imb_factor {NATIVE}; leave it 0")
-        everything = np.arange(len(targets), dtype=np.int64)
-        return everything if n_max is None else sample_indices(targets, [n_max] * num_classes, seed=seed)
-    counts = class_counts(
+        return None if n_max is None else [n_max] * num_classes
+    profile = class_counts(
         n_max or len(targets) // num_classes, num_classes, imb_type=imb_type, imb_factor=imb_factor, n_min=n_min
     )
-    _refuse_if_short(sizes, [n_min] * num_classes if n_max is None else counts)
-    return sample_indices(targets, counts, seed=seed)
+    counts = [0] * num_classes
+    for k, count in zip(range(num_classes) if order is None else order, profile, strict=True):
+        counts[k] = count
+    _refuse_if_short(sizes, [n_min] * num_classes if n_max is None else counts, names)
+    short = [k for k in range(num_classes) if sizes[k] < (1 - TOLERATED) * counts[k]]
+    if short:
+        places = range(num_classes) if order is None else order
+        shares = dict(zip(places, PROFILES[imb_type](num_classes, imb_factor), strict=True))
+        raise ValueError(_how_to_cut(sizes, counts, shares, names, short))
+    return counts
+
+
+def _how_to_cut(
+    sizes: Indices, counts: Sequence[int], shares: Mapping[int, float], names: Sequence[str], short: Sequence[int]
+) -> str:
+    """What to say where classes cannot give what a profile asks of them."""
+    found = ", ".join(f"class {names[k]} has {sizes[k]} samples of {counts[k]}" for k in short[:5])
+    more = f" and {len(short) - 5} more classes" if len(short) > 5 else ""
+    most = min(int(sizes[k] / share * (1 + 1e-12)) for k, share in shares.items())
+    rarest = ", dataset.min_samples=1" if most * min(shares.values()) * (1 + 1e-12) < 1 else ""
+    return (
+        f"the tail cannot be cut: {found}{more} that the profile asks for; keep the classes as they are with "
+        f"dataset.imb_factor={NATIVE}, start from dataset.samples_per_class={most}{rarest}, the most that every class "
+        "can give, or make the small classes the rare ones with dataset.class_order=frequency"
+    )
 
 
 def hold_out(targets: Any, num_classes: int, *, fraction: float, seed: int) -> tuple[Indices, Indices]:
@@ -134,10 +193,10 @@ def check_labels(targets: Any, num_classes: int) -> Indices:
     return labels.astype(np.int64)
 
 
-def _refuse_if_short(sizes: Sequence[int] | Indices, asked: Sequence[int]) -> None:
+def _refuse_if_short(sizes: Sequence[int] | Indices, asked: Sequence[int], names: Sequence[str]) -> None:
     """Raise where a class has fewer samples than the user asked for."""
     short = [
-        f"class {k} for {n} of its {size}" for k, (n, size) in enumerate(zip(asked, sizes, strict=True)) if n > size
+        f"class {name} for {n} of its {size}" for name, n, size in zip(names, asked, sizes, strict=True) if n > size
     ]
     if short:
         raise ValueError(f"samples_per_class and min_samples ask {', '.join(short)} samples; lower them")

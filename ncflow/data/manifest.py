@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 PROTOCOL = 1  # raise it whenever the same configuration would choose or store other images
 MANIFEST = "manifest.json"
+COUNTS = {"train": "class_counts", "val": "val_class_counts", "test": "test_class_counts"}  # keys of a split's sizes
+LARGEST = 2**26  # bytes of a manifest: one of 100,000 classes has a tenth
 
 
 class SnapshotDamaged(ValueError):
@@ -28,24 +31,30 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = _read_sealed(folder / MANIFEST)
     for name, expected in manifest["files"].items():
         if not (folder / name).is_file():
-            raise _damaged(folder / name, "the file is missing")
+            raise damaged(folder / name, "the file is missing")
         if (found := _file_hash(folder / name)) != expected:
-            raise _damaged(folder / name, f"expected sha256 {expected}, got {found}")
+            raise damaged(folder / name, f"expected sha256 {expected}, got {found}")
     return manifest
 
 
 def _read_sealed(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise _damaged(path, "the file is missing")
+        raise damaged(path, "the file is missing")
+    if path.stat().st_size > LARGEST:
+        raise damaged(path, f"it is larger than {LARGEST} bytes")
     try:
         text = path.read_text(encoding="utf-8")
         manifest = dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise _damaged(path, f"it cannot be read ({error})") from error
-    if text != _render(_sealed(manifest)):
-        raise _damaged(path, "its content does not match its own digest")
-    if manifest["protocol"] != PROTOCOL:
+        sealed = text == _render(_sealed(manifest))
+    except (ValueError, TypeError, RecursionError) as error:  # its content may be anybody's, and is not shown
+        raise damaged(path, f"it is no manifest ({type(error).__name__})") from error
+    if not sealed:
+        raise damaged(path, "its content does not match its own digest")
+    if type(manifest.get("protocol")) is int and manifest["protocol"] != PROTOCOL:
         raise ValueError(f"{path} has protocol {manifest['protocol']}, expected {PROTOCOL}; build the snapshot again")
+    for key, fits in ENTRIES.items():
+        if not fits(manifest.get(key), manifest):
+            raise damaged(path, f"{key} is missing, or not what a snapshot has")
     return manifest
 
 
@@ -66,8 +75,59 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damaged(file: Path, reason: str) -> SnapshotDamaged:
+def damaged(file: Path, reason: str) -> SnapshotDamaged:
+    """The error for a file of a snapshot; it advises to delete nothing, for the folder may be anybody's."""
     return SnapshotDamaged(
-        f"snapshot file {file} is damaged: {reason}. Delete the folder {file.parent} and run `ncflow snapshot` again, "
-        "or fetch it with `dvc pull`"
+        f"snapshot file {file} is damaged: {reason}. Fetch it with `dvc pull`, or rename the folder {file.parent} and "
+        "run `ncflow snapshot` again"
     )
+
+
+def _is_names(value: Any, manifest: dict[str, Any]) -> bool:
+    texts = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return texts and len(value) >= 1 and len(set(value)) == len(value)
+
+
+def _is_files(value: Any, manifest: dict[str, Any]) -> bool:
+    known = {f"{split}.parquet" for split in COUNTS}
+    return isinstance(value, dict) and {"train.parquet", "test.parquet"} <= value.keys() <= known
+
+
+def _is_counts(value: Any, manifest: dict[str, Any]) -> bool:
+    whole = isinstance(value, list) and all(type(count) is int and count >= 0 for count in value)
+    return whole and len(value) == len(manifest["class_names"])
+
+
+def _is_optional_counts(value: Any, manifest: dict[str, Any]) -> bool:
+    return value is None if "val.parquet" not in manifest["files"] else _is_counts(value, manifest)
+
+
+def _is_channels(value: Any, manifest: dict[str, Any]) -> bool:
+    finite = isinstance(value, list) and all(type(x) in (int, float) and 0 <= x <= 1 for x in value)  # nor NaN
+    return finite and len(value) == len(manifest["image_mode"])
+
+
+def _is_size(value: Any, manifest: dict[str, Any]) -> bool:
+    pair = isinstance(value, list) and len(value) == 2 and all(type(x) is int and x >= 1 for x in value)
+    return value is None or pair
+
+
+def _is_sums(value: Any, manifest: dict[str, Any]) -> bool:
+    return isinstance(value, dict) and {"train", "test"} <= value.keys() <= COUNTS.keys()
+
+
+# Key -> whether its value fits, in an order in which each may rely on those before it.
+ENTRIES: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
+    "protocol": lambda value, manifest: type(value) is int,
+    "name": lambda value, manifest: isinstance(value, str),
+    "files": _is_files,
+    "class_names": _is_names,
+    COUNTS["train"]: _is_counts,
+    COUNTS["val"]: _is_optional_counts,
+    COUNTS["test"]: _is_counts,
+    "image_mode": lambda value, manifest: value in ("L", "RGB"),
+    "image_size": _is_size,
+    "pixel_mean": _is_channels,
+    "pixel_std": _is_channels,
+    "source_sha256": _is_sums,
+}

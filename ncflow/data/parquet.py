@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ncflow.data.images import ImageSource, decode_image
+from ncflow.data.images import ImageSource, decode_image, printable
 from ncflow.data.longtail import Indices
 
 ROWS_PER_GROUP = 1024  # rows held in memory at a time
@@ -19,11 +19,15 @@ ROWS_PER_GROUP = 1024  # rows held in memory at a time
 
 @dataclass
 class PixelSummary:
-    """What the images of a split look like: how often each value 0..255 occurs per channel, their sizes and modes."""
+    """What the images of a split look like: how often each value 0..255 occurs per channel, their sizes and modes.
+
+    damaged: name -> reason of those that cannot be decoded.
+    """
 
     histogram: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), dtype=np.int64))
     sizes: set[tuple[int, int]] = field(default_factory=set)
     modes: set[str] = field(default_factory=set)
+    damaged: dict[str, str] = field(default_factory=dict)
 
     def add(self, image: Image.Image) -> None:
         self.histogram += np.reshape(image.histogram(), (-1, 256))  # a gray image counts in all three channels
@@ -40,7 +44,7 @@ class PixelSummary:
 
 
 def write_split(path: Path, source: ImageSource, indices: Indices) -> PixelSummary:
-    """Write the chosen samples in the order of `indices`, a few at a time; a picture that cannot be read is named."""
+    """Write the chosen samples in the order of `indices`, a few at a time; the summary names damaged pictures."""
     from datasets import ClassLabel, Features
     from datasets import Image as ImageFeature
     from pyarrow import Table, parquet
@@ -71,11 +75,10 @@ def read_images(path: Path) -> Iterator[bytes]:
 
 
 def _row(source: ImageSource, index: int, summary: PixelSummary) -> dict[str, Any]:
-    image = source.images[index]
-    content = source.encoded(index)
     try:
+        image, content = source.images[index], source.encoded(index)
         summary.add(decode_image(content))
     except (OSError, ValueError) as error:
-        name = "" if isinstance(image, np.ndarray) else f", {image}"
-        raise ValueError(f"cannot read picture {index} of {source.name}{name}: {error}") from error
-    return {"bytes": content, "path": None if isinstance(image, np.ndarray) else image.name}
+        summary.damaged[source.label(index)] = str(error)
+        return {"bytes": None, "path": None}
+    return {"bytes": content, "path": None if isinstance(image, np.ndarray) else printable(image.name)}

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ncflow.data.identity import Listing
 from ncflow.data.images import ImageSource
-from ncflow.data.longtail import Indices, hold_out, longtail_indices
+from ncflow.data.labels import shown
+from ncflow.data.longtail import Indices, hold_out, sample_indices, tail_counts
 from ncflow.data.noise import noisy_targets
 from ncflow.data.published import PUBLISHED
+from ncflow.data.splits import load_splits
+from ncflow.lookup import unknown
 
 PathLike = str | os.PathLike[str]
 
@@ -27,7 +33,10 @@ class Recipe:
     these labels, so that they follow the profile exactly and, if the source is balanced, every class has the same share
     of wrong ones: noise on a finished tail would drown the rare classes in samples of the frequent ones.
     `samples_per_class` is the size of the most frequent class (None: N // K), `min_samples` that of the rarest at
-    least. The fields of SOURCE_OPTIONS are options of the source, which refuses those that it does not take.
+    least. `class_order` says which classes become rare: "name", the last as the source numbers them; "frequency", the
+    smallest; or a list of all names, the most frequent first. `test_fraction` of each class of a source with one split
+    only becomes the test split. `on_damaged` is "refuse" or "skip", for pictures that cannot be decoded. The fields of
+    SOURCE_OPTIONS are options of the source, which refuses those that it does not take.
     """
 
     name: str
@@ -39,21 +48,63 @@ class Recipe:
     label_noise: float = 0.0
     samples_per_class: int | None = None
     min_samples: int = 0
+    class_order: str | Sequence[str] = "name"
+    test_fraction: float = 0.0
+    on_damaged: str = "refuse"
     label_column: str | None = None
     image_column: str | None = None
+    lists: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.class_order, str) and self.class_order not in ORDERS:
+            raise unknown("class_order", self.class_order, [*ORDERS, "a list of all class names"])
+        if self.on_damaged not in ("refuse", "skip"):
+            raise unknown("on_damaged", self.on_damaged, ("refuse", "skip"))
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*", self.name):  # its snapshot's folder begins with it
             raise ValueError(f"the name of a dataset must be letters, digits and _ . = + - alone, got {self.name!r}")
 
     @property
     def folder_name(self) -> str:
-        """Such as `digits-exp-0.02-seed0`, or `digits-exp-0.02-val0.1-noise0.2-max50-min1-seed0`."""
-        options: dict[str, Any] = {"val": self.val_fraction, "noise": self.label_noise}
+        """Such as `digits-exp-0.02-seed0`, or `digits-exp-0.02-val0.1-noise0.2-max50-min1-seed0`.
+
+        A user's own data is named after its folder and its files: `imagefolder-pics-1f0c9a2b-exp-0.01-seed0`.
+        """
+        options: dict[str, Any] = {"test": self.test_fraction, "val": self.val_fraction, "noise": self.label_noise}
         options |= {"max": self.samples_per_class, "min": self.min_samples}
         chosen = [f"{option}{value}" for option, value in options.items() if value]
+        chosen += [f"order={_plain(self.class_order)}"] if self.class_order != "name" else []
+        chosen += ["skip"] if self.on_damaged == "skip" else []
         chosen += [f"{option}={_plain(value)}" for option, value in self.source_options.items()]
-        return "-".join([self.name, self.imb_type, f"{self.imb_factor:g}", *chosen, f"seed{self.seed}"])
+        return "-".join([*self._origin, self.imb_type, f"{self.imb_factor:g}", *chosen, f"seed{self.seed}"])
+
+    @property
+    def _origin(self) -> list[str]:
+        """The source and, of a user's own data, its folder and 8 hex digits of its listing."""
+        if self.own_root is None:
+            return [self.name]
+        try:
+            listing = Listing.of(self.own_root, self.load())
+        except (OSError, ValueError):  # what is wrong with the data is said when it is read
+            return [self.name, _plain(self.own_root.resolve().name)]
+        own = [_plain(self.own_root.resolve().name), listing.content[:8]]
+        return [self.name, *own] if listing.files else [self.name]
+
+    @property
+    def own_root(self) -> Path | None:
+        """The folder of a user's own data; None for data that is the same everywhere."""
+        return None if self.root is None or self.name in PUBLISHED else Path(self.root).expanduser()
+
+    def load(self) -> dict[str, ImageSource]:
+        """The splits of the source: train and test, and val if it has one of its own."""
+        splits = load_splits(
+            self.name, self.root, test_fraction=self.test_fraction, seed=self.seed, **self.source_options
+        )
+        if "val" in splits and self.val_fraction:
+            raise ValueError(
+                f"dataset '{self.name}' has a validation split of {len(splits['val'])} pictures: expected "
+                f"dataset.val_fraction=0, got {self.val_fraction:g}"
+            )
+        return splits
 
     @property
     def source_options(self) -> dict[str, Any]:
@@ -68,8 +119,9 @@ class Recipe:
         choices = {key: value for key, value in asdict(self).items() if key not in SOURCE_OPTIONS} | self.source_options
         root = choices.pop("root")
         folder = Path(root).resolve().name if root is not None and self.name not in PUBLISHED else None
-        shares = {key: float(choices[key]) for key in ("imb_factor", "val_fraction", "label_noise")}
-        return {"name": self.name, "folder": folder} | choices | shares
+        shares = {key: float(choices[key]) for key in ("imb_factor", "val_fraction", "label_noise", "test_fraction")}
+        order = self.class_order if isinstance(self.class_order, str) else list(self.class_order)
+        return {"name": self.name, "folder": folder} | choices | shares | {"class_order": order}
 
     def apply(self, source: ImageSource) -> Parts:
         """The samples of a source's training split that are trained on, and those that are held out."""
@@ -80,30 +132,62 @@ class Recipe:
         labels = targets.copy()
         if self.label_noise:
             labels[rest] = noisy_targets(targets[rest], num_classes, fraction=self.label_noise, seed=self.seed)
-        tail = longtail_indices(
+        asked = tail_counts(
             labels[rest],
             num_classes,
             imb_type=self.imb_type,
             imb_factor=self.imb_factor,
-            seed=self.seed,
             n_max=self.samples_per_class,
             n_min=self.min_samples,
+            order=class_order(self.class_order, source.class_names, labels[rest]),
+            names=source.class_names,
         )
-        return Parts(replace(source, targets=labels), rest[tail], held_out)
+        tail = np.arange(len(rest)) if asked is None else sample_indices(labels[rest], asked, seed=self.seed)
+        return Parts(replace(source, targets=labels), rest[tail], held_out, asked)
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The training split under the labels that training sees; indices to train on, and to hold out for validation."""
+    """The training split under the labels that training sees; indices to train on, and to hold out for validation.
+
+    asked (K,): the samples of each class that the profile asks for, None where all stay.
+    """
 
     source: ImageSource
     train: Indices
     held_out: Indices
+    asked: list[int] | None = None
+
+
+def class_order(order: str | Sequence[str], names: Sequence[str], targets: Indices) -> list[int] | None:
+    """The classes from the most frequent to the rarest, None for the order of their numbers.
+
+    A list must name every class once; a ValueError says what is missing, unknown or given twice.
+    """
+    if isinstance(order, str):
+        sizes = np.bincount(targets, minlength=len(names))
+        return np.argsort(-sizes, kind="stable").tolist() if order == "frequency" else None
+    given = [str(name) for name in order]
+    wrong = {
+        "missing": [name for name in names if name not in given],
+        "unknown": [name for name in given if name not in names],
+        "given twice": sorted({name for name in given if given.count(name) > 1}),
+    }
+    if found := [f"{kind}: {shown(those)}" for kind, those in wrong.items() if those]:
+        raise ValueError(f"dataset.class_order must list each of the {len(names)} classes once; {'; '.join(found)}")
+    return [list(names).index(name) for name in given]
 
 
 def _plain(value: Any) -> str:
-    """A value as a part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9_.=+]+", "_", str(value))[:40]
+    """A value as a part of a folder's name; of one that does not show as it is, also a part of its hash."""
+    text = str(value)
+    plain = re.sub(r"[^A-Za-z0-9_.=+]+", "_", text)[:40]
+    return (
+        plain
+        if plain == text
+        else f"{plain[:31]}.{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:8]}"
+    )
 
 
-SOURCE_OPTIONS = ("label_column", "image_column")
+ORDERS = ("name", "frequency")
+SOURCE_OPTIONS = ("label_column", "image_column", "lists")

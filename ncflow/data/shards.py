@@ -1,4 +1,4 @@
-"""A user's Parquet files, as Hugging Face `datasets` writes them: pictures are read one row group at a time."""
+"""A user's Parquet files, or a folder that `datasets` saved: pictures are read one row group at a time."""
 
 from __future__ import annotations
 
@@ -6,50 +6,47 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from ncflow.data.images import DatasetMissing, ImageSource
+from ncflow.data.images import Chosen, DatasetMissing, ImageSource, SplitMissing
+from ncflow.data.labels import UNLABELLED, Labels, as_labels, class_names, join, numbering_note, shown
 from ncflow.lookup import unknown
 
 
 def load_shards(
     name: str, root: Path, split: str, *, label_column: str | None = None, image_column: str | None = None
 ) -> ImageSource:
-    """A split from the files <split>.parquet or <split>-*.parquet in `root` or `root`/data.
+    """A split from its Parquet files, or Arrow files of `save_to_disk`, in `root`, `root`/data or `root`/default.
 
-    One column holds pictures (a struct with their bytes), the column label, or the only one with class names, classes.
+    One column holds pictures: a struct with their bytes, or the bytes alone. The column label, or the only one with
+    class names, holds classes: text, names of `datasets`, or whole numbers. Classes are those of the training files,
+    by name.
     """
-    from pyarrow import parquet
-
     train, files = (find_shards(root, wanted) for wanted in ("train", split))
     if not files or not train:
-        expected = " or ".join(_patterns("train" if not train else split))
-        raise DatasetMissing(f"dataset '{name}' is missing or incomplete in {root}: expected files {expected}")
-    schema = parquet.read_schema(files[0])
-    image = _given_column(files[0], schema, image_column) or _image_column(files[0], schema)
-    label = _given_column(files[0], schema, label_column) or _label_column(files[0], schema)
-    targets = _read_labels(files, label)
-    class_names = _class_names(schema, label) or [str(k) for k in range(_read_labels(train, label).max() + 1)]
-    if targets.min() < 0 or targets.max() >= len(class_names):
-        raise ValueError(
-            f"{files[0]}: labels must lie in 0..{len(class_names) - 1}, got {np.unique(targets)}; files without labels "
-            "are of no use here: with test files moved away, those named validation are the test split"
-        )
-    return ImageSource(name, ShardedPictures(files, image), targets, class_names)
+        missing = "train" if not train else split
+        found = f" from files {' or '.join(_patterns(missing))}, or {missing}/*.parquet"
+        raise SplitMissing(f"dataset '{name}' is missing or incomplete in {root}: expected a {missing} split{found}")
+    training = _read_labels(train, label_column)
+    names = class_names(training)
+    labels = training if split == "train" else _read_labels(files, label_column)
+    targets = np.concatenate([join(of_file, names) for of_file in labels])
+    note = numbering_note(names)
+    images = ShardedPictures(files, image_column)
+    return ImageSource(name, images, targets, names, notes=(note,) if note else ())
 
 
-def load_listed_shards(name: str, root: Path, split: str, entries: Mapping[str, int]) -> ImageSource:
+def load_listed_shards(name: str, root: Path, split: str, entries: Mapping[str, int], **options: Any) -> ImageSource:
     """The rows of a split whose pictures, by file name without folder and ending, are listed with their classes.
 
     The order is that of the rows. Where a picture is missing or of another class than listed, it is named.
     """
-    source = load_shards(name, root, split)
+    source = load_shards(name, root, split, **options)
     pictures = cast(ShardedPictures, source.images)
     numbers = {_bare(picture): row for row, picture in enumerate(pictures.names())}
     if missing := [picture for picture in entries if picture not in numbers]:
@@ -57,12 +54,24 @@ def load_listed_shards(name: str, root: Path, split: str, entries: Mapping[str, 
     rows = sorted(numbers[picture] for picture in entries)
     if other := [picture for picture, k in entries.items() if source.targets[numbers[picture]] != k]:
         raise ValueError(f"{len(other)} listed pictures are of another class in the files of {root}: {other[0]}")
-    return replace(source, images=SomePictures(pictures, rows), targets=source.targets[rows])
+    return replace(source, images=Chosen(pictures, rows), targets=source.targets[rows])
 
 
-def find_shards(root: Path, split: str) -> list[Path]:
-    """The files of a split in `root` or `root`/data in the order of their names; none if there are none."""
-    found = (sorted(folder.glob(pattern)) for folder in (root, root / "data") for pattern in _patterns(split))
+def find_shards(root: Path, split: str) -> list[Shard]:
+    """The files of a split in the order of their names; none if there are none. A missing one is named."""
+    names = SPLIT_NAMES[split]
+    if split == "val" and not any(find_files(root, (name,)) for name in SPLIT_NAMES["test"][:1]):
+        return []  # it is the test split where there is no other
+    files = find_files(root, names)
+    _refuse_incomplete(files)
+    return [ArrowShard(file) if file.suffix == ".arrow" else ParquetShard(file) for file in files]
+
+
+def find_files(root: Path, names: Sequence[str]) -> list[Path]:
+    """The files of the first layout that has any, for the first of the names of a split."""
+    folders = (root, root / "data", root / "default")
+    patterns = [pattern for name in names for pattern in _layouts(name)]
+    found = (sorted(folder.glob(pattern)) for pattern in patterns for folder in folders)
     return next((files for files in found if files), [])
 
 
@@ -80,18 +89,79 @@ class StoredPicture:
         return self.name
 
 
+class ParquetShard:
+    """One Parquet file: its columns, and its rows in groups that are read one at a time."""
+
+    def __init__(self, file: Path) -> None:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+
+        self.file = file
+        try:
+            self.parquet = ParquetFile(file)
+        except (ArrowException, OSError) as error:
+            raise ValueError(f"{file} is no Parquet file, or only a part of one: {error}") from error
+        metadata = self.parquet.metadata
+        self.sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self.schema = self.parquet.schema_arrow
+
+    def read(self, column: str) -> Any:
+        """One column, or a part of a struct such as image.path, of all rows."""
+        return self.parquet.read(columns=[column]).column(0).combine_chunks()
+
+    def read_group(self, group: int, column: str) -> Any:
+        """One column of the rows of a group."""
+        return self.parquet.read_row_group(group, columns=[column]).column(0).combine_chunks()
+
+
+class ArrowShard:
+    """One memory-mapped Arrow file of `save_to_disk`, with the same face."""
+
+    def __init__(self, file: Path) -> None:
+        import pyarrow
+
+        self.file = file
+        try:
+            self.table = pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{file} is no Arrow file, or only a part of one: {error}") from error
+        self.schema = self.table.schema
+        self.batches = self.table.to_batches(max_chunksize=ARROW_ROWS)
+        self.sizes = [batch.num_rows for batch in self.batches]
+
+    def read(self, column: str) -> Any:
+        """One column, or a part of a struct such as image.path, of all rows."""
+        name, _, part = column.partition(".")
+        whole = self.table[name].combine_chunks()
+        return whole.field(part) if part else whole
+
+    def read_group(self, group: int, column: str) -> Any:
+        """One column of the rows of a group."""
+        return self.batches[group][column]
+
+
+Shard = ParquetShard | ArrowShard
+
+
 class ShardedPictures(Sequence[StoredPicture]):
     """The pictures of one column over several files; one row group at a time is in memory."""
 
-    def __init__(self, files: Sequence[Path], column: str) -> None:
-        from pyarrow.parquet import ParquetFile
-
-        self.column = column
-        shards = [ParquetFile(file) for file in files]
-        self.groups = [(shard, i) for shard in shards for i in range(shard.num_row_groups)]
-        sizes = (shard.metadata.row_group(i).num_rows for shard, i in self.groups)
-        self.starts: list[int] = [0, *accumulate(sizes)]  # of each row group, and the end
+    def __init__(self, shards: Sequence[Shard], column: str | None = None) -> None:
+        self.shards = shards
+        self.columns = {shard.file: _image_column(shard, column) for shard in shards}
+        self.groups = [(shard, i) for shard in shards for i in range(len(shard.sizes))]
+        self.starts: list[int] = [0, *accumulate(shard.sizes[i] for shard, i in self.groups)]  # of groups, and the end
         self._read = lru_cache(maxsize=1)(self._read_group)
+
+    @property
+    def files(self) -> list[Path]:
+        return [shard.file for shard in self.shards]
+
+    @cached_property
+    def first_rows(self) -> dict[Path, int]:
+        """The number of the first row of each file."""
+        sizes = [sum(shard.sizes) for shard in self.shards]
+        return dict(zip((shard.file for shard in self.shards), accumulate([0, *sizes]), strict=False))
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -100,34 +170,26 @@ class ShardedPictures(Sequence[StoredPicture]):
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         group = bisect_right(self.starts, index) - 1
-        row = self._read(group)[index - self.starts[group]].as_py()
-        if row["bytes"] is None:
-            raise ValueError(f"picture {index} is only a path, {row.get('path')}; write its bytes into the file")
-        return StoredPicture(row.get("path") or f"row {index}", row["bytes"])
+        row, shard = self._read(group)[index - self.starts[group]].as_py(), self.groups[group][0]
+        stored = row if isinstance(row, dict) else {"bytes": row}
+        place = f"{shard.file.name}, row {index - self.first_rows[shard.file]}"
+        if not stored.get("bytes"):
+            found = f"only a path, {stored['path']}" if stored.get("path") else "no picture"
+            raise ValueError(f"{shard.file.parent / place} has {found}; write its bytes into the file, or drop the row")
+        return StoredPicture(stored.get("path") or place, stored["bytes"])
 
     def names(self) -> list[str]:
         """The file name of each picture, read without the pictures."""
-        shards = dict.fromkeys(shard for shard, _ in self.groups)
-        columns = (shard.read(columns=[f"{self.column}.path"]).column(0).combine_chunks() for shard in shards)
-        return [str(name) for column in columns for name in column.field("path").to_pylist()]
+        columns = (shard.read(f"{self.columns[shard.file]}.path") for shard in self.shards)
+        return [
+            str(name)
+            for column in columns
+            for name in (column.field("path") if hasattr(column, "field") else column).to_pylist()
+        ]
 
     def _read_group(self, group: int) -> Any:
         shard, i = self.groups[group]
-        return shard.read_row_group(i, columns=[self.column]).column(0).combine_chunks()
-
-
-@dataclass(frozen=True)
-class SomePictures(Sequence[StoredPicture]):
-    """The pictures of some rows."""
-
-    pictures: ShardedPictures
-    rows: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.pictures[self.rows[index]]
+        return shard.read_group(i, self.columns[shard.file])
 
 
 def _bare(picture: str) -> str:
@@ -139,41 +201,112 @@ def _patterns(split: str) -> list[str]:
     return [f"{name}{rest}.parquet" for name in SPLIT_NAMES[split] for rest in ("", "-*")]
 
 
-def _given_column(file: Path, schema: Any, column: str | None) -> str | None:
-    if column is not None and column not in schema.names:
-        raise unknown(f"column of {file}", column, schema.names)
+def _layouts(name: str) -> list[str]:
+    """Where files of a split lie: beside each other, or in a folder of its own, as the Hub or `save_to_disk` do."""
+    return [f"{name}.parquet", f"{name}-*.parquet", f"{name}/*.parquet", f"{name}/data-*.arrow"]
+
+
+def _refuse_incomplete(files: Sequence[Path]) -> None:
+    """Raise where files are numbered i of n and one is missing."""
+    numbered = [(file, match) for file in files if (match := re.fullmatch(r"(.*-)(\d+)-of-(\d+)", file.stem))]
+    for file, match in numbered:
+        start, _, total = match.groups()
+        for i in range(int(total)):
+            shard = file.with_name(f"{start}{i:0{len(total)}}-of-{total}{file.suffix}")
+            if shard not in files:
+                raise DatasetMissing(f"{shard} is missing, one of the {int(total)} files of {file.name}'s split")
+    if numbered and (len(numbered) < len(files) or len({match[3] for _, match in numbered}) > 1):
+        raise ValueError(
+            f"{files[0].parent} holds files of different splits of one name: {shown(f.name for f in files)}"
+        )
+
+
+def _image_column(shard: Shard, given: str | None) -> str:
+    from pyarrow import types
+
+    if given is not None:
+        entry = shard.schema.field(_given_column(shard, given))
+        if not (_has_bytes(entry.type) or types.is_binary(entry.type) or types.is_large_binary(entry.type)):
+            raise ValueError(f"{shard.file}: column '{given}' must hold pictures or their bytes, got {entry.type}")
+        return given
+    structs = [entry.name for entry in shard.schema if _has_bytes(entry.type)]
+    names = structs or [e.name for e in shard.schema if types.is_binary(e.type) or types.is_large_binary(e.type)]
+    if len(names) != 1:
+        found = f"{names or 'none'} of {shard.schema.names}"
+        raise ValueError(
+            f"{shard.file} needs one column of pictures, a struct with their bytes; found {found}; "
+            "choose one with dataset.image_column"
+        )
+    return str(names[0])
+
+
+def _has_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+
+def _label_column(shard: Shard, given: str | None) -> str:
+    if given is not None:
+        return _given_column(shard, given)
+    names = shard.schema.names
+    named = ["label"] if "label" in names else [name for name in names if _declared_names(shard, name) is not None]
+    if len(named) != 1:
+        raise ValueError(
+            f"{shard.file} needs a column label, or one with class names; found {named or names}; "
+            "choose one with dataset.label_column"
+        )
+    return str(named[0])
+
+
+def _given_column(shard: Shard, column: str) -> str:
+    if column not in shard.schema.names:
+        raise unknown(f"column of {shard.file}", column, shard.schema.names)
     return column
 
 
-def _image_column(file: Path, schema: Any) -> str:
-    from pyarrow import types
-
-    names = [entry.name for entry in schema if types.is_struct(entry.type) and entry.type.get_field_index("bytes") >= 0]
-    if len(names) != 1:
-        raise ValueError(f"{file} needs one column of pictures, a struct with their bytes; found {names or 'none'}")
-    return str(names[0])
-
-
-def _label_column(file: Path, schema: Any) -> str:
-    names = ["label"] if "label" in schema.names else [name for name in schema.names if _class_names(schema, name)]
-    if len(names) != 1:
-        raise ValueError(f"{file} needs a column label, or one with class names; found {names or schema.names}")
-    return str(names[0])
-
-
-def _class_names(schema: Any, column: str) -> list[str]:
-    """The names that `datasets` stored with a column of classes; none if they are bare numbers."""
+def _declared_names(shard: Shard, column: str) -> list[str] | None:
+    """The names that `datasets` stored with a column of classes."""
     from datasets import ClassLabel, Features
 
-    feature = Features.from_arrow_schema(schema)[column]
-    return list(feature.names) if isinstance(feature, ClassLabel) else []
+    feature = Features.from_arrow_schema(shard.schema)[column]
+    return list(feature.names) if isinstance(feature, ClassLabel) and feature.names else None
 
 
-def _read_labels(files: Sequence[Path], column: str) -> npt.NDArray[np.int64]:
-    from pyarrow import parquet
+def _read_labels(shards: Sequence[Shard], given: str | None) -> list[Labels]:
+    read = [_labels_of(shard, _label_column(shard, given)) for shard in shards]
+    if not sum(len(labels.codes) for labels in read):
+        raise ValueError(f"{shown(str(shard.file) for shard in shards)} holds no rows")
+    return read
 
-    columns = [parquet.read_table(file, columns=[column])[column].to_numpy() for file in files]
-    return np.concatenate(columns).astype(np.int64)
+
+def _labels_of(shard: Shard, column: str) -> Labels:
+    """The labels of a file; a ValueError names the column where it holds none."""
+    from pyarrow import types
+
+    values = shard.read(column)
+    if types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    kind, what = values.type, f"{shard.file}, column '{column}'"
+    if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
+        raise ValueError(f"{what} must hold class names or whole numbers, got {kind}; store text or whole numbers")
+    if values.null_count:
+        row = values.is_null().to_pylist().index(True)
+        raise ValueError(f"{what}, row {row} has no label ({values.null_count} rows have none); drop these rows")
+    names = _declared_names(shard, column)
+    if names is None or not types.is_integer(kind):
+        return as_labels(shard.file, values.to_numpy(zero_copy_only=False))
+    codes = np.array(values.to_numpy(zero_copy_only=False), dtype=np.int64)
+    if len(codes) and not 0 <= codes.min() <= codes.max() < len(names):
+        raise ValueError(
+            f"{what}: labels must lie in 0..{len(names) - 1}, got {np.unique(codes)[:8].tolist()}; {UNLABELLED}"
+        )
+    return Labels(shard.file, names, codes, declared=True)
 
 
-SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "val")}
+SPLIT_NAMES = {
+    "train": ("train",),
+    "test": ("test", "validation", "valid", "val"),
+    "val": ("validation", "valid", "val"),
+}
+ARROW_ROWS = 1024  # rows that one group of an Arrow file has

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ncflow.data.damaged import refuse_damaged, without_damaged
+from ncflow.data.identity import Listing, is_same, remember, remembered
 from ncflow.data.images import ImageSource
+from ncflow.data.labels import shown
 from ncflow.data.longtail import Indices
-from ncflow.data.manifest import MANIFEST, read_manifest, write_manifest
+from ncflow.data.manifest import COUNTS, MANIFEST, damaged, read_manifest, write_manifest
+from ncflow.data.overlap import shared_with_training
 from ncflow.data.parquet import read_images, read_targets, write_split
 from ncflow.data.recipe import SOURCE_OPTIONS, Parts, PathLike, Recipe
-from ncflow.data.sources import SPLITS, load_source
 from ncflow.lookup import unknown
 
 if TYPE_CHECKING:
@@ -42,15 +46,22 @@ class Snapshot:
         """
         path, recipe = Path(path), Recipe(**choices)
         if path.exists() and any(path.iterdir()):
-            raise ValueError(f"{path} is not empty; delete it to build the snapshot again")
-        options = recipe.source_options
-        train, test = (load_source(recipe.name, recipe.root, split, **options) for split in SPLITS)
-        parts = recipe.apply(train)
+            raise ValueError(f"{path} is not empty; expected a new folder, or one that is empty")
+        splits = recipe.load()
+        listing = Listing.of(recipe.own_root, splits)
+        description = recipe.description() | ({"source_listing": listing.content} if listing.files else {})
+        sums = {"source_sha256": {split: source.checksum for split, source in splits.items()}}
+        if recipe.on_damaged == "skip":
+            splits, left_out = without_damaged(splits, recipe.own_root)
+            description |= {"damaged": left_out} if left_out else {}
         with _beside(path) as temporary:
             folder = temporary / path.name
             folder.mkdir()
-            manifest = write_manifest(folder, recipe.description() | _write_splits(folder, train, test, parts))
+            manifest = write_manifest(folder, description | _write_splits(folder, splits, recipe) | sums)
             folder.replace(path)
+        remember(_record(path), listing)
+        for note in _notes(manifest):
+            logging.getLogger("ncflow").warning("%s: %s", path.name, note)
         return cls(path, manifest)
 
     @classmethod
@@ -71,6 +82,7 @@ class Snapshot:
                     cls.create(path, **choices)
         snapshot = cls.load(path)
         snapshot._refuse_if_other(recipe.description())
+        snapshot._refuse_if_changed(recipe)
         return snapshot
 
     @staticmethod
@@ -113,8 +125,14 @@ class Snapshot:
         return Dataset.from_parquet(str(self.file(split)))
 
     def targets(self, split: str) -> torch.Tensor:
-        """Labels (N,) in stored order."""
-        return torch.from_numpy(read_targets(self.file(split)))
+        """Labels (N,) in stored order; SnapshotDamaged where they are not those that the manifest counts."""
+        targets = read_targets(self.file(split))
+        expected = self.manifest[COUNTS[split]]
+        if len(targets) and not 0 <= targets.min() <= targets.max() < self.num_classes:
+            raise damaged(self.file(split), f"labels must lie in 0..{self.num_classes - 1}")
+        if np.bincount(targets, minlength=self.num_classes).tolist() != expected:
+            raise damaged(self.file(split), f"its labels are not those that {MANIFEST} counts as {COUNTS[split]}")
+        return torch.from_numpy(targets)
 
     def encoded_images(self, split: str) -> Iterator[bytes]:
         """The content of each picture file in stored order; `decode_image` makes an image of it."""
@@ -131,7 +149,28 @@ class Snapshot:
         keys = dict.fromkeys([*asked, *SOURCE_OPTIONS])  # an option of the source that is not given is in neither
         if other := [key for key in keys if found.get(key) != asked.get(key)]:
             differences = ", ".join(f"{key} is {found.get(key)!r}, asked for {asked.get(key)!r}" for key in other)
-            raise ValueError(f"{self.path} holds another snapshot: {differences}; use another folder or delete it")
+            raise ValueError(f"{self.path} holds another snapshot: {differences}; use another folder")
+
+    def _refuse_if_changed(self, recipe: Recipe) -> None:
+        """Raise where the files behind the snapshot hold other pictures now; without them there is nothing to compare.
+
+        Only where a file's size or time is another one, or nobody has looked on this machine yet, is the content read.
+        """
+        if recipe.own_root is None or not recipe.own_root.exists():
+            return
+        splits, kept = recipe.load(), remembered(_record(self.path))
+        now = Listing.of(recipe.own_root, splits)
+        if is_same(kept, now):
+            return
+        sums = {split: source.checksum for split, source in splits.items()}
+        if sums != self.manifest["source_sha256"]:
+            known = kept is not None and len(kept.files) > 1
+            changes = kept.changes(now) if known and kept else f"its {' and '.join(sums)} split hold other pictures"
+            raise ValueError(
+                f"{self.path} was made of other data than {recipe.own_root} holds now: {changes}; give the new data "
+                "another folder with --out or --snapshot, or none, and ncflow names it after its data"
+            )
+        remember(_record(self.path), now)
 
 
 @contextmanager
@@ -148,16 +187,39 @@ def _beside(path: Path) -> Iterator[Path]:
         raise OSError(f"cannot write {path}: {reason}; mend this, and the same command makes it") from error
 
 
-def _write_splits(folder: Path, train: ImageSource, test: ImageSource, parts: Parts) -> dict[str, Any]:
+def _record(path: Path) -> Path:
+    """Where this machine keeps the listing of the source of a snapshot: beside it, for times differ per machine."""
+    return path.parent / f".{path.name}.source.json"
+
+
+def _notes(manifest: dict[str, Any]) -> Iterator[str]:
+    """What a user should know of a snapshot, a line each."""
+    yield from manifest.get("notes", [])
+    if asked := manifest.get("asked_class_counts"):
+        pairs = zip(manifest["class_names"], asked, manifest["class_counts"], strict=True)
+        short = [f"{name} has {got} of {count}" for name, count, got in pairs if got < count]
+        yield f"{len(short)} classes have fewer samples than the profile asks for: {shown(short)}"
+    for split, count in manifest.get("shared_with_train", {}).items():
+        yield f"{count} pictures of the {split} split are in the training split too, byte for byte"
+    for split, found in manifest.get("damaged", {}).items():
+        yield f"{found['count']} damaged pictures of the {split} split are left out: {shown(found['first'])}"
+
+
+def _write_splits(folder: Path, splits: dict[str, ImageSource], recipe: Recipe) -> dict[str, Any]:
     """Write the Parquet files and describe them."""
+    train, test, parts = splits["train"], splits["test"], recipe.apply(splits["train"])
     # Where test is train, as for unconstrained features, it has no sample that training left out either.
     unseen = test.checksum != train.checksum
     if len(parts.held_out) and not unseen:
         raise ValueError(f"'{train.name}' has no unseen samples, so there is none to validate on; leave val_fraction 0")
     chosen = {"train": (parts.source, parts.train), "val": (train, parts.held_out)}
+    if "val" in splits:
+        chosen["val"] = (splits["val"], np.arange(len(splits["val"])))
     chosen["test"] = (test, np.arange(len(test)) if unseen else parts.train)
     chosen = {split: (source, indices) for split, (source, indices) in chosen.items() if len(indices)}
+    shared = shared_with_training(chosen) if unseen else {}
     pixels = {split: write_split(folder / f"{split}.parquet", *content) for split, content in chosen.items()}
+    refuse_damaged({name: reason for summary in pixels.values() for name, reason in summary.damaged.items()})
     mode = "L" if set.union(*(summary.modes for summary in pixels.values())) == {"L"} else "RGB"
     sizes = set.union(*(summary.sizes for summary in pixels.values()))
     mean, std = pixels["train"].moments(channels=len(mode))
@@ -169,14 +231,23 @@ def _write_splits(folder: Path, train: ImageSource, test: ImageSource, parts: Pa
         "pixel_mean": mean,
         "pixel_std": std,
         "indices_sha256": hashlib.sha256(parts.train.astype("<i8").tobytes()).hexdigest(),
-        "source_sha256": {"train": train.checksum, "test": test.checksum},
+        **_remarks(splits, parts, shared),
     }
+
+
+def _remarks(splits: dict[str, ImageSource], parts: Parts, shared: dict[str, int]) -> dict[str, Any]:
+    """What is out of the ordinary; nothing where nothing is."""
+    notes = list(dict.fromkeys(note for source in splits.values() for note in source.notes))
+    got = np.bincount(parts.source.targets[parts.train], minlength=len(parts.source.class_names)).tolist()
+    lacking = parts.asked is not None and any(have < want for have, want in zip(got, parts.asked, strict=True))
+    # With the native imbalance what is asked is a limit, which classes may stay below.
+    found = {"notes": notes, "shared_with_train": shared, "asked_class_counts": lacking and parts.asked}
+    return {key: value for key, value in found.items() if value}
 
 
 def _class_counts(chosen: dict[str, tuple[ImageSource, Indices]], clean: ImageSource) -> dict[str, list[int]]:
     """Samples of each of the K classes in each split; of a noisy training split also those that truly are of it."""
-    names = {"train": "class_counts", "val": "val_class_counts", "test": "test_class_counts"}
-    targets = {names[split]: source.targets[indices] for split, (source, indices) in chosen.items()}
+    targets = {COUNTS[split]: source.targets[indices] for split, (source, indices) in chosen.items()}
     truth = clean.targets[chosen["train"][1]]
     if not np.array_equal(targets["class_counts"], truth):
         targets["clean_class_counts"] = truth

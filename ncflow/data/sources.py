@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ncflow.data.images import DatasetMissing, ImageSource
-from ncflow.data.listed import load_imagenet_lt, load_tiny_imagenet
+from ncflow.data.folders import load_folders
+from ncflow.data.images import DatasetMissing, ImageSource, SplitMissing
+from ncflow.data.listed import load_imagenet_lt, load_listed, load_tiny_imagenet
 from ncflow.data.longtail import sample_indices
 from ncflow.data.numbered import numbered_source
 from ncflow.data.published import PUBLISHED, default_root, load_published
@@ -26,13 +26,15 @@ Source = Callable[..., ImageSource]
 def load_source(
     name: str, root: str | os.PathLike[str] | None = None, split: str = "train", **options: Any
 ) -> ImageSource:
-    """The `train` or `test` split of a source; `root` is the folder it lives in (default: `default_root()`).
+    """The `train`, `val` or `test` split of a source; `root` is the folder it lives in (default: `default_root()`).
 
     `options` are keyword-only parameters of the source, such as `label_column`. None is an option that is not given.
     """
     given = given_options(name, options)
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    if split not in (*SPLITS, "val"):
+        raise unknown("split", split, (*SPLITS, "val"))
+    if split == "val" and name not in OWN_VALIDATION:
+        raise SplitMissing(f"dataset '{name}' has no validation split; hold one out with dataset.val_fraction")
     return SOURCES[name](None if root is None else Path(root).expanduser(), split, **given)
 
 
@@ -67,20 +69,9 @@ def _published(name: str) -> Source:
 
 def _imagefolder(root: Path | None, split: str) -> ImageSource:
     """A user's pictures in root/train/<class>/ and root/test/<class>/ (or val/); train's folders are the classes."""
-    root = _given("imagefolder", root, "a folder with train/<class>/ and test/<class>/")
-    class_names = [folder.name for folder in _folders(_split_folder(root, "train"))]
-    folder = _split_folder(root, split)
-    strange = [found.name for found in _folders(folder) if found.name not in class_names]
-    if strange:
-        raise ValueError(f"{folder} has classes that {root / 'train'} does not have: {', '.join(strange)}")
-    pictures = [_pictures(folder / name) for name in class_names]
-    empty = [name for name, of_class in zip(class_names, pictures, strict=True) if not of_class]
-    if empty and (split == "train" or len(empty) == len(class_names)):
-        raise ValueError(
-            f"{folder} has no picture of class {', '.join(empty)}; looked for {' '.join(_PICTURE_SUFFIXES)}"
-        )
-    targets = np.repeat(np.arange(len(pictures)), [len(of_class) for of_class in pictures])
-    return ImageSource("imagefolder", [file for of_class in pictures for file in of_class], targets, class_names)
+    return load_folders(
+        "imagefolder", _given("imagefolder", root, "a folder with train/<class>/ and test/<class>/"), split
+    )
 
 
 def _tiny_imagenet(root: Path | None, split: str) -> ImageSource:
@@ -90,8 +81,9 @@ def _tiny_imagenet(root: Path | None, split: str) -> ImageSource:
 
 def _imagenet(root: Path | None, split: str) -> ImageSource:
     """ImageNet in its folders root/train/<class>/ and root/val/<class>/."""
-    root = _given("imagenet", root, "the folder with ImageNet's train/<class>/ and val/<class>/")
-    return replace(_imagefolder(root, split), name="imagenet")
+    return load_folders(
+        "imagenet", _given("imagenet", root, "the folder with ImageNet's train/<class>/ and val/<class>/"), split
+    )
 
 
 def _imagenet_lt(root: Path | None, split: str) -> ImageSource:
@@ -101,7 +93,14 @@ def _imagenet_lt(root: Path | None, split: str) -> ImageSource:
         return load_imagenet_lt(root, split)
     if find_shards(root, "train"):
         return load_shards("imagenet_lt", root, split)
-    return replace(_imagefolder(root, split), name="imagenet_lt")
+    return load_folders("imagenet_lt", root, split)
+
+
+def _listed(root: Path | None, split: str, *, lists: Mapping[str, str] | None = None) -> ImageSource:
+    """Pictures below root that text files list, a line each: its path and its class; such as Places-LT, iNaturalist."""
+    return load_listed(
+        "listed", _given("listed", root, "the folder that the paths in the lists start from"), split, lists=lists
+    )
 
 
 def _parquet(
@@ -118,25 +117,6 @@ def _given(name: str, root: Path | None, expected: str) -> Path:
     return root
 
 
-def _split_folder(root: Path, split: str) -> Path:
-    candidates = [root / folder for folder in _SPLIT_FOLDERS[split]]
-    for candidate in candidates:
-        if candidate.is_dir():
-            return candidate
-    expected = " or ".join(f"{candidate}/<class>/<picture>" for candidate in candidates)
-    raise DatasetMissing(f"dataset 'imagefolder' has no {split} split: expected {expected}")
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURE_SUFFIXES)
-
-
-_SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
-_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _UFM_CLASSES = (10, 100, 200, 1000)
 
 SOURCES: dict[str, Source] = {
@@ -146,9 +126,12 @@ SOURCES: dict[str, Source] = {
     "imagenet": _imagenet,
     "imagenet_lt": _imagenet_lt,
     "imagefolder": _imagefolder,
+    "listed": _listed,
     "parquet": _parquet,
     **{f"ufm{num_classes}": numbered_source(num_classes) for num_classes in _UFM_CLASSES},
 }
+# Sources of a user's own files, which may have a validation split beside a test split.
+OWN_VALIDATION = {"imagenet", "imagenet_lt", "imagefolder", "listed", "parquet"}
 # How many classes a source has, where that is known before it is read; a folder of ImageNet's may hold some of them.
 NUM_CLASSES: dict[str, int] = {
     **{name: 10 for name in ("digits", "mnist", "fmnist", "cifar10", "svhn", "stl10")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -121,7 +122,8 @@ def test_the_name_says_every_choice_that_is_not_the_default():
 
 def test_the_name_and_the_description_say_the_options_of_a_source_that_are_given():
     plain, chosen = Recipe("parquet"), Recipe("parquet", label_column="../fine label")
-    assert chosen.folder_name == "parquet-exp-0.01-label_column=.._fine_label-seed0"
+    digest = hashlib.sha256(b"../fine label").hexdigest()
+    assert chosen.folder_name == f"parquet-exp-0.01-label_column=.._fine_label.{digest[:8]}-seed0"
     assert chosen.description() == plain.description() | {"label_column": "../fine label"}
 
 

@@ -1,0 +1,129 @@
+"""Folders of pictures as users have them: links are followed, hidden files are none of them."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ncflow.data.images import ImageSource, SplitMissing, printable
+from ncflow.data.labels import shown
+
+# Endings of what Pillow reads everywhere.
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp"),
+    *(".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"),
+)
+
+
+def load_folders(name: str, root: Path, split: str) -> ImageSource:
+    """A user's pictures in root/<split>/<class>/; the folders of the training split are the classes.
+
+    Without any folder of a split, root/<class>/ is the training split. `val` is the test split where there is no other.
+    """
+    classes = class_folders(split_folder(root, "train"))
+    folder = split_folder(root, split)
+    names = [path.name for path in classes]
+    if strange := [path.name for path in class_folders(folder) if path.name not in names]:
+        where, names = printable(str(folder)), [printable(name) for name in strange]
+        raise ValueError(f"{where} has classes that the training split does not have: {shown(names)}")
+    pictures = [pictures_below(folder / name) if (folder / name).is_dir() else [] for name in names]
+    empty = [printable(name) for name, of_class in zip(names, pictures, strict=True) if not of_class]
+    if empty and (split == "train" or len(empty) == len(names)):
+        where = printable(str(folder))
+        raise ValueError(f"{where} has no picture of class {shown(empty)}; looked for {' '.join(SUFFIXES)}")
+    targets = np.repeat(np.arange(len(pictures)), [len(of_class) for of_class in pictures])
+    files = [file for of_class in pictures for file in of_class]
+    return ImageSource(name, files, targets, [printable(name) for name in names], notes=_note(folder))
+
+
+def split_folder(root: Path, split: str) -> Path:
+    """The folder of a split, one that has folders of classes; SplitMissing says where it was looked for."""
+    if split == "train" and not any(_has_classes(root / name) for name in SPLIT_NAMES) and _has_classes(root):
+        return root
+    wanted = SPLIT_FOLDERS[split]
+    if split == "val" and not _has_classes(root / "test"):
+        wanted = ()  # it is the test split where there is no other
+    for name in wanted:
+        if _has_classes(root / name):
+            return root / name
+    expected = " or ".join(f"{root / name}/<class>/<picture>" for name in SPLIT_FOLDERS[split])
+    entries = [path.name for path in root.iterdir()] if root.is_dir() else []
+    alike = [name for name in entries if name not in SPLIT_NAMES and name.lower() in SPLIT_FOLDERS[split]]
+    advice = f"; rename {shown(alike)} to lower case" if alike else ""
+    raise SplitMissing(f"dataset 'imagefolder' has no {split} split: expected {printable(expected)}{advice}")
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders of the classes, links among them, by name."""
+    entries = sorted(folder.iterdir())
+    if broken := [entry for entry in entries if not is_hidden(entry.name) and is_broken(entry)]:
+        raise ValueError(f"{printable(str(broken[0]))} is a link to nothing; restore what it led to, or delete it")
+    return [entry for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """The pictures of a class, at any depth, by name; a link that leads nowhere is a ValueError."""
+    pictures = [path for path in _files_below(folder) if path.suffix.lower() in SUFFIXES]
+    if broken := [path for path in pictures if is_broken(path)]:
+        raise ValueError(
+            f"{printable(str(broken[0]))} is a link to nothing, one of {len(broken)} below {printable(str(folder))}; "
+            "restore what it led to, or delete it"
+        )
+    return sorted(pictures)
+
+
+def passed_over(folder: Path) -> list[Path]:
+    """Files that are pictures by their ending, of a kind that is not read."""
+    files = (path for path in _files_below(folder) if path.suffix.lower() not in SUFFIXES)
+    return sorted(path for path in files if (mimetypes.guess_type(path.name)[0] or "").startswith("image/"))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is one that systems and editors leave behind, such as .ipynb_checkpoints or ._0.png."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_broken(path: Path) -> bool:
+    """Whether a path is a link that leads nowhere."""
+    return path.is_symlink() and not path.exists()
+
+
+def _has_classes(folder: Path) -> bool:
+    return folder.is_dir() and bool(class_folders(folder))
+
+
+def _note(folder: Path) -> tuple[str, ...]:
+    """What to say of pictures that are left out."""
+    left = passed_over(folder)
+    if not left:
+        return ()
+    endings = shown(sorted({path.suffix.lower() for path in left}))
+    first = printable(str(left[0].relative_to(folder)))
+    return (
+        f"{len(left)} pictures in {folder.name} are left out, of a kind that is not read ({endings}), such as {first}",
+    )
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Every file at any depth; a folder that several links lead to is entered once, so that loops end."""
+    seen = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        place = Path(where).stat()
+        if (place.st_dev, place.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield from (Path(where, name) for name in files if not is_hidden(name))
+
+
+SPLIT_FOLDERS = {
+    "train": ("train",),
+    "test": ("test", "val", "validation", "valid"),
+    "val": ("val", "validation", "valid"),
+}
+SPLIT_NAMES = sorted({name for names in SPLIT_FOLDERS.values() for name in names})

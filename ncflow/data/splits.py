@@ -1,0 +1,44 @@
+"""The splits of a source: train and test, with its own validation split or a test split cut from the only one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ncflow.data.images import ImageSource, SplitMissing
+from ncflow.data.longtail import hold_out
+from ncflow.data.sources import load_source
+
+TEST_STREAM = 2**30  # of random numbers: those of the tail and of the validation part are others
+
+
+def load_splits(
+    name: str, root: Any = None, *, test_fraction: float = 0.0, seed: int = 0, **options: Any
+) -> dict[str, ImageSource]:
+    """train and test, and val where the source has a validation split beside a test split.
+
+    `test_fraction` of each class of a source with one split only becomes the test split, chosen by `seed`. It is a
+    ValueError where there is a test split already, as is none without it.
+    """
+    splits = {"train": load_source(name, root, "train", **options)}
+    for split in ("val", "test"):
+        try:
+            splits[split] = load_source(name, root, split, **options)
+        except SplitMissing as missing:
+            if split == "test" and not test_fraction:
+                advice = "; a source with one split only is divided by dataset.test_fraction, such as 0.2"
+                raise SplitMissing(f"{missing}{advice}") from None
+    if "test" not in splits:
+        return _divided(splits["train"], test_fraction, seed)
+    if test_fraction:
+        raise ValueError(
+            f"dataset '{name}' has a test split of {len(splits['test'])} pictures, so dataset.test_fraction="
+            f"{test_fraction:g} would divide the training split for a second one; expected 0"
+        )
+    return splits
+
+
+def _divided(source: ImageSource, fraction: float, seed: int) -> dict[str, ImageSource]:
+    rest, held_out = hold_out(
+        source.targets, len(source.class_names), fraction=fraction, seed=(seed + TEST_STREAM) % 2**32
+    )
+    return {"train": source.take(rest), "test": source.take(held_out)}
