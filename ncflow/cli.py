@@ -58,11 +58,12 @@ def snapshot(
 ) -> None:
     """Freeze a long-tailed training split and its test split on disk."""
     from ncflow import stages
-    from ncflow.experiments.pipeline import pipeline_snapshot
+    from ncflow.experiments.pipeline import pipeline_snapshot, refuse_unwatched
 
     params = _load(config, set_)
     if pipeline:
         _refuse_beside_pipeline(config=config, set=set_, out=out)
+        refuse_unwatched(params, _root())
         out = pipeline_snapshot(params, _root())
     made = stages.snapshot(params, out or _snapshot_path(params))
     _say(f"{made.path}: {made.num_classes} classes, training samples {made.class_counts}")

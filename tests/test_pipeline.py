@@ -86,3 +86,23 @@ def test_a_hostile_parameter_runs_no_command(project, keys):
     done = dvc(project, "repro")
     assert done.returncode != 0
     assert not list(project.rglob("pwned"))
+
+
+@pytest.mark.slow
+def test_dvc_notices_changed_data_once_it_watches_the_folder(project):
+    from users import picture, write_folders
+
+    write_folders(project / "pics", {"a": 6, "b": 6})
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    values["dataset"] |= {"name": "imagefolder", "root": "pics", "imb_factor": -1}
+    (project / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    done = dvc(project, "repro", "snapshot")
+    assert done.returncode != 0 and "add pics to the deps of its stage snapshot" in done.stderr
+    text = (project / "dvc.yaml").read_text()
+    (project / "dvc.yaml").write_text(text.replace("deps: [ncflow/data]", "deps: [ncflow/data, pics]"))
+    for added, told in ((0, "Running stage 'snapshot'"), (0, "up to date"), (1, "Running stage 'snapshot'")):
+        for i in range(added):
+            picture("a").save(project / "pics" / "train" / "a" / f"new{i}.png")
+        done = dvc(project, "repro", "snapshot")
+        assert done.returncode == 0 and told in done.stdout, done.stdout + done.stderr
+    assert '"class_counts": [7, 6]' in (project / "data" / "main" / "manifest.json").read_text()

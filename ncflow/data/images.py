@@ -89,9 +89,14 @@ class ImageSource:
 
     @cached_property
     def hashes(self) -> list[bytes]:
-        """sha256 of the content of each image."""
-        contents = (image.tobytes() if isinstance(image, np.ndarray) else image.read_bytes() for image in self.images)
-        return [hashlib.sha256(content).digest() for content in contents]
+        """sha256 of the content of each image; of one that cannot be read, which is named later, that of nothing."""
+        return [hashlib.sha256(self._content(index)).digest() for index in range(len(self))]
+
+    def _content(self, index: int) -> bytes:
+        with suppress(OSError, ValueError):
+            image = self.images[index]
+            return image.tobytes() if isinstance(image, np.ndarray) else image.read_bytes()
+        return b""
 
     @cached_property
     def checksum(self) -> str:

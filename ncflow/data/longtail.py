@@ -152,11 +152,14 @@ def _how_to_cut(
     found = ", ".join(f"class {names[k]} has {sizes[k]} samples of {counts[k]}" for k in short[:5])
     more = f" and {len(short) - 5} more classes" if len(short) > 5 else ""
     most = min(int(sizes[k] / share * (1 + 1e-12)) for k, share in shares.items())
-    rarest = ", dataset.min_samples=1" if most * min(shares.values()) * (1 + 1e-12) < 1 else ""
+    rarest = " with dataset.min_samples=1" if most * min(shares.values()) * (1 + 1e-12) < 1 else ""
+    pairs = zip(sorted(sizes.tolist(), reverse=True), sorted(counts, reverse=True), strict=True)
+    helps = all(size >= (1 - TOLERATED) * count for size, count in pairs)
+    order = "; dataset.class_order=frequency makes the small classes the rare ones" if helps else ""
     return (
         f"the tail cannot be cut: {found}{more} that the profile asks for; keep the classes as they are with "
-        f"dataset.imb_factor={NATIVE}, start from dataset.samples_per_class={most}{rarest}, the most that every class "
-        "can give, or make the small classes the rare ones with dataset.class_order=frequency"
+        f"dataset.imb_factor={NATIVE}, or start from dataset.samples_per_class={most}{rarest}, the most that every "
+        f"class can give{order}"
     )
 
 

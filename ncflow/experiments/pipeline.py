@@ -8,6 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from ncflow.experiments.groups import quickstart
 from ncflow.lookup import lookup
 from ncflow.params import Params
@@ -26,6 +28,22 @@ class PipelineRun(NamedTuple):
 def pipeline_snapshot(params: Params, root: Path) -> Path:
     """The snapshot folder of the pipeline."""
     return root / "data" / params.exp_name
+
+
+def refuse_unwatched(params: Params, root: Path) -> None:
+    """Raise where the snapshot stage of dvc.yaml does not depend on the folder of the data.
+
+    DVC would then not notice that the data changed. A dependency cannot follow `dataset.root`, which may be null.
+    """
+    if params.dataset.root is None:
+        return
+    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    watched = {(root / Path(name).expanduser()).resolve() for name in stages["snapshot"].get("deps", [])}
+    if (root / Path(params.dataset.root).expanduser()).resolve() not in watched:
+        raise ValueError(
+            f"dvc.yaml does not watch dataset.root={params.dataset.root}, so that DVC would not notice when the data "
+            f"changes; add {params.dataset.root} to the deps of its stage snapshot"
+        )
 
 
 def pipeline_runs(params: Params, root: Path) -> dict[str, PipelineRun]:

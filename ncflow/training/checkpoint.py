@@ -99,7 +99,7 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is damaged: {error}; delete {file.parent.parent} to train from the start") from error
+        raise ValueError(f"{file} is damaged: {error}; rename {file.parent.parent} to train from the start") from error
 
 
 def summarize(record: EpochRecord) -> dict[str, Any]:

@@ -113,3 +113,102 @@ def test_tiny_imagenet_says_what_is_wrong_with_it(tiny_imagenet, tmp_path):
         file.write("val_0.JPEG\tn0\n")
     with pytest.raises(ValueError, match="does not have: n0"):
         load_source("tiny_imagenet", tiny_imagenet, "test")
+
+
+@pytest.fixture
+def places(tmp_path) -> Path:
+    """Lists over folders that classes share, of paths with blanks, as people write them."""
+    root = tmp_path / "places"
+    for k in range(3):
+        for i in range(4):
+            write_picture(root / "a b" / f"{k} {i}.png", 10 * k + i)
+    lines = [f"a b/{k} {i}.png {k}" for k in range(3) for i in range(3)]
+    (root / "train.txt").write_text("# path class\n\n" + "\n".join(lines) + "\n")
+    (root / "test.txt").write_bytes(b"a b/1 3.png\t1\r\na b/2 3.png 2\r\n")
+    return root
+
+
+def test_lists_may_share_folders_lack_a_class_and_have_blanks(places):
+    train, test = (load_source("listed", places, split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ["0", "1", "2"]
+    assert train.targets.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and test.targets.tolist() == [1, 2]
+    assert str(test.images[0]).endswith("a b/1 3.png")
+
+
+def test_the_lists_can_be_named(places, tmp_path, datasets_cache):
+    (places / "test.txt").rename(places / "held out.txt")
+    lists = {"test": "held out.txt"}
+    snapshot = Snapshot.create(tmp_path / "s", name="listed", root=places, lists=lists, imb_factor=-1)
+    assert snapshot.manifest["lists"] == lists and snapshot.manifest["test_class_counts"] == [0, 1, 1]
+    with pytest.raises(ValueError, match="expected the splits train, val, test, got exam"):
+        load_source("listed", places, lists={"exam": "x.txt"})
+
+
+def test_a_validation_list_beside_a_test_list_is_the_validation_split(places):
+    (places / "val.txt").write_text("a b/0 3.png 0\n")
+    assert load_source("listed", places, "val").targets.tolist() == [0]
+    (places / "test.txt").unlink()
+    assert load_source("listed", places, "test").targets.tolist() == [0]
+    with pytest.raises(DatasetMissing, match="val is not another split"):
+        load_source("listed", places, "val")
+
+
+@pytest.mark.parametrize(("labels", "names"), [(("3", "5", "70"), ["3", "5", "70"]), (("owl", "cat", "dog"), None)])
+def test_numbers_with_gaps_and_text_are_classes(places, labels, names):
+    for file in (places / "train.txt", places / "test.txt"):
+        lines = [
+            line.rpartition(" ")
+            for line in file.read_text().replace("\t", " ").split("\n")
+            if line.endswith(tuple("012"))
+        ]
+        file.write_text("\n".join(f"{path} {labels[int(k)]}" for path, _, k in lines))
+    train = load_source("listed", places)
+    assert train.class_names == (names or sorted(labels))
+    assert [train.class_names[k] for k in train.targets[::3]] == list(labels)
+    assert bool(train.notes) == bool(names)
+
+
+def test_classes_with_a_folder_each_are_called_like_it(imagenet):
+    lists = {"train": "ImageNet_LT_train.txt", "test": "ImageNet_LT_test.txt"}
+    assert load_source("listed", imagenet, lists=lists).class_names == CLASSES
+
+
+@pytest.mark.parametrize("name", ["imagenet_lt", "listed"])
+def test_lists_that_number_classes_differently_are_refused(imagenet, name):
+    file = imagenet / "ImageNet_LT_test.txt"
+    file.write_text(
+        file.read_text().replace(
+            f"{CLASSES[1]}/ILSVRC2012_val_00000002.JPEG 1", f"{CLASSES[1]}/ILSVRC2012_val_00000002.JPEG 2"
+        )
+    )
+    options = {"lists": {"train": "ImageNet_LT_train.txt", "test": file.name}} if name == "listed" else {}
+    with pytest.raises(
+        ValueError, match=f"{file.name}, line 4: folder {CLASSES[1]} is of class 1 in the training list, and of class 2"
+    ):
+        load_source(name, imagenet, "test", **options)
+
+
+def test_a_picture_in_two_classes_is_refused_and_one_listed_twice_is_said(places):
+    with (places / "train.txt").open("a") as file:
+        file.write("a b/0 0.png 0\n")
+    assert "lists 1 pictures again" in load_source("listed", places).notes[0]
+    with (places / "train.txt").open("a") as file:
+        file.write("a b/0 0.png 2\n")
+    with pytest.raises(ValueError, match="line 13: class 2, and class 0 in line 3"):
+        load_source("listed", places)
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "cat\n"])
+def test_a_list_without_entries_is_named(places, content):
+    (places / "train.txt").write_text(content)
+    with pytest.raises(
+        ValueError, match="train.txt lists no picture|train.txt, line 1: expected a picture and its class"
+    ):
+        load_source("listed", places)
+
+
+def test_a_class_that_training_does_not_list_is_refused(places):
+    with (places / "test.txt").open("a") as file:
+        file.write("a b/0 3.png 9\n")
+    with pytest.raises(ValueError, match="test.txt: labels 9 are none of the training classes, 0, 1, 2"):
+        load_source("listed", places, "test")

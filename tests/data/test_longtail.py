@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from ncflow.data.longtail import PROFILES, class_counts, hold_out, longtail_indices, sample_indices
+from ncflow.data.longtail import PROFILES, class_counts, hold_out, longtail_indices, sample_indices, tail_counts
 
 FACTORS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
@@ -184,3 +185,39 @@ def test_what_is_held_out_is_the_seeds_choice(targets):
 def test_a_fraction_that_leaves_a_part_empty_is_refused(targets, fraction):
     with pytest.raises(ValueError, match=r"fraction to hold out must be in \(0, 1\)"):
         hold_out(targets, 5, fraction=fraction, seed=0)
+
+
+SHORT = np.repeat([0, 1, 2], [5, 200, 40])  # N // K = 81
+
+
+@pytest.mark.parametrize("imb_factor", [0.02, 0.5, 1.0])
+def test_a_class_that_cannot_give_its_part_is_named_with_what_can_be_done(imb_factor):
+    with pytest.raises(ValueError, match="class ant has 5 samples of 81") as error:
+        tail_counts(SHORT, 3, imb_type="exp", imb_factor=imb_factor, names=["ant", "bee", "cow"])
+    assert "dataset.imb_factor=-1" in str(error.value)
+    assert ("class_order=frequency" in str(error.value)) == (imb_factor == 0.02)
+    most = int(re.search(r"samples_per_class=(\d+)", str(error.value))[1])
+    n_min = 1 if "min_samples=1" in str(error.value) else 0
+    counts = tail_counts(SHORT, 3, imb_type="exp", imb_factor=imb_factor, n_max=most, n_min=n_min)
+    assert all(counts <= np.bincount(SHORT))
+    with pytest.raises(ValueError):
+        tail_counts(SHORT, 3, imb_type="exp", imb_factor=imb_factor, n_max=most + 1, n_min=n_min)
+
+
+@pytest.mark.parametrize("size", [89, 90, 99])
+def test_a_class_may_lack_a_tenth(size):
+    targets = np.repeat([0, 1, 2], [size, 105, 300 - 105 - size])
+    if size < 90:
+        with pytest.raises(ValueError, match="the tail cannot be cut"):
+            tail_counts(targets, 3, imb_type="step", imb_factor=0.5)
+    else:
+        assert tail_counts(targets, 3, imb_type="step", imb_factor=0.5) == [100, 100, 50]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_classes_says_which_become_rare(seed):
+    order = np.random.RandomState(seed).permutation(5).tolist()
+    targets = np.repeat(np.arange(5), 50)
+    usual = tail_counts(targets, 5, imb_type="exp", imb_factor=0.1)
+    turned = tail_counts(targets, 5, imb_type="exp", imb_factor=0.1, order=order)
+    assert [turned[k] for k in order] == usual

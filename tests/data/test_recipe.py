@@ -187,3 +187,35 @@ def test_unconstrained_features_have_nothing_to_validate_on(tmp_path, datasets_c
     with pytest.raises(ValueError, match="'ufm10' has no unseen samples"):
         Snapshot.create(tmp_path / "ufm", name="ufm10", imb_type="none", val_fraction=0.1)
     assert not (tmp_path / "ufm").exists()
+
+
+def test_classes_become_rare_in_the_order_that_is_given(tmp_path, datasets_cache, caplog):
+    plain = Snapshot.create(tmp_path / "plain", name="digits", imb_factor=0.1)
+    order = [str(k) for k in reversed(range(10))]
+    turned = Snapshot.create(tmp_path / "turned", name="digits", imb_factor=0.1, class_order=order)
+    assert turned.class_names == plain.class_names
+    assert turned.class_counts[:9] == plain.class_counts[:0:-1]  # of class 0 there are fewer than the profile asks for
+    assert "1 classes have fewer samples than the profile asks for: 0 has 142 of 143" in caplog.text
+    assert plain.manifest["asked_class_counts"][0] == 143 and "asked_class_counts" not in turned.manifest
+
+
+def test_frequency_makes_the_smallest_classes_rare(tmp_path, datasets_cache):
+    from users import write_folders
+
+    root = write_folders(tmp_path / "pics", {"a": 5, "b": 200, "c": 40})
+    choices = {"name": "imagefolder", "root": root, "imb_factor": 0.02, "class_order": "frequency"}
+    assert Snapshot.create(tmp_path / "snapshot", **choices).class_counts == [1, 81, 11]
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (["0", "1"], "missing: 2, 3, 4"),
+        ([*map(str, range(10)), "x"], "unknown: x"),
+        (["0", "0", *map(str, range(1, 10))], "given twice: 0"),
+        ("size", "unknown class_order 'size'"),
+    ],
+)
+def test_an_order_must_name_every_class_once(order, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe("digits", class_order=order).apply(load_source("digits"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing
 import os
 import re
@@ -16,10 +17,11 @@ import torch
 from ncflow.data import snapshot as snapshot_module
 from ncflow.data.images import decode_image
 from ncflow.data.longtail import class_counts, longtail_indices
-from ncflow.data.manifest import SnapshotDamaged, write_manifest
+from ncflow.data.manifest import SnapshotDamaged, read_manifest, write_manifest
 from ncflow.data.snapshot import Snapshot
 from ncflow.data.sources import SPLITS, load_source
 
+ROOT = Path(__file__).parents[2]
 FILES = ("train.parquet", "test.parquet", "manifest.json")
 
 
@@ -255,3 +257,59 @@ def test_a_picture_that_cannot_be_read_is_named(flowers, tmp_path):
 def test_an_unknown_split_is_refused(digits):
     with pytest.raises(ValueError, match="unknown split 'valid'"):
         digits.targets("valid")
+
+
+def forged(copy: Path, **changes: object) -> None:
+    """Seal a manifest with other entries, as anybody can."""
+    description = {
+        key: value for key, value in read_manifest(copy).items() if key not in ("protocol", "files", "digest")
+    }
+    (copy / "manifest.json").unlink()
+    write_manifest(copy, {key: value for key, value in (description | changes).items() if value is not ...})
+
+
+FORGED = {
+    "class_names": [..., 3, [], ["a"] * 10, list(range(10))],
+    "class_counts": [..., [1], "many", [-1] * 10, [1.5] * 10, [True] * 10],
+    "test_class_counts": [..., None],
+    "image_mode": [..., "CMYK", 3],
+    "image_size": ["large", [0, 8], [8], {}],
+    "pixel_mean": [..., [], ["0.5"], [math.nan], [2.0], [0.5, 0.5]],
+    "pixel_std": [..., None],
+    "source_sha256": [..., [], {"exam": ""}],
+    "name": [..., 5],
+}
+
+
+@pytest.mark.parametrize("key", FORGED)
+def test_a_forged_manifest_is_one_message_that_names_the_key(copy, key):
+    intact = (copy / "manifest.json").read_bytes()
+    for value in FORGED[key]:
+        (copy / "manifest.json").write_bytes(intact)
+        forged(copy, **{key: value})
+        with pytest.raises(SnapshotDamaged, match=rf"manifest.json is damaged: {key} is missing, or not"):
+            Snapshot.load(copy)
+
+
+def test_labels_that_the_manifest_does_not_count_are_refused(copy):
+    counts = read_manifest(copy)["class_counts"]
+    forged(copy, class_counts=counts[::-1])
+    with pytest.raises(SnapshotDamaged, match="train.parquet is damaged: its labels are not those that manifest.json"):
+        Snapshot.load(copy).targets("train")
+    forged(copy, class_names=["one", "two"], class_counts=[1, 1], test_class_counts=[1, 1])
+    with pytest.raises(SnapshotDamaged, match=r"train.parquet is damaged: labels must lie in 0..1"):
+        Snapshot.load(copy).targets("train")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 100_000, '{"protocol": 1, "protocol": 2}', "root:x:0:0"])
+def test_a_manifest_without_end_or_of_another_kind_shows_nothing_of_it(copy, content):
+    (copy / "manifest.json").write_text(content)
+    with pytest.raises(SnapshotDamaged, match="manifest.json is damaged") as error:
+        Snapshot.load(copy)
+    assert "root:x" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_no_advice_says_to_delete_a_folder():
+    texts = [file.read_text() for file in (ROOT / "ncflow").rglob("*.py")]
+    advice = [line for text in texts for line in text.splitlines() if re.search(r"[Dd]elete (the folder|it to)", line)]
+    assert advice == []

@@ -1,0 +1,39 @@
+"""Pictures that are in the training split and in one that is to measure it: counted, said, refused if they are most."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from users import write_folders
+
+from ncflow.data.snapshot import Snapshot
+
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
+
+def create(tmp_path, shared: int, split: str = "test") -> Snapshot:
+    """A snapshot of which so many of 6 pictures of a split are training pictures."""
+    root = write_folders(tmp_path / "pics", {"a": 6, "b": 6}, ("train", "val", "test"))
+    places = [(name, i) for name in ("a", "b") for i in range(3)]
+    for name, i in places[:shared]:
+        shutil.copy(root / "train" / name / f"{i}.png", root / split / name / f"{i}.png")
+    return Snapshot.create(tmp_path / "snapshot", name="imagefolder", root=root, imb_factor=-1)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("shared", [0, 1, 3])
+def test_shared_pictures_are_counted_and_said(tmp_path, caplog, split, shared):
+    snapshot = create(tmp_path, shared, split)
+    assert snapshot.manifest.get("shared_with_train", {}) == ({split: shared} if shared else {})
+    assert (f"{shared} pictures of the {split} split are in the training split too" in caplog.text) == bool(shared)
+
+
+def test_a_split_that_training_has_seen_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="4 of the 6 pictures of the test split are in the training split"):
+        create(tmp_path, 4)
+
+
+def test_free_features_are_measured_where_they_are_trained(tmp_path):
+    snapshot = Snapshot.create(tmp_path / "snapshot", name="ufm10", imb_factor=1.0)
+    assert "shared_with_train" not in snapshot.manifest
