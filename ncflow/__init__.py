@@ -35,6 +35,7 @@ HOMES = {
     "OPTIMIZERS": "training",
     "SOURCES": "data",
     "Snapshot": "data",
+    "TargetedModel": "nn",
     "capture": "nn",
     "class_counts": "data",
     "collapse_metrics": "metrics",

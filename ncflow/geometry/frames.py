@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ncflow.geometry.inputs import LARGEST, check_whole, counts_tensor
 
+HALF = 1e-4  # float16 and bfloat16 have a larger eps, float32 a smaller one
+
 
 def contrasts(rows: Tensor) -> Tensor:
     """Coordinates Qᵀ(rows - mean row) of the centered rows: (..., K, d) -> (..., K-1, d). Keeps their scatter."""
@@ -32,9 +34,14 @@ def from_contrasts(coordinates: Tensor) -> Tensor:
     return torch.cat([total / root, coordinates - total / (num_classes - root)], dim=-2)
 
 
-def rounding_level(rows: Tensor) -> Tensor:
-    """The size (...) below which differences between the rows (..., K, d) are nothing but rounding."""
-    return torch.linalg.matrix_norm(rows) * (max(rows.shape[-2:]) * torch.finfo(rows.dtype).eps)
+def rounding_level(rows: Tensor, eps: float | None = None) -> Tensor:
+    """The size (...) below which differences between the rows (..., K, d) are nothing but rounding.
+
+    eps is the precision in which the rows came; default: that of their dtype. Half precision adds up in float32, so
+    that its numbers are rounded once and the level does not grow with K and d.
+    """
+    eps = torch.finfo(rows.dtype).eps if eps is None else eps
+    return torch.linalg.matrix_norm(rows) * (eps if eps > HALF else max(rows.shape[-2:]) * eps)
 
 
 def simplex_etf(

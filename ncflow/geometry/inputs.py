@@ -35,22 +35,47 @@ def check_whole(*, least: int = 1, most: int = LARGEST, **values: object) -> Non
 
 
 def check_batch(rows: Tensor, targets: object, num_classes: int) -> None:
-    """Raise where targets are not whole numbers (B,) below K, one for each of rows (B, ...), B >= 1.
+    """Raise where targets are neither whole numbers (B,) below K nor soft ones (B, K), for rows (B, ...), B >= 1.
 
-    On an accelerator their range is left to the kernels that use them: to look at it here is to wait for it.
+    Soft targets are shares of the K classes: not negative, and one in all for each sample. On an accelerator their
+    range is left to the kernels that use them: to look at it here is to wait for it.
     """
-    if (
-        not isinstance(targets, Tensor)
-        or targets.dtype != torch.long
-        or targets.shape != rows.shape[:1]
-        or not len(rows)
-    ):
+    kind = _kind_of_targets(targets, rows, num_classes)
+    if kind is None:
         found = f"{tuple(targets.shape)} {targets.dtype}" if isinstance(targets, Tensor) else type(targets).__name__
-        raise ValueError(f"targets must be int64 (B,), one for each of {len(rows)} samples, B >= 1, got {found}")
-    if targets.device.type == "cpu" and not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
+        expected = f"whole numbers (B,) or floats (B, {num_classes}), for each of {len(rows)} samples, B >= 1"
+        raise ValueError(f"targets must be {expected}, got {found}")
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    assert isinstance(targets, Tensor)
+    if kind == "soft":
+        _check_shares(targets)
+    elif targets.device.type == "cpu" and not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
         raise ValueError(
             f"targets must lie in 0..{num_classes - 1} for {num_classes} classes, got {int(targets.min())} to "
             f"{int(targets.max())}"
+        )
+
+
+def _kind_of_targets(targets: object, rows: Tensor, num_classes: int) -> str | None:
+    if not isinstance(targets, Tensor) or not len(rows) or len(targets.shape) == 0 or len(targets) != len(rows):
+        return None
+    if targets.is_floating_point():
+        return "soft" if targets.shape == (len(rows), num_classes) else None
+    whole = targets.shape == rows.shape[:1] and targets.dtype != torch.bool and not targets.is_complex()
+    return "hard" if whole else None
+
+
+def _check_shares(targets: Tensor) -> None:
+    """Raise where soft targets (B, K) on a CPU are no shares."""
+    if targets.device.type != "cpu":
+        return
+    sums = targets.sum(1)
+    close = (sums - 1).abs() <= max(1e-3, 4 * torch.finfo(targets.dtype).eps)
+    if not bool(close.all() and (targets >= 0).all()):  # nor NaN
+        raise ValueError(
+            f"soft targets must be shares of the classes, >= 0 and one in all, got sums from {sums.min().item():g} to "
+            f"{sums.max().item():g} and a smallest share of {targets.min().item():g}"
         )
 
 

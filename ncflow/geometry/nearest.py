@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ncflow.geometry import polar
+from ncflow.geometry import polar, smooth
 from ncflow.geometry.frames import check_etf_exists, contrasts, from_contrasts, rounding_level
 from ncflow.geometry.inputs import OutOfRange, check_tensors
 from ncflow.lookup import check_options, lookup
@@ -32,8 +31,9 @@ def nearest_etf(
     solver: str = "closed_form",
     **solver_options: Any,
 ) -> Tensor:
-    """The simplex ETF (..., K, d), unit rows, nearest to the class means (..., K, d); differentiable, float64 inside.
+    """The simplex ETF (..., K, d), unit rows, nearest to the class means (..., K, d); float64 inside.
 
+    Differentiable to any order, and by torch.func, where the means have rank K-1; to first order everywhere.
     Invariant to shift and scale of the means, equivariant to rotations and to class permutations, idempotent on an
     ETF. Where the centered means have rank below K-1 it is unique only with `proximal` = δ > 0 towards `anchor`, an
     ETF (..., K, d); without, one of the minimizers is returned. d >= K-1, ValueError otherwise. `solver`:
@@ -44,6 +44,10 @@ def nearest_etf(
     _check_anchor(class_means, proximal, anchor)
     search = lookup(SOLVERS, solver, "solver")
     check_options(search, solver_options, f"solver '{solver}'")
+    if smooth.is_transformed():
+        if search is not _closed_form:
+            raise ValueError(f"solver '{solver}' searches outside of torch; under torch.func use 'closed_form'")
+        return _smooth(class_means, anchor, proximal)
     chosen = partial(search, **solver_options)
     etf: Tensor = _NearestETF.apply(class_means, anchor, proximal, chosen)
     return etf
@@ -56,9 +60,9 @@ def etf_distance(class_means: Tensor) -> Tensor:
     second form does not cancel where it matters, at collapse. Range [0, 2), 0 on an ETF; differentiable; 1 for means
     that all coincide. Raises ValueError for d < K-1.
     """
-    num_classes = _check_means(class_means)
+    num_classes, eps = _check_means(class_means), torch.finfo(class_means.dtype).eps
     try:
-        singular_values = torch.linalg.svdvals(contrasts(_unit_means(class_means.double())[0]))
+        singular_values = torch.linalg.svdvals(contrasts(_unit_means(class_means.double(), eps)[0]))
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         raise OutOfRange(polar.MEANS) from None
     return (singular_values - 1 / math.sqrt(num_classes - 1)).square().sum(-1).to(class_means.dtype)
@@ -75,22 +79,25 @@ class _NearestETF(torch.autograd.Function):
         ctx: Any, class_means: Tensor, anchor: Tensor | None, proximal: float, solver: Callable[..., Tensor]
     ) -> Tensor:
         num_classes = class_means.shape[-2]
-        unit, norm = _unit_means(class_means.double())
-        target = unit * (2 / math.sqrt(num_classes - 1))
-        if anchor is not None:
-            target = torch.add(target, anchor.to(target), alpha=_pull(proximal, num_classes))
-        target = contrasts(target)  # Aᵀ (..., K-1, d)
+        unit, norm = _unit_means(class_means.double(), torch.finfo(class_means.dtype).eps)
+        target = _target(unit, anchor, proximal)
         method = polar.choose_method(class_means.dtype, class_means.device)
         factor, ctx.method, saved = polar.solve(target, method)
-        ctx.save_for_backward(unit, norm, *saved)
+        if anchor is not None and not anchor.requires_grad:
+            anchor = anchor.detach().clone()  # heads write the next ETF into the buffer that this one came from
+        ctx.save_for_backward(class_means, anchor, unit, norm, *saved)
         ctx.proximal, ctx.means, ctx.anchor = proximal, _like(class_means), _like(anchor)
         etf = from_contrasts(solver(target, factor)).mul_(_stretch(num_classes))
         return etf.to(class_means.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        unit, norm, *saved = ctx.saved_tensors
+        class_means, anchor, unit, norm, *saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a graph of the gradient is wanted, for derivatives of higher order
+            smooth.check_rank(_target(unit, None if anchor is None else anchor.detach(), ctx.proximal))
+            given = (class_means,) if anchor is None else (class_means, anchor)
+            found = polar.regrad(lambda means, anchor=None: _smooth(means, anchor, ctx.proximal), given, grad)
+            return *found, *((None,) * (4 - len(found)))
         num_classes = grad.shape[-2]
         upstream = contrasts(grad.double()).mul_(_stretch(num_classes))
         of_target = from_contrasts(polar.pullback(ctx.method, tuple(saved), upstream))
@@ -100,6 +107,22 @@ class _NearestETF(torch.autograd.Function):
         along = (unit * of_target).sum((-2, -1), keepdim=True)
         of_means = (of_target - unit * along).mul_(2 / math.sqrt(num_classes - 1) / norm)
         return _fit(of_means, *ctx.means), of_anchor, None, None
+
+
+def _smooth(class_means: Tensor, anchor: Tensor | None, proximal: float) -> Tensor:
+    """The same, made of what torch differentiates to any order."""
+    unit, _ = _unit_means(class_means.double(), torch.finfo(class_means.dtype).eps)
+    factor = smooth.smooth_polar_factor(_target(unit, anchor, proximal))
+    return (from_contrasts(factor) * _stretch(class_means.shape[-2])).to(class_means.dtype)
+
+
+def _target(unit: Tensor, anchor: Tensor | None, proximal: float) -> Tensor:
+    """Aᵀ (..., K-1, d) of the centered means H̄ᵀ of unit norm."""
+    num_classes = unit.shape[-2]
+    target = unit * (2 / math.sqrt(num_classes - 1))
+    if anchor is not None:
+        target = torch.add(target, anchor.to(target), alpha=_pull(proximal, num_classes))
+    return contrasts(target)
 
 
 def _stretch(num_classes: int) -> float:
@@ -112,11 +135,15 @@ def _pull(proximal: float, num_classes: int) -> float:
     return proximal / _stretch(num_classes)
 
 
-def _unit_means(class_means: Tensor) -> tuple[Tensor, Tensor]:
-    """H̄ᵀ (..., K, d) and the norm (..., 1, 1) it was divided by, infinite where all means coincide up to rounding."""
+def _unit_means(class_means: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """H̄ᵀ (..., K, d) and the norm (..., 1, 1) it was divided by, infinite where all means coincide up to rounding.
+
+    eps is the precision in which the means came: of one mean in float32, copies differ by that much.
+    """
     centered = class_means - class_means.mean(-2, keepdim=True)
     norm = torch.linalg.matrix_norm(centered)
-    norm = torch.where(norm > rounding_level(class_means), norm, torch.inf).where(norm.isfinite(), torch.nan)
+    level = rounding_level(class_means, eps)
+    norm = torch.where(norm > level, norm, torch.inf).where(norm.isfinite(), torch.nan)
     norm = norm[..., None, None]
     return centered / norm, norm
 

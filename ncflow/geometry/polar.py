@@ -9,12 +9,11 @@ only `polar_factor` speaks of columns, as the literature does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ncflow.geometry.inputs import OutOfRange, check_tensors
 
@@ -27,13 +26,17 @@ MEANS = "class means must be finite and small enough to square, got others"
 def polar_factor(a: Tensor) -> Tensor:
     """U Vᵀ of the thin SVD a = U S Vᵀ: (..., d, k), d >= k -> same shape, orthonormal columns; the nearest such matrix.
 
-    Float64 inside, so that half precision and autocast do no harm. The gradient is analytic and exact, of first order
-    only. For a rank-deficient matrix, where the factor is not unique, one is returned and the part of the gradient
-    that does not exist is left out.
+    Float64 inside, so that half precision and autocast do no harm. The gradient is analytic and exact; so are those of
+    higher order, and the transforms of torch.func, where the matrix has full rank. For a rank-deficient matrix, where
+    the factor is not unique, one is returned and the part of the gradient that does not exist is left out.
     """
     check_tensors(a=a)
     if a.ndim < 2 or a.shape[-2] < a.shape[-1] or not a.is_floating_point():
         raise ValueError(f"polar factor needs floats (..., d, k) with d >= k, got shape {tuple(a.shape)} {a.dtype}")
+    from ncflow.geometry import smooth
+
+    if smooth.is_transformed():
+        return smooth.smooth_polar_factor(a.mT.double()).mT.to(a.dtype)
     if not bool(a.isfinite().all()):
         raise ValueError("polar factor needs a finite matrix, got one with NaN or infinities")
     factor: Tensor = _PolarFactor.apply(a.mT)
@@ -77,13 +80,25 @@ class _PolarFactor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:
         factor, ctx.method, saved = solve(a.double(), choose_method(a.dtype, a.device))
-        ctx.save_for_backward(*saved)
+        ctx.save_for_backward(a, *saved)
         return factor.to(a.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return pullback(ctx.method, ctx.saved_tensors, grad.double()).to(grad.dtype)
+        a, *saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a graph of the gradient is wanted, for derivatives of higher order
+            from ncflow.geometry import smooth
+
+            smooth.check_rank(a.detach().double())
+            return regrad(lambda a: smooth.smooth_polar_factor(a.double()).to(a.dtype), (a,), grad)[0]
+        return pullback(ctx.method, tuple(saved), grad.double()).to(grad.dtype)
+
+
+def regrad(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of `inputs` for that of the function's value, as part of the graph, whatever they require."""
+    with torch.enable_grad():
+        leaves = [value if value.requires_grad else value.detach().requires_grad_() for value in inputs]
+        return torch.autograd.grad(function(*leaves), leaves, grad, create_graph=True)
 
 
 def _by_svd(a: Tensor) -> Solution:

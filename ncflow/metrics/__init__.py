@@ -13,7 +13,7 @@ from ncflow.geometry.inputs import counts_tensor
 from ncflow.lookup import lookup
 from ncflow.metrics.accuracy import class_recalls
 from ncflow.metrics.analysis import Analysis
-from ncflow.metrics.checks import check_inputs
+from ncflow.metrics.checks import as_tensors, check_inputs
 from ncflow.metrics.moments import ClassMoments
 from ncflow.metrics.rounding import EPS, precision
 from ncflow.metrics.table import METRICS, SCATTER, SPECTRA, Formula
@@ -39,6 +39,7 @@ def collapse_metrics(
 ) -> dict[str, float]:
     """All metrics of features (N, d) with targets (N,), and with a classifier weight (K, d), bias (K,) also its own.
 
+    Tensors, or NumPy arrays; targets are whole numbers of any width.
     Logits are features · weightᵀ + bias. class_counts (K,) and train_means (K, d), with NaN rows for classes never
     seen, are those of the training split, for the groups of classes and for nc4; default: of these features. K is
     num_classes, else the length of weight, class_counts or train_means, else the largest target plus one. A metric
@@ -47,6 +48,7 @@ def collapse_metrics(
     what they do not need is not computed. Names, ranges and values at collapse: docs/metrics.md. Raises ValueError for
     shapes that do not fit, targets out of range, features that are not finite, and unknown names.
     """
+    features, targets, weight, bias, train_means = as_tensors(features, targets, weight, bias, train_means)
     num_classes = check_inputs(features, targets, weight, bias, num_classes, class_counts, train_means)
     targets = targets.long()
     wanted = METRICS if only is None else {name: lookup(METRICS, name, "metric") for name in only}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -36,6 +39,24 @@ def check_inputs(
     for name, tensor in given.items():
         _check_rows(name, tensor, (num_classes, features.shape[1]))
     return num_classes
+
+
+def as_tensors(*values: Any) -> list[Any]:
+    """NumPy arrays as tensors over the same memory; anything else as it is."""
+    return [_from_numpy(value) if isinstance(value, np.ndarray) else value for value in values]
+
+
+def _from_numpy(array: npt.NDArray[Any]) -> Any:
+    """A tensor of an array, copied where torch cannot share it: reversed, read-only, or of the other byte order.
+
+    An array of anything but numbers stays one, for the checks to refuse.
+    """
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        return array
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    array = array.astype(np.int64) if array.dtype.kind == "u" and array.dtype.itemsize > 1 else array
+    shareable = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    return torch.from_numpy(array if shareable else array.copy())
 
 
 def check_samples(features: Tensor, targets: Tensor, *, fewest: int = 0) -> None:

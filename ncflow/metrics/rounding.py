@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ncflow.geometry.frames import HALF
+
 EPS = torch.finfo(torch.float64).eps
-HALF = 1e-4  # float16 and bfloat16 have a larger eps, float32 a smaller one
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ncflow.metrics import moment_metrics
-from ncflow.metrics.checks import check_samples
+from ncflow.metrics.checks import as_tensors, check_samples
 from ncflow.metrics.moments import ClassMoments
 
 FIELDS = [field.name for field in dataclasses.fields(ClassMoments)]
@@ -46,6 +46,7 @@ class NeuralCollapse(Metric):
 
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Add features (B, d) with targets (B,) in 0..K-1; an empty batch adds nothing."""
+        features, targets = as_tensors(features, targets)
         check_samples(features, targets)
         if features.shape[1] != self.means.shape[-1]:
             raise ValueError(f"features must have shape (B, {self.means.shape[-1]}), got {tuple(features.shape)}")

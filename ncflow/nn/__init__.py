@@ -1,7 +1,7 @@
 """Backbones, heads and losses: the three contracts that carry all variety."""
 
 from ncflow.nn.backbones import BACKBONES, MODEL_ALIASES, backbone_size, create_backbone, list_backbones
-from ncflow.nn.classifier import Classifier, Output
+from ncflow.nn.classifier import Classifier, Output, TargetedModel
 from ncflow.nn.heads import HEADS, FixedETFHead, Head, LinearHead, NearestETFHead, create_head
 from ncflow.nn.layers import capture, stages
 from ncflow.nn.losses import LOSSES, create_loss, drift_penalty, feature_penalty, posthoc_adjustment
@@ -19,6 +19,7 @@ __all__ = [
     "LinearHead",
     "NearestETFHead",
     "Output",
+    "TargetedModel",
     "backbone_size",
     "capture",
     "create_backbone",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -27,3 +27,35 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Output:
         features = self.head.embed(self.backbone(images))
         return Output(self.head.classify(features, targets), features)
+
+
+class TargetedModel(nn.Module):
+    """Any model whose classifier is a head, called with targets: model(images, targets=targets).
+
+    Models of timm, torchvision and transformers call their classifier with features alone. A head that follows class
+    means needs the targets in training mode: this hands them to every head inside, for one forward.
+
+    Example:
+        model = timm.create_model("resnet18", num_classes=0)
+        model.fc = NearestETFHead(model.num_features, 10)
+        logits = TargetedModel(model)(images, targets=targets)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        if not any(isinstance(module, Head) for module in model.modules()):
+            raise ValueError(
+                f"expected a model with a head of ncflow as its classifier, got {type(model).__name__} without one; "
+                "set it first, such as model.fc = NearestETFHead(model.num_features, num_classes)"
+            )
+
+    def forward(self, *inputs: Any, targets: Tensor | None = None, **options: Any) -> Any:
+        heads = [module for module in self.model.modules() if isinstance(module, Head)]
+        for head in heads:
+            head.given_targets = targets
+        try:
+            return self.model(*inputs, **options)
+        finally:
+            for head in heads:
+                head.given_targets = None

@@ -21,7 +21,7 @@ from ncflow.geometry.inputs import LARGEST, check_batch, check_tensors, check_wh
 from ncflow.geometry.nearest import SOLVERS
 from ncflow.lookup import check_options, explained_options, lookup
 from ncflow.nn.diagnostics import search_diagnostics, solution_diagnostics
-from ncflow.nn.processes import sum_over_processes
+from ncflow.nn.processes import is_recomputed, sum_over_processes
 
 CENTER_MOMENTUM = 0.1  # weight of a batch in the running mean of the features, as in batch normalization
 
@@ -31,6 +31,7 @@ class Head(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    given_targets: Tensor | None = None  # those that a TargetedModel around it was called with
 
     def __init__(self, num_features: int, num_classes: int, *, temperature: float | None) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class Head(nn.Module):
         """Logits (B, K) of embedded features (B, d); the targets (B,) matter only to heads that follow class means."""
         # Outside autocast: a K x d product is cheap, and bfloat16 logits would blur the geometry that is measured.
         with torch.autocast(embedded.device.type, enabled=False):
-            weight, bias = self.linear_map(embedded, targets)
+            weight, bias = self.linear_map(embedded, self.given_targets if targets is None else targets)
             return F.linear(embedded, weight, bias)
 
     def linear_map(self, embedded: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -129,6 +130,12 @@ class NearestETFHead(Head):
     mode, as batch normalization does: only the latter is stored. With `differentiate` the loss also pulls on the
     features through W and μ. `proximal` holds the ETF near the one before, which makes it unique while classes are
     missing: those never seen lie at the center of the others. Sums run over all processes. No parameters.
+    Targets are classes (B,), or soft targets (B, K) that weigh each sample in the sums of the classes.
+
+    Each forward in training mode moves the class means, also without gradients, as batch normalization does; so do two
+    forwards of one step. One that torch.utils.checkpoint repeats does not. Rows that something else has written, such
+    as an average of models, become an ETF again at the first forward in eval mode.
+
     `max_iterations` and `tolerance`, of the gradient's norm, are the solver "riemannian"'s; None is its own default.
     Markou, Ajanthan and Gould 2024; their averages are "cumulative" and "ema", both slow to forget the first epochs.
     """
@@ -163,49 +170,104 @@ class NearestETFHead(Head):
         self.register_buffer("center", torch.zeros(num_features))
         self.register_buffer("class_means", torch.zeros(num_classes, num_features))
         self.register_buffer("num_updates", torch.zeros(num_classes, dtype=torch.long))
+        self._before: tuple[Tensor, ...] | None = None  # the last batch's targets, and the state that it met
+        self._frame = -1  # version of the rows that are known to be an ETF
 
     def linear_map(self, embedded: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if not self.training:
+            self._restore_frame()
             return self.weight, self.bias
         if targets is None:
-            raise ValueError("the nearest-ETF head needs targets in training mode; call eval() to use the stored map")
-        means, batch_mean = self._follow(embedded if self.differentiate else embedded.detach(), targets)
+            raise ValueError(
+                "the nearest-ETF head needs targets in training mode: call head(features, targets), wrap a model that "
+                "calls it without in ncflow.nn.TargetedModel, or call eval() to use the stored map"
+            )
+        check_batch(embedded, targets, self.num_classes)
+        again = is_recomputed()
+        seen, means, anchor = self._recall(targets) if again else self._keep(targets)
+        embedded = embedded if self.differentiate else embedded.detach()
+        sums, counts = self._batch_sums(embedded, targets)
+        batch_mean = sums.sum(0) / counts.sum()
+        means = self._moved(means, seen, sums, counts)
+        seen = seen + (counts.squeeze(1) > 0).long()
         etf = nearest_etf(
-            self._fill(means), proximal=self.proximal, anchor=self.weight, solver=self.solver, **self.solver_options
+            _fill(means, seen), proximal=self.proximal, anchor=anchor, solver=self.solver, **self.solver_options
         )
-        with torch.no_grad():  # in place: data-parallel training keeps references to the buffers
-            self.class_means.copy_(means)
-            self.weight.copy_(etf)
-            self.bias.copy_(-(etf @ self.center))
+        if not again:
+            self._store(etf, means, seen, batch_mean)
         return etf, -(etf @ batch_mean)
+
+    @torch.no_grad()
+    def _store(self, etf: Tensor, means: Tensor, seen: Tensor, batch_mean: Tensor) -> None:
+        """Write the state after a batch in place: data-parallel training keeps references to the buffers."""
+        first = ~self.num_updates.any()
+        self.center.lerp_(batch_mean, torch.where(first, 1.0, CENTER_MOMENTUM).to(batch_mean.dtype))
+        self.num_updates.copy_(seen)
+        self.class_means.copy_(means)
+        self.weight.copy_(etf)
+        self.bias.copy_(-(etf @ self.center))
+        if not torch.compiler.is_compiling():
+            self._frame = _version(self.weight)
+
+    def _keep(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The state that a batch meets: num_updates (K,), class_means (K, d), weight (K, d); kept for `_recall`."""
+        state = self.num_updates.clone(), self.class_means.clone(), self.weight.clone()
+        self._before = None if torch.compiler.is_compiling() else (targets.detach(), *state)
+        return state
+
+    def _recall(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The state that the last batch met, for torch.utils.checkpoint, which runs forward twice."""
+        if self._before is None or not torch.equal(self._before[0], targets):
+            raise ValueError(
+                "the nearest-ETF head is recomputed for a batch that is not its last one, so that its class means have "
+                "moved; call backward after each forward, or leave the head out of torch.utils.checkpoint"
+            )
+        _, seen, means, weight = self._before
+        return seen, means, weight
+
+    @torch.no_grad()
+    def _restore_frame(self) -> None:
+        """Make the stored rows an ETF again where something else wrote them, as averages of models do.
+
+        The average of ETFs is none. The nearest ETF to the stored class means is, as near to the average as `proximal`
+        asks for.
+        """
+        if torch.compiler.is_compiling() or self._frame == _version(self.weight):
+            return
+        if self.num_updates.any() and not _is_frame(self.weight):
+            anchor = nearest_etf(self.weight)
+            etf = nearest_etf(_fill(self.class_means, self.num_updates), proximal=self.proximal, anchor=anchor)
+            self.weight.copy_(etf)
+            self.bias.copy_(-(self.weight @ self.center))
+        self._frame = _version(self.weight)
 
     @torch.no_grad()
     def diagnostics(self, *, solver: bool = False) -> dict[str, float]:
         if not self.num_updates.any():  # no means yet, no problem to solve
             return {}
-        means = self._fill(self.class_means)
+        means = _fill(self.class_means, self.num_updates)
         found = solution_diagnostics(means, self.weight, proximal=self.proximal)
         if solver:
             found |= search_diagnostics(means, self.weight, proximal=self.proximal, **self.solver_options)
         return found
 
-    def _fill(self, means: Tensor) -> Tensor:
-        """Class means (K, d) with those of the classes never seen at the center of the others."""
-        seen = (self.num_updates > 0).unsqueeze(1)
-        return torch.where(seen, means, (means * seen).sum(0) / seen.sum())
-
-    def _follow(self, embedded: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Running class means (K, d) after this batch, and its mean (d,); the gradient reaches only the batch."""
-        check_batch(embedded, targets, self.num_classes)
-        members = F.one_hot(targets, self.num_classes).to(embedded.dtype).mT  # (K, B)
+    def _batch_sums(self, embedded: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Class sums (K, d) and counts (K, 1) of a batch over all processes; soft targets (B, K) weigh each sample."""
+        if targets.ndim == 1:
+            members = F.one_hot(targets.long(), self.num_classes).to(embedded.dtype).mT  # (K, B)
+        else:
+            members = targets.to(embedded.dtype).mT
         sums = sum_over_processes(torch.cat([members @ embedded, members.sum(1, keepdim=True)], dim=1))
-        batch_sums, batch_counts = sums[:, :-1], sums[:, -1:].detach()
-        batch_mean = batch_sums.sum(0) / batch_counts.sum()
-        first = ~self.num_updates.any()
-        self.center.lerp_(batch_mean.detach(), torch.where(first, 1.0, CENTER_MOMENTUM).to(batch_mean.dtype))
-        rate = self._rate(self.num_updates).to(embedded.dtype).unsqueeze(1) * (batch_counts > 0)
-        self.num_updates += (batch_counts.squeeze(1) > 0).long()
-        return self.class_means + rate * (batch_sums / batch_counts.clamp(min=1) - self.class_means), batch_mean
+        return sums[:, :-1], sums[:, -1:].detach()
+
+    def _moved(self, means: Tensor, seen: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+        """Class means (K, d) after a batch; the gradient reaches only the batch.
+
+        A class of less than one sample in all, as soft targets make it, moves its mean by so much less.
+        """
+        evidence = torch.where(seen.unsqueeze(1) > 0, counts.clamp(max=1), (counts > 0).to(counts.dtype))
+        rate = self._rate(seen).to(sums.dtype).unsqueeze(1) * evidence
+        return means + rate * (sums / torch.where(counts > 0, counts, 1) - means)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, proximal={self.proximal}, momentum={self.momentum!r}, solver={self.solver!r}"
@@ -218,6 +280,26 @@ def create_head(name: str, num_features: int, num_classes: int, **options: Any) 
     check_options(head, options, f"head '{name}'")
     with explained_options(f"head '{name}'", options):
         return head(num_features, num_classes, **options)
+
+
+def _fill(means: Tensor, seen: Tensor) -> Tensor:
+    """Class means (K, d) with those of the classes never seen, seen (K,) = 0, at the center of the others."""
+    known = (seen > 0).unsqueeze(1)
+    return torch.where(known, means, (means * known).sum(0) / known.sum())
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor has been written to; of those of inference mode nobody counts."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _is_frame(weight: Tensor) -> bool:
+    """Whether rows (K, d) are a simplex ETF up to rounding."""
+    num_classes = len(weight)
+    rows = weight.double()
+    ideal = torch.eye(num_classes, dtype=rows.dtype, device=rows.device).sub_(1 / num_classes)
+    gap = rows @ rows.mT - ideal * (num_classes / (num_classes - 1))
+    return bool(gap.abs().max() < 64 * torch.finfo(weight.dtype).eps)
 
 
 def _initial_etf(num_features: int, num_classes: int, rotation_seed: int | None) -> Tensor:

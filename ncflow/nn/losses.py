@@ -1,4 +1,8 @@
-"""Losses: (logits (B, K), targets (B,)) -> scalar, the mean over the batch; and the penalties on features."""
+"""Losses: (logits (B, K), targets (B,)) -> scalar, the mean over the batch; and the penalties on features.
+
+Targets may be soft, shares t (B, K) of the classes, as mixing and smoothing make them: every loss is then
+Σ_k t_k ℓ(z, k), the mean over the shares of what it is for each class.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +65,8 @@ def focal(
     """
     if not gamma >= 0:
         raise ValueError(f"focal loss needs gamma >= 0, got {gamma}")
-    log_p = F.log_softmax(logits, dim=1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    log_p = F.log_softmax(logits, dim=1)
+    log_p = log_p if targets.ndim == 2 else log_p.gather(1, targets.unsqueeze(1)).squeeze(1)
     # 1 - p as -expm1(log p) keeps its digits, and its clamp the gradient of the power, where p has reached one.
     loss = -((-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny) ** gamma) * log_p
     if alpha is not None:
@@ -70,8 +75,9 @@ def focal(
             raise ValueError(f"focal loss needs one alpha, or one for each of {logits.shape[1]} classes, got {alpha}")
         if not bool((factors >= 0).all()):
             raise ValueError(f"focal loss needs alpha >= 0, got {alpha}")
-        loss = factors.to(loss.device).expand(logits.shape[1])[targets] * loss
-    return loss.mean()
+        factors = factors.to(loss.device).expand(logits.shape[1])
+        loss = (factors if targets.ndim == 2 else factors[targets]) * loss
+    return _shared(loss, targets) if targets.ndim == 2 else loss.mean()
 
 
 def logit_adjustment(logits: Tensor, targets: Tensor, *, class_counts: Tensor, tau: float = 1.0) -> Tensor:
@@ -94,6 +100,9 @@ def label_smoothing(logits: Tensor, targets: Tensor, *, smoothing: float = 0.1) 
     """Cross-entropy to (1 - ε) one-hot + ε/K; ε = 0 is cross-entropy. Szegedy et al. 2016."""
     if not 0 <= smoothing < 1:
         raise ValueError(f"label smoothing needs smoothing in [0, 1), got {smoothing}")
+    if targets.ndim == 2:
+        total = targets.sum(1, keepdim=True)
+        return F.cross_entropy(logits, (1 - smoothing) * targets + smoothing / logits.shape[1] * total)
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
@@ -106,6 +115,9 @@ def mse(logits: Tensor, targets: Tensor, *, target: float = 1.0, emphasis: float
     """
     if not emphasis > 0:
         raise ValueError(f"mse needs emphasis > 0, got {emphasis}")
+    if targets.ndim == 2:
+        others = logits.square().sum(1, keepdim=True) - logits.square()
+        return _shared(emphasis * (logits - target).square() + others, targets) / 2
     own = F.one_hot(targets, logits.shape[1]).to(logits)
     return ((1 + (emphasis - 1) * own) * (logits - target * own).square()).sum(1).mean() / 2
 
@@ -119,6 +131,8 @@ def dot_regression(logits: Tensor, targets: Tensor, *, target: float = 1.0) -> T
     """
     if not target > 0:
         raise ValueError(f"dot regression needs target > 0, got {target}")
+    if targets.ndim == 2:
+        return _shared((logits - target).square(), targets) / (2 * target)
     own = logits.gather(1, targets.unsqueeze(1))
     return (own - target).square().mean() / (2 * target)
 
@@ -134,6 +148,9 @@ def ldam(
     if not max_margin >= 0 or not scale > 0:
         raise ValueError(f"ldam needs max_margin >= 0 and scale > 0, got {max_margin} and {scale}")
     margins = (max_margin * (class_counts.min() / class_counts) ** 0.25).to(logits)
+    if targets.ndim == 2:
+        own = scale * (logits - margins)  # that of each class, if it were the sample's
+        return _shared(torch.logaddexp(_of_others(scale * logits), own) - own, targets)
     own = F.one_hot(targets, logits.shape[1])
     return F.cross_entropy(scale * (logits - margins * own), targets)
 
@@ -141,6 +158,8 @@ def ldam(
 def class_balanced(logits: Tensor, targets: Tensor, *, class_counts: Tensor, beta: float = 0.9999) -> Tensor:
     """Cross-entropy times the `class_weights` of β; β = 0 is cross-entropy. Cui, Jia, Lin, Song and Belongie 2019."""
     weights = class_weights(class_counts, beta=beta).to(logits)
+    if targets.ndim == 2:
+        return F.cross_entropy(logits, targets * weights)
     return (weights[targets] * F.cross_entropy(logits, targets, reduction="none")).mean()
 
 
@@ -148,7 +167,8 @@ def class_weights(class_counts: Tensor, *, beta: float) -> Tensor:
     """w_k (K,) in proportion to (1 - β)/(1 - β^{n_k}), one over the effective number of samples. β in [0, 1).
 
     From 1 for all at β = 0 to N/(K n_k) as β -> 1, where every class counts the same. Scaled to mean one over the
-    training samples, so that β is no learning rate in disguise. Cui, Jia, Lin, Song and Belongie 2019.
+    training samples, so that β is no learning rate in disguise. Others scale them to the sum K (Cui et al.), or in each
+    batch (LDAM-DRW's code): the same weights, at another learning rate. Cui, Jia, Lin, Song and Belongie 2019.
     """
     if not 0 <= beta < 1:
         raise ValueError(f"class weights need beta in [0, 1), got {beta}")
@@ -205,7 +225,7 @@ def _checked(logits: Tensor, targets: Tensor, *, criterion: Loss, num_classes: i
         expected = f"(B, {num_classes or 'K'})"
         raise ValueError(f"logits must be floats {expected}, got {tuple(logits.shape)} {logits.dtype}")
     check_batch(logits, targets, logits.shape[1])
-    return criterion(logits, targets)
+    return criterion(logits, targets.to(logits.dtype) if targets.is_floating_point() else targets.long())
 
 
 def _check_features(features: Tensor) -> None:
@@ -216,11 +236,32 @@ def _check_features(features: Tensor) -> None:
 
 def _weighted(logits: Tensor, targets: Tensor, *, criterion: Loss, weights: Tensor) -> Tensor:
     """Mean over the batch of w_y times each sample's loss, for any criterion that is a mean over its batch."""
+    if targets.ndim == 2:  # a loss is linear in soft targets
+        return criterion(logits, targets * weights.to(logits))
 
     def sample_loss(logit: Tensor, target: Tensor) -> Tensor:
         return criterion(logit.unsqueeze(0), target.unsqueeze(0))
 
     return (weights.to(logits)[targets] * torch.vmap(sample_loss)(logits, targets)).mean()
+
+
+def _shared(class_losses: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the batch of Σ_k t_k ℓ_k, from the loss of each class (B, K) and shares t (B, K)."""
+    return (targets * class_losses).sum(1).mean()
+
+
+def _of_others(logits: Tensor) -> Tensor:
+    """log Σ_{j≠k} exp z_j of each class k: (B, K) -> (B, K).
+
+    Of all classes but the largest it is the difference to the whole; the largest one is left out of its own sum, for
+    next to it the others could be lost.
+    """
+    total = logits.logsumexp(1, keepdim=True)
+    largest = logits.argmax(1, keepdim=True)
+    others = logits.scatter(1, largest, -torch.inf).logsumexp(1, keepdim=True)
+    is_largest = torch.zeros_like(logits, dtype=torch.bool).scatter(1, largest, True)
+    share = (logits - total).exp().masked_fill(is_largest, 0)
+    return torch.where(is_largest, others, total + torch.log1p(-share))
 
 
 def _class_counts(class_counts: Sequence[int] | Tensor) -> Tensor:

@@ -22,8 +22,26 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum over all processes, with gradient; the tensor itself where there is one process."""
     if count_processes() == 1:
         return tensor
+    _refuse_join()
     total: Tensor = _AllReduce.apply(tensor)
     return total
+
+
+def is_recomputed() -> bool:
+    """Whether this forward runs inside of a backward, as torch.utils.checkpoint repeats it."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _refuse_join() -> None:
+    """Raise inside of DDP's `join`: a process without batches stands in for DDP's sums, and not for these."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    module = DistributedDataParallel._active_ddp_module
+    if module is not None and module._join_config.enable:
+        raise ValueError(
+            "sums over all processes in forward, such as those of the nearest-ETF head, need every process in every "
+            "step: expected as many batches in each, got uneven inputs (`join`); drop the last batch or pad the sampler"
+        )
 
 
 def synchronize_batch_norms(module: nn.Module, device: torch.device) -> nn.Module:

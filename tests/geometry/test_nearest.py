@@ -201,13 +201,6 @@ def test_at_lost_rank_the_gradient_stays_finite():
         assert a.grad is not None and bool(a.grad.isfinite().all())
 
 
-def test_a_second_derivative_is_refused_rather_than_wrong():
-    a = gaussian(4, 3).requires_grad_()
-    (grad,) = torch.autograd.grad(polar_factor(a).square().mul(gaussian(4, 3, seed=1)).sum(), a, create_graph=True)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(grad.square().sum(), a)
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", [(2, 1), (2, 3), (4, 3), (4, 4), (4, 6), (2, 4, 5)])
 def test_the_gradient_of_the_nearest_etf_is_exact(shape, seed):

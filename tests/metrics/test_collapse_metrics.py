@@ -411,3 +411,23 @@ def test_a_thousand_classes_are_feasible():
     found = collapse_metrics(features, targets, weight)
     assert found["acc/overall"] == 1
     assert set(references.METRICS) - set(found) == ETFS | {"acc/many", "acc/medium", "imbalance/norm_slope"}
+
+
+ARRAYS = {
+    "arrays": lambda a: a,
+    "read-only": lambda a: (a.setflags(write=False), a)[1],
+    "reversed twice": lambda a: a[::-1].copy()[::-1],
+    "of the other byte order": lambda a: a.astype(a.dtype.newbyteorder(">")),
+    "columns first": lambda a: np.asfortranarray(a),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64"])
+def test_arrays_and_targets_of_any_width_give_the_same_numbers(kind, dtype):
+    problem = PROBLEMS["ordinary"]
+    expected = collapse_metrics(*problem.tensors)
+    features, targets, weight, bias = (tensor.numpy().copy() for tensor in problem.tensors)
+    arrays = (features, targets.astype(dtype), weight, bias)
+    found = collapse_metrics(*map(ARRAYS[kind], arrays))
+    assert found == pytest.approx(expected, rel=1e-12)

@@ -527,3 +527,50 @@ def test_the_drift_penalty_of_two_processes_is_that_of_their_common_batch(tmp_pa
     for result in results:
         torch.testing.assert_close(result["penalty"], penalty.detach())
     torch.testing.assert_close(torch.cat([result["gradient"] for result in results]) / 2, features.grad)
+
+
+SOFT_OPTIONS = {"focal": [{}, {"alpha": [0.5, 1.0, 2.0, 0.1]}], "mse": [{}, {"target": 3.0, "emphasis": 5.0}]}
+SOFT_OPTIONS |= {"ldam": [{}, {"max_margin": 2.0, "scale": 10.0}], "label_smoothing": [{}, {"smoothing": 0.3}]}
+
+
+def soft_cases():
+    return [(name, options) for name in LOSSES for options in SOFT_OPTIONS.get(name, [{}])]
+
+
+def shares(seed: int) -> torch.Tensor:
+    drawn = torch.rand(6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return drawn / drawn.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("reweight", [None, 0.9])
+@pytest.mark.parametrize(("name", "options"), soft_cases())
+@pytest.mark.parametrize("seed", range(3))
+def test_soft_targets_share_the_loss_among_the_classes(seed, name, options, reweight):
+    """The definition, one sample and one class after the other: Σ_k t_k ℓ(z, k)."""
+    if name == "class_balanced" and reweight:
+        return
+    loss = create_loss(name, [40, 20, 10, 5], reweight=reweight, **options)
+    logits = 3 * torch.randn(6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    logits[0] *= 10  # a class that is nearly certain
+    soft = shares(seed)
+    losses = torch.tensor([[loss(row[None], torch.tensor([k])).item() for k in range(4)] for row in logits])
+    expected = (soft * losses.double()).sum(1).mean().item()
+    assert loss(logits, soft).item() == pytest.approx(expected, rel=1e-6)
+    targets = torch.arange(6) % 4
+    hard, one_hot = loss(logits, targets), loss(logits, torch.nn.functional.one_hot(targets, 4).double())
+    assert one_hot.item() == pytest.approx(hard.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_gradient_of_a_soft_loss_is_that_of_finite_differences(name):
+    loss = create_loss(name, [40, 20, 10, 5])
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: loss(z, shares(1)), logits)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_soft_targets_that_are_no_shares_are_refused(name):
+    loss = create_loss(name, [40, 20, 10, 5])
+    for wrong in (2 * shares(0), -shares(0), shares(0)[:, :3], shares(0)[:5]):
+        with pytest.raises(ValueError, match="soft targets must be shares|targets must be whole numbers"):
+            loss(torch.zeros(6, 4, dtype=torch.float64), wrong)

@@ -64,7 +64,7 @@ MISSHAPEN: dict[str, Callable[[Any], Any]] = {
     "without rows": lambda t: t[:0],
     "text": lambda t: "tensor",
     "a list": lambda t: t.tolist(),
-    "an array": lambda t: t.double().numpy(),
+    "an array of text": lambda t: t.double().numpy().astype(str),
     "complex": lambda t: t.to(torch.complex128),
 }
 NOT_FINITE = {str(value): spoiled(value) for value in (math.nan, math.inf, -math.inf)}

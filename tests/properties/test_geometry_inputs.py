@@ -35,7 +35,7 @@ def randn(seed: int, *shape: int) -> torch.Tensor:
 
 
 MEANS: dict[str, Callable[[Any], Any]] = {
-    **{how: MISSHAPEN[how] for how in ("a scalar", "text", "a list", "an array", "complex")},
+    **{how: MISSHAPEN[how] for how in ("a scalar", "text", "a list", "an array of text", "complex")},
     **NOT_FINITE,
     "too large": lambda m: m.double() * 1e200,
     "one class": lambda m: m[:1],
@@ -94,7 +94,9 @@ def test_class_sizes_that_are_none_are_refused_by_their_name(counts):
 
 @throw(100)
 @given(
-    seeds, st.sampled_from([*HEADS]), st.sampled_from(["a scalar", "text", "a list", "an array", "complex", *NARROW])
+    seeds,
+    st.sampled_from([*HEADS]),
+    st.sampled_from(["a scalar", "text", "a list", "an array of text", "complex", *NARROW]),
 )
 def test_features_that_do_not_fit_a_head_are_refused(seed, name, how):
     features = (MISSHAPEN | NARROW)[how](randn(seed, B, D))

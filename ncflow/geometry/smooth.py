@@ -1,0 +1,141 @@
+"""The polar factor as a function that can be differentiated any number of times, mapped, and traced.
+
+The quick one next door saves a decomposition and has a gradient of first order. This one says its derivative in terms
+of the factor itself: with H = A Pᵀ, the symmetric part of the polar decomposition A = H P of a (k, d), a direction G
+gives X P + H⁻¹ G (I - PᵀP), where the skew X solves H X + X H = G Pᵀ - P Gᵀ. The map is symmetric, so that the
+derivative along G and the gradient for an upstream G are one expression; and the Sylvester equation differentiates
+into Sylvester equations. https://nhigham.com/2020/07/28/what-is-the-polar-decomposition
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ncflow.geometry import polar
+from ncflow.geometry.inputs import OutOfRange
+
+SINGULAR = "a polar factor has no derivative where its matrix loses rank"
+
+
+def smooth_polar_factor(a: Tensor) -> Tensor:
+    """The polar factor of a (..., k, d), k <= d, in float64; differentiable to any order where a has full rank."""
+    if torch.compiler.is_compiling():
+        traced: Tensor = _traced(a)
+        return traced
+    factor: Tensor = _Polar.apply(a)
+    return factor
+
+
+def is_transformed() -> bool:
+    """Whether torch.func, forward-mode differentiation or torch.compile looks on, which need the smooth way."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def derivative(a: Tensor, factor: Tensor, direction: Tensor) -> Tensor:
+    """The derivative of the factor of a (..., k, d) along a direction: of any order, for it is made of such maps."""
+    h = a @ factor.mT
+    h = (h + h.mT) / 2
+    inner = direction @ factor.mT
+    skew: Tensor = _Sylvester.apply(h, inner - inner.mT)
+    return skew @ factor + torch.linalg.solve(h, direction - inner @ factor)
+
+
+def check_rank(a: Tensor) -> None:
+    """Raise where a (..., k, d) loses rank, up to rounding."""
+    s = torch.linalg.svdvals(a)
+    if not bool((s[..., -1] > s[..., 0] * (a.shape[-2] * polar.EPS)).all()):
+        raise OutOfRange(SINGULAR)
+
+
+class _Polar(torch.autograd.Function):
+    @staticmethod
+    def forward(a: Tensor) -> Tensor:
+        return polar.solve(a, polar.choose_method(a.dtype, a.device))[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        a, factor = ctx.saved_tensors
+        return derivative(a, factor, grad)
+
+    @staticmethod
+    def jvp(ctx: Any, direction: Tensor) -> Tensor:
+        a, factor = ctx.saved_tensors
+        return derivative(a, factor, direction)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None], a: Tensor) -> tuple[Tensor, int]:
+        return _Polar.apply(a.movedim(in_dims[0] or 0, 0)), 0
+
+
+class _Sylvester(torch.autograd.Function):
+    """X with H X + X H = C, for a positive definite H (..., k, k)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, c: Tensor) -> Tensor:
+        s, v = torch.linalg.eigh(h)
+        x: Tensor = v @ ((v.mT @ c @ v) / (s.unsqueeze(-1) + s.unsqueeze(-2))) @ v.mT
+        return x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        h, x = ctx.saved_tensors
+        y = _Sylvester.apply(h, grad)
+        return -(y @ x.mT + x.mT @ y), y
+
+    @staticmethod
+    def jvp(ctx: Any, of_h: Tensor, of_c: Tensor) -> Tensor:
+        h, x = ctx.saved_tensors
+        x_dot: Tensor = _Sylvester.apply(h, of_c - of_h @ x - x @ of_h)
+        return x_dot
+
+
+@torch.library.custom_op("ncflow::polar_factor", mutates_args=())
+def _traced(a: Tensor) -> Tensor:
+    """What torch.compile sees: one operation, whose inside may look at numbers."""
+    return polar.solve(a, polar.choose_method(a.dtype, a.device))[0].clone()
+
+
+@_traced.register_fake
+def _shape(a: Tensor) -> Tensor:
+    return torch.empty_like(a)
+
+
+@torch.library.custom_op("ncflow::polar_derivative", mutates_args=())
+def _traced_derivative(a: Tensor, factor: Tensor, direction: Tensor) -> Tensor:
+    return derivative(a, factor, direction)
+
+
+@_traced_derivative.register_fake
+def _shape_of_derivative(a: Tensor, factor: Tensor, direction: Tensor) -> Tensor:
+    return torch.empty_like(a)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], output)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> Tensor:
+    gradient: Tensor = _traced_derivative(*ctx.saved_tensors, grad)
+    return gradient
+
+
+_traced.register_autograd(_gradient, setup_context=_keep)

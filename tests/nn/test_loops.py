@@ -1,0 +1,249 @@
+"""Heads in other people's loops: checkpointing, compiling, averaging, soft targets, foreign models."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+
+from ncflow.geometry import simplex_etf
+from ncflow.nn import HEADS, NearestETFHead, TargetedModel, create_head
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+SEEDS = range(3)
+
+
+def batch(seed: int, *, count: int = 12, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, 8, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    return features, torch.randint(5, (count,), generator=generator)
+
+
+def assert_same_state(one: nn.Module, other: nn.Module) -> None:
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_checkpointing_changes_neither_gradient_nor_state(seed, head, use_reentrant):
+    torch.manual_seed(seed)
+    plain = create_head(head, 8, 5).double()
+    body = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3)).double()
+    repeated, other_body = copy.deepcopy(plain), copy.deepcopy(body)
+    for step in range(4):
+        features, targets = batch(10 * seed + step)
+        again = features.detach().clone().requires_grad_()
+        torch.manual_seed(step)
+        F.cross_entropy(plain(body(features), targets), targets).backward()
+        torch.manual_seed(step)
+        logits = checkpoint(lambda h, y: repeated(other_body(h), y), again, targets, use_reentrant=use_reentrant)
+        F.cross_entropy(logits, targets).backward()
+        assert torch.equal(again.grad, features.grad)
+    assert_same_state(plain, repeated)
+
+
+def test_a_batch_that_is_not_the_last_one_is_not_repeated():
+    head = NearestETFHead(8, 5).double()
+    (first, targets), (second, others) = batch(0), batch(1)
+    losses = [
+        F.cross_entropy(checkpoint(head, h, y, use_reentrant=False), y) for h, y in ((first, targets), (second, others))
+    ]
+    with pytest.raises(ValueError, match="recomputed for a batch that is not its last one"):
+        sum(losses).backward()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_head_is_the_same(backend):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    plain = NearestETFHead(8, 5)
+    other = copy.deepcopy(plain)
+    compiled = torch.compile(other, fullgraph=True, backend=backend)
+    for step in range(3):
+        features, targets = batch(step, dtype=torch.float32)
+        again = features.detach().clone().requires_grad_()
+        F.cross_entropy(plain(features, targets), targets).backward()
+        F.cross_entropy(compiled(again, targets), targets).backward()
+        torch.testing.assert_close(again.grad, features.grad)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor)
+
+
+AVERAGES = {"equal": {}, "exponential": {"multi_avg_fn": get_ema_multi_avg_fn(0.8)}}
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("head", ["fixed_etf", "nearest_etf"])
+def test_an_average_of_models_has_an_etf_again(head, average):
+    torch.manual_seed(0)
+    model = create_head(head, 8, 5).double()
+    averaged = AveragedModel(model, use_buffers=True, **AVERAGES[average])
+    for step in range(6):
+        features, targets = batch(step)
+        model((features + 3 * step * torch.eye(8)[:5].double()[targets]), targets)
+        averaged.update_parameters(model)
+    logits = averaged.eval()(features)
+    weight, bias = averaged.module.weight, averaged.module.bias
+    torch.testing.assert_close(
+        weight @ weight.mT, simplex_etf(5, 5).double() @ simplex_etf(5, 5).double().mT, atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(logits, F.linear(averaged.module.embed(features), weight, bias))
+    assert torch.equal(averaged(features), logits)
+
+
+def test_a_head_that_trained_is_evaluated_as_it_is():
+    head = NearestETFHead(8, 5)
+    features, targets = batch(0, dtype=torch.float32)
+    head(features, targets)
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    for copied in (head, copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+        copied.eval()(features)
+        for name, tensor in before.items():
+            assert torch.equal(copied.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_head_in_another_precision_stays_a_head(dtype):
+    head = NearestETFHead(8, 5)
+    features, targets = batch(0, dtype=torch.float32)
+    head(features, targets)
+    converted = copy.deepcopy(head).to(dtype).eval()
+    expected = head.eval()(features)
+    torch.testing.assert_close(converted(features.to(dtype)).float(), expected, rtol=0.05, atol=0.1)
+
+
+def test_a_saved_head_is_loaded_strictly():
+    head, buffer = NearestETFHead(8, 5), io.BytesIO()
+    head(*batch(0, dtype=torch.float32))
+    torch.save(head.state_dict(), buffer)
+    buffer.seek(0)
+    other = NearestETFHead(8, 5)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert_same_state(head, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("head", HEADS)
+def test_targets_may_be_whole_numbers_of_any_width(head, dtype):
+    torch.manual_seed(0)
+    one = create_head(head, 8, 5).double()
+    other = copy.deepcopy(one)
+    features, targets = batch(0)
+    assert torch.equal(one(features, targets), other(features, targets.to(dtype)))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_hot_soft_targets_are_hard_ones(seed, head):
+    torch.manual_seed(seed)
+    one = create_head(head, 8, 5).double()
+    other = copy.deepcopy(one)
+    for step in range(3):
+        features, targets = batch(10 * seed + step)
+        soft = F.one_hot(targets, 5).double()
+        torch.testing.assert_close(other(features, soft), one(features, targets))
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor)
+
+
+def test_soft_targets_weigh_the_sums_of_the_classes():
+    head = NearestETFHead(8, 5, temperature=None, momentum=1.0).double()
+    features, _ = batch(0)
+    shares = torch.rand(12, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    shares /= shares.sum(1, keepdim=True)
+    head(features, shares)
+    torch.testing.assert_close(head.class_means, (shares.mT @ features) / shares.sum(0).unsqueeze(1))
+
+
+def test_little_evidence_moves_a_mean_little():
+    head = NearestETFHead(8, 5, temperature=None, momentum=1.0).double()
+    features, targets = batch(0, count=40)
+    head(features, targets)
+    before = head.class_means.clone()
+    shares = F.one_hot(torch.zeros(4, dtype=torch.long), 5).double()
+    shares[:, 0], shares[:, 1] = 0.95, 0.05  # 0.2 of a sample in all
+    head(features[:4], shares)
+    torch.testing.assert_close(head.class_means[1], before[1] + 0.2 * (features[:4].mean(0) - before[1]))
+
+
+@pytest.mark.parametrize("shares", [[[0.5, 0.6]], [[-0.1, 1.1]], [[0.2, 0.2]], [[float("nan"), 1.0]]])
+def test_shares_that_are_none_are_refused(shares):
+    head = NearestETFHead(8, 2).double()
+    with pytest.raises(ValueError, match="soft targets must be shares of the classes"):
+        head(batch(0, count=1)[0], torch.tensor(shares).double())
+
+
+class Foreign(nn.Module):
+    """A model that calls its classifier with features alone, as those of timm and transformers do."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Linear(8, 8).double(), head
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(features))
+
+
+def test_a_foreign_model_gets_its_targets_to_its_head():
+    torch.manual_seed(0)
+    model = Foreign(NearestETFHead(8, 5).double())
+    direct = copy.deepcopy(model)
+    features, targets = batch(0)
+    logits = TargetedModel(model)(features, targets=targets)
+    torch.testing.assert_close(logits, direct.fc(direct.body(features), targets))
+    assert_same_state(model, direct)
+    with pytest.raises(ValueError, match="needs targets in training mode"):
+        TargetedModel(model)(features)
+    with pytest.raises(ValueError, match="needs targets"):
+        model(features)  # those of the last call are not kept
+    assert TargetedModel(model).eval()(features).shape == (12, 5)
+
+
+def test_a_model_without_a_head_has_no_use_for_targets():
+    with pytest.raises(ValueError, match="expected a model with a head of ncflow"):
+        TargetedModel(nn.Linear(8, 5))
+
+
+@pytest.mark.slow
+def test_a_timm_model_trains_with_a_head_as_its_classifier():
+    import timm
+
+    model = timm.create_model("resnet10t", num_classes=0)
+    model.fc = NearestETFHead(model.num_features, 5)
+    targets = torch.arange(4) % 5
+    F.cross_entropy(TargetedModel(model)(torch.randn(4, 3, 32, 32), targets=targets), targets).backward()
+    assert model.fc.num_updates.tolist() == [1, 1, 1, 1, 0]
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def join(rank: int, folder: str) -> None:
+    """One of two processes, the second of which has fewer batches."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(TargetedModel(Foreign(NearestETFHead(8, 5).double())))
+    try:
+        with model.join():
+            for step in range(3 - rank):
+                features, targets = batch(step)
+                F.cross_entropy(model(features, targets=targets), targets).backward()
+        message = "no error"
+    except ValueError as error:
+        message = str(error)
+    with open(f"{folder}/{rank}", "w") as file:
+        file.write(message)
+
+
+@pytest.mark.slow
+def test_uneven_inputs_are_refused_before_a_process_waits_for_ever(tmp_path):
+    torch.multiprocessing.spawn(join, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        assert "expected as many batches in each, got uneven inputs" in (tmp_path / str(rank)).read_text()
