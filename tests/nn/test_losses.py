@@ -537,7 +537,7 @@ def soft_cases():
     return [(name, options) for name in LOSSES for options in SOFT_OPTIONS.get(name, [{}])]
 
 
-def shares(seed: int) -> torch.Tensor:
+def soft_targets(seed: int) -> torch.Tensor:
     drawn = torch.rand(6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return drawn / drawn.sum(1, keepdim=True)
 
@@ -552,7 +552,7 @@ def test_soft_targets_share_the_loss_among_the_classes(seed, name, options, rewe
     loss = create_loss(name, [40, 20, 10, 5], reweight=reweight, **options)
     logits = 3 * torch.randn(6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     logits[0] *= 10  # a class that is nearly certain
-    soft = shares(seed)
+    soft = soft_targets(seed)
     losses = torch.tensor([[loss(row[None], torch.tensor([k])).item() for k in range(4)] for row in logits])
     expected = (soft * losses.double()).sum(1).mean().item()
     assert loss(logits, soft).item() == pytest.approx(expected, rel=1e-6)
@@ -565,12 +565,12 @@ def test_soft_targets_share_the_loss_among_the_classes(seed, name, options, rewe
 def test_the_gradient_of_a_soft_loss_is_that_of_finite_differences(name):
     loss = create_loss(name, [40, 20, 10, 5])
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: loss(z, shares(1)), logits)
+    assert torch.autograd.gradcheck(lambda z: loss(z, soft_targets(1)), logits)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_soft_targets_that_are_no_shares_are_refused(name):
     loss = create_loss(name, [40, 20, 10, 5])
-    for wrong in (2 * shares(0), -shares(0), shares(0)[:, :3], shares(0)[:5]):
+    for wrong in (2 * soft_targets(0), -soft_targets(0), soft_targets(0)[:, :3], soft_targets(0)[:5]):
         with pytest.raises(ValueError, match="soft targets must be shares|targets must be whole numbers"):
             loss(torch.zeros(6, 4, dtype=torch.float64), wrong)
