@@ -7,7 +7,7 @@ from ncflow.theory.minority_collapse import step_ce_optimum
 from ncflow.theory.mse import mse_optimum
 from ncflow.theory.optimum import Optimum, optimum_of_logits, pressure
 from ncflow.theory.regimes import OPTIMA, predicted_optimum
-from ncflow.theory.relu_ce import relu_ce_optimum
+from ncflow.theory.relu_ce import relu_ce_optimum, relu_limit
 from ncflow.theory.seli import StepGeometry, seli_optimum, seli_step
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "pressure",
     "relative_drift",
     "relu_ce_optimum",
+    "relu_limit",
     "seli_optimum",
     "seli_step",
     "seli_step_drift",

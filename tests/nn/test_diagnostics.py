@@ -90,8 +90,9 @@ def test_at_collapse_both_are_zero():
 
 def worst_means(etf: Tensor) -> dict[str, Tensor]:
     """Class means (K, d) for which an ETF is as bad as can be: opposite to it, of rank one, one class, none at all."""
-    line = torch.outer(etf[:, 0], etf[0])
-    return {"opposite": -etf, "rank one": -line, "one class": (etf * 0).index_fill(0, torch.tensor(0), 1), "none": 0 * etf}
+    line, lone = torch.outer(etf[:, 0], etf[0]), torch.zeros_like(etf)
+    lone[0] = 1
+    return {"opposite": -etf, "rank one": -line, "one class": lone, "none": 0 * etf}
 
 
 @pytest.mark.parametrize("proximal", [0.0, 1e-3, 0.5, 10.0, 1e6, 1e30])
