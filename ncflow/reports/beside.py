@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ncflow.reports.arms import Arm, labels
 from ncflow.reports.curves import arm_styles, legend_below
-from ncflow.reports.predictions import Prediction, measure, predict, quantities
+from ncflow.reports.predictions import Prediction, measure, predict, quantities, why_not
 from ncflow.reports.tables import ABSENT, Row, Table, number
 
 Predicted = Sequence[tuple[Arm, Prediction]]
@@ -25,6 +25,15 @@ def predictions(arms: Sequence[Arm]) -> dict[str, list[tuple[Arm, Prediction]]]:
     for arm in arms:
         if prediction := predict(arm.representative):
             grouped.setdefault(prediction.theory, []).append((arm, prediction))
+    return grouped
+
+
+def without_theory(arms: Sequence[Arm], names: Mapping[Arm, str]) -> dict[str, list[str]]:
+    """Why no theory speaks of an arm, in one line -> the names of the arms for which that is the reason."""
+    grouped: dict[str, list[str]] = {}
+    for arm in arms:
+        if reason := why_not(arm.representative):
+            grouped.setdefault(reason, []).append(names[arm])
     return grouped
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from ncflow.geometry import simplex_etf
 from ncflow.theory.logs import log_one_plus
 from ncflow.theory.optimum import Counts, Optimum, check_positive, check_problem
@@ -22,6 +24,18 @@ def fixed_etf_optimum(class_counts: Counts, *, feature_norm: float, weight_norm:
     check_positive(LONGEST, feature_norm=feature_norm or 1.0, weight_norm=weight_norm)
     etf = simplex_etf(len(counts), dtype=counts.dtype)
     return Optimum(weight_norm * etf, feature_norm * etf, counts)
+
+
+def fixed_etf_relu_optimum(class_counts: Counts, *, feature_norm: float, weight_norm: float = 1.0) -> Optimum:
+    """The same among features h >= 0, W the canonical ETF in d >= K: h_k = r e_k, at an angle to w_k.
+
+    h cannot follow the negative entries of w_k. Logits r ω sqrt(K/(K-1)) (e_k - 1/K): own less other is r ω
+    sqrt(K/(K-1)), which features of any sign exceed by that root. cos(h_k, w_k) = sqrt((K-1)/K). K = 10, r = 5, ω = 1:
+    4.74 and -.527. An ETF that is rotated has another optimum.
+    """
+    etf = fixed_etf_optimum(class_counts, feature_norm=feature_norm, weight_norm=weight_norm)
+    axes = torch.eye(len(etf.class_counts), dtype=torch.float64)
+    return Optimum(etf.weight, feature_norm * axes, etf.class_counts)
 
 
 def fixed_etf_feature_norm(class_counts: Counts, *, lambda_h: float, weight_norm: float = 1.0) -> float:

@@ -42,6 +42,11 @@ class Optimum:
         return self.class_means @ self.weight.mT
 
     @property
+    def rank(self) -> int:
+        """How many dimensions the rows span: the least width d that has room for them. In [0, K]."""
+        return max(_rank(self.weight), _rank(self.class_means))
+
+    @property
     def weight_norms(self) -> Tensor:
         """‖w_k‖ (K,)."""
         return lengths(self.weight)
@@ -132,6 +137,12 @@ def lengths(rows: Tensor) -> Tensor:
 def shown(counts: Tensor) -> str:
     """Class sizes in an error: a few in full, of many the first."""
     return shortened(counts.tolist()) if len(counts.reshape(-1)) > MANY else str(counts.tolist())
+
+
+def _rank(rows: Tensor) -> int:
+    """Singular values that are not rounding, nor next to none."""
+    values: Tensor = torch.linalg.svdvals(rows / rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny))
+    return int((values > 1e-8 * values.max()).sum())
 
 
 def _cosines(rows: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from ncflow.training.faults import OutOfMemory, explained_faults, is_out_of_memo
 from ncflow.training.hardware import create_accelerator, describe, keep_freed_memory, resolve_precision
 from ncflow.training.loop import Diverged, EpochRecord, fit
 from ncflow.training.optimizers import (
+    ADAPTIVE,
+    L2_DECAY,
     OPTIMIZERS,
     SCHEDULES,
     create_optimizer,
@@ -19,7 +21,9 @@ from ncflow.training.optimizers import (
 from ncflow.training.state import StateFolder
 
 __all__ = [
+    "ADAPTIVE",
     "AGD",
+    "L2_DECAY",
     "OPTIMIZERS",
     "SCHEDULES",
     "Diverged",
