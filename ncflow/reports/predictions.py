@@ -67,7 +67,7 @@ def exact_optimum(options: Options, class_counts: Tensor, num_features: int) -> 
 
     So are free features; and those of any network where nothing decays but the head's rows and the features.
     """
-    _require(options, PLAIN | PLAIN_LINEAR)
+    _require(options, {"head.name": ("linear",)} | PLAIN | PLAIN_LINEAR)
     _require_loss(options, *NONNEGATIVE)
     _refuse_missing_classes(class_counts)
     if not _is_free(options) and options.get("train.decay") != "head":
@@ -140,7 +140,7 @@ def _linear(options: Options, counts: Tensor, num_features: int) -> Prediction:
     if not _is_free(options):
         return _limit(options, counts, num_features)
     try:
-        return Prediction("optimum", exact_optimum(options, counts, num_features))
+        return Prediction(EXACT, exact_optimum(options, counts, num_features))
     except NoTheory as reason:
         if options.get("train.loss") != "ce":
             raise
@@ -298,8 +298,9 @@ LIMITS: dict[str, tuple[str, Callable[[Tensor], Optimum]]] = {
     "any": ("SELI", seli_optimum),
     "nonnegative": ("ReLU", relu_limit),
 }
+EXACT = "optimum"
 ASSUMPTIONS = {
-    "optimum": "features free to take any value, weight decay on features and classifier, a minimum reached; "
+    EXACT: "features free to take any value, weight decay on features and classifier, a minimum reached; "
     "then exact in lengths and angles",
     "SELI": "cross-entropy on features free to take any value, in the limit of vanishing weight decay and endless "
     "training; angles and ratios of lengths only. Features of a real network may end elsewhere",

@@ -8,6 +8,7 @@ from ncflow.training.evaluation import Evaluation, evaluate, evaluate_splits
 from ncflow.training.faults import OutOfMemory, explained_faults, is_out_of_memory
 from ncflow.training.hardware import create_accelerator, describe, keep_freed_memory, resolve_precision
 from ncflow.training.loop import Diverged, EpochRecord, fit
+from ncflow.training.objective import Objective
 from ncflow.training.optimizers import (
     ADAPTIVE,
     L2_DECAY,
@@ -29,6 +30,7 @@ __all__ = [
     "Diverged",
     "EpochRecord",
     "Evaluation",
+    "Objective",
     "OutOfMemory",
     "RunFolder",
     "StateFolder",
