@@ -202,9 +202,14 @@ def _l2_decays(options: Options, counts: Tensor, *, exact: bool = False) -> tupl
     lambda_w, lambda_h = decays(options, int(counts.sum()))
     if optimizer in ADAPTIVE and not (lambda_w and lambda_h):
         raise NoTheory(f"without weight decay {optimizer} goes to a limit of another norm than ‖W‖² + ‖H‖²")
-    if exact and optimizer in ADAPTIVE and options.get("train.batch_size") != "full":
+    if exact and optimizer in ADAPTIVE and not _in_full_batches(options, counts):
         raise NoTheory(f"{optimizer} follows the objective of all samples in full batches only: train.batch_size=full")
     return lambda_w, lambda_h
+
+
+def _in_full_batches(options: Options, counts: Tensor) -> bool:
+    size = options.get("train.batch_size")
+    return size == "full" or (isinstance(size, int) and size >= int(counts.sum()))
 
 
 def _feature_values(options: Options) -> str:

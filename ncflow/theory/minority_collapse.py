@@ -32,7 +32,7 @@ def step_ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: float) -
     frequent, log_m = counts == counts.max(), log_pressure(counts, lambda_w=lambda_w, lambda_h=lambda_h)
     members = [frequent, ~frequent]
     groups = [_Group(int(of.sum()), int((~of).sum()), log_m[of][0].item()) for of in members]
-    logits = torch.empty(len(counts), len(counts), dtype=torch.float64)
+    logits = torch.empty(len(counts), len(counts), dtype=torch.float64, device=counts.device)
     for of, group, (separation, gap) in zip(members, groups, _solve(*groups), strict=True):
         indicator = of.double()
         within = indicator.diag()[of] - indicator / group.num_classes

@@ -12,10 +12,21 @@ from typing import Any
 import pytest
 import torch
 
+from ncflow.params import LinearHeadParams, TrainParams
 from ncflow.reports.arms import arms, labels
 from ncflow.reports.beside import lengths_figure, predictions, theory_table
 from ncflow.reports.figures import to_image
-from ncflow.reports.predictions import ASSUMPTIONS, decays, drift_limit, measure, predict, quantities, why_not
+from ncflow.reports.predictions import (
+    ASSUMPTIONS,
+    PLAIN,
+    PLAIN_LINEAR,
+    decays,
+    drift_limit,
+    measure,
+    predict,
+    quantities,
+    why_not,
+)
 from ncflow.reports.runs import Run, read_run
 from ncflow.theory import fixed_etf_feature_norm, predicted_optimum, seli_optimum, seli_step_relative_drift
 
@@ -56,7 +67,7 @@ def test_free_features_are_held_against_their_exact_optimum(configured, loss: st
     [
         pytest.param({"counts": (40, 20, 8, 3)}, id="cross-entropy on classes of many sizes"),
         pytest.param({"train": {"weight_decay": 0.0}}, id="no weight decay"),
-        pytest.param({"train": {"optimizer": "adam", "batch_size": 64}}, id="Adam in mini-batches"),
+        pytest.param({"train": {"optimizer": "adam", "batch_size": 32}}, id="Adam in mini-batches"),
         pytest.param({"model": {"name": "resnet20", "neck": "batch_norm"}}, id="a network with a batch norm last"),
         pytest.param({"model": {"name": "resnet20", "num_features": 7}}, id="a network with a projection last"),
         pytest.param({"model": {"name": "vit_tiny", "neck": "none"}}, id="a network with a residual sum last"),
@@ -74,6 +85,11 @@ def test_where_cross_entropy_has_no_exact_optimum_its_limit_is_the_reference(con
     assert (prediction.theory, prediction.scale) == ("SELI", False)
     expected = seli_optimum(run.dump["class_counts"])
     torch.testing.assert_close(prediction.optimum.weight, expected.weight)
+
+
+@pytest.mark.parametrize("size, theory", [("full", "optimum"), (40, "optimum"), (1000, "optimum"), (39, "SELI")])
+def test_adam_follows_the_objective_exactly_in_batches_of_all_samples(configured, size: Any, theory: str) -> None:
+    assert predict(configured(train={"optimizer": "adam", "batch_size": size})).theory == theory
 
 
 NONNEGATIVE = ["resnet18", "resnet20", "resnet32", "resnet50", "vgg11", "vgg16", "densenet121", "googlenet"]
@@ -129,6 +145,20 @@ def test_what_no_theory_speaks_of_has_no_prediction_but_a_reason_of_one_line(con
     run = configured(**changes)
     assert predict(run) is None and drift_limit(run) is None
     assert re.search(reason, why_not(run)) and "\n" not in why_not(run)
+
+
+# options of training that no closed form asks for: how long, how fast, how exactly, and what is written down
+HARMLESS = {"epochs", "lr", "momentum", "optimizer_options", "schedule", "schedule_options", "warmup", "reweight_after"}
+HARMLESS |= {"posthoc_tau", "augment", "precision", "device", "save_logits"}
+HARMLESS |= {"analyze_freq", "analyze_layers", "analyze_solver"}
+JUDGED = {"loss", "loss_options", "optimizer", "weight_decay", "decay", "feature_decay", "batch_size"}
+
+
+def test_every_option_of_training_and_of_the_linear_head_is_judged_by_theory() -> None:
+    """A new one that changes the objective needs a row in PLAIN, or theory would be drawn where it cannot hold."""
+    known = {key.removeprefix("train.") for key in PLAIN if key.startswith("train.")} | JUDGED | HARMLESS
+    assert set(TrainParams.model_fields) == known
+    assert {f"head.{name}" for name in LinearHeadParams.model_fields} == {*PLAIN_LINEAR, "head.name"}
 
 
 # theory, loss, class sizes, model, the least d that has room for the optimum
