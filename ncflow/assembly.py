@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,8 +13,12 @@ from ncflow.data.sources import NUM_CLASSES, given_options
 from ncflow.lookup import lookup
 from ncflow.nn import Classifier, create_backbone, create_head, create_loss
 from ncflow.params import Params
+from ncflow.reports.predictions import NoTheory, decays, exact_optimum
+from ncflow.reports.runs import flatten
 from ncflow.training import (
+    L2_DECAY,
     EpochRecord,
+    Objective,
     OutOfMemory,
     create_optimizer,
     create_schedule,
@@ -110,11 +114,42 @@ def start(
         analyze_layers=how.analyze_layers,
         analyze_solver=how.analyze_solver,
         posthoc_tau=how.posthoc_tau,
+        measured_objective=objective(params, classifier, images.class_counts),
         precision=precision,
         accelerator=accelerator,
         resume=resume,
     )
     return classifier, batches, records
+
+
+def objective(params: Params, classifier: Classifier, class_counts: Sequence[int]) -> Objective | None:
+    """The objective of unconstrained features, where these parameters train just that; None for any other.
+
+    Its gap to theory is measured where `exact_optimum` has the minimum.
+    """
+    how, free = params.train, params.model.name == "free_features"
+    if not free and how.decay != "head":  # then the backbone's weights are part of it, and no features alone
+        return None
+    if how.optimizer not in L2_DECAY or params.head.name == "nearest_etf" or params.head.temperature is not None:
+        return None  # another objective; rows that follow the batch; features that are not those that decay
+    if how.reweight is not None or how.sampling == "class_balanced" or how.augment != "none":
+        return None
+    counts = torch.tensor(class_counts)
+    options = flatten(params.resolved())
+    lambda_w, _ = decays(options, sum(class_counts))
+    try:
+        optimum = exact_optimum(options, counts, classifier.head.num_features)
+    except NoTheory:
+        optimum = None
+    return Objective(
+        _criterion(params, counts.to(classifier.head.weight.device)),
+        weight_decay=lambda_w,
+        row_decay=lambda_w if free and how.decay != "head" else 0.0,
+        feature_weight=how.feature_decay,
+        drift_weight=how.drift_penalty,
+        decay=how.decay,
+        optimum=optimum,
+    )
 
 
 def load_splits(params: Params, images: Snapshot, accelerator: Any) -> dict[str, Batches]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import ncflow
-from ncflow.assembly import build_classifier, check, load_splits, snapshot_name, start
+from ncflow.assembly import build_classifier, check, load_splits, objective, snapshot_name, start
 from ncflow.data import Snapshot
 from ncflow.imports import IMPORTED, run_digest
 from ncflow.params import Params, make_params, read_yaml
@@ -120,6 +120,7 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
         class_counts=images.class_counts,
         layers=params.train.analyze_layers,
         posthoc_tau=params.train.posthoc_tau,
+        objective=objective(params, classifier, images.class_counts),
         accelerator=accelerator,
     )
     measured = {split: result.metrics for split, result in analysis.items()}

@@ -396,6 +396,38 @@ def nearest_distances(rows: Array) -> list[float]:
     return [min(float(np.linalg.norm(a - b)) for j, b in enumerate(rows) if j != i) for i, a in enumerate(rows)]
 
 
+def objective(
+    features: Array,
+    targets: Sequence[int],
+    weight: Array,
+    losses: Callable[[Array, int], float],
+    *,
+    weight_decay: float,
+    row_decay: float,
+    feature_weight: float,
+    drift_weight: float,
+) -> float:
+    """The regularized objective of unconstrained features, sample by sample, from its definition; no bias."""
+    total = 0.0
+    for feature, target in zip(features, targets, strict=True):
+        total += losses(weight @ feature, target) / len(features)
+        total += feature_weight / 2 * float(feature @ feature) / len(features) + row_decay / 2 * float(
+            feature @ feature
+        )
+    for row in weight:
+        total += weight_decay / 2 * float(row @ row)
+    drift = sum(features) / len(features)
+    return total + drift_weight * float(drift @ drift)
+
+
+def cross_entropy(logits: Array, target: int) -> float:
+    return math.log(sum(math.exp(logit) for logit in logits)) - float(logits[target])
+
+
+def squared_error(logits: Array, target: int) -> float:
+    return sum((float(logit) - (k == target)) ** 2 for k, logit in enumerate(logits)) / 2
+
+
 METRICS: dict[str, Callable[[Problem], float]] = {
     "acc/overall": lambda p: float(np.mean(p.logits.argmax(1) == p.targets)),
     "acc/balanced": lambda p: group_accuracy(p, lambda count: True),

@@ -105,10 +105,21 @@ def seli_frame(
     counts = counts_tensor(class_counts)
     if counts.ndim != 1 or len(counts) < 2 or not bool((counts > 0).all()):
         raise ValueError(f"SELI needs at least two classes, each with samples, got class_counts={counts.tolist()}")
-    squared_spectrum, u = torch.linalg.eigh(contrasts(contrasts(counts.diag()).mT))  # Qᵀ D Q: the zero of 1 is gone
+    squared_spectrum, u = _squared_spectrum(counts)
     quarter, v = squared_spectrum.pow(0.25), from_contrasts(u)
     weight, means = (v * quarter) @ v.mT, (v / quarter) @ v.mT
     return weight.to(device, dtype), means.to(device, dtype)
+
+
+def _squared_spectrum(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Λ² and the vectors of Qᵀ D Q = U Λ² Uᵀ, (K-1,) and (K-1, K-1), in which the zero of the all-ones vector is gone.
+
+    Beyond EXTREME the rounding of the largest count would swallow the smallest: there from D^½ Q, whose values are Λ.
+    """
+    if counts.max() <= EXTREME * counts.min():
+        return torch.linalg.eigh(contrasts(contrasts(counts.diag()).mT))
+    spectrum, vh = torch.linalg.svd(contrasts(counts.sqrt().diag()).mT, full_matrices=False)[1:]
+    return spectrum.square(), vh.mT
 
 
 def check_etf_exists(num_classes: int, num_features: int, what: str) -> None:
@@ -126,3 +137,6 @@ def _num_classes(rows: Tensor) -> int:
     if rows.ndim < 2 or rows.shape[-2] < 2:
         raise ValueError(f"expected (..., K, d) with at least 2 class rows, got shape {tuple(rows.shape)}")
     return int(rows.shape[-2])
+
+
+EXTREME = 1e6  # ratio of the class sizes, up to which ten digits of the smallest survive

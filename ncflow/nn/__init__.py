@@ -1,7 +1,8 @@
 """Backbones, heads and losses: the three contracts that carry all variety."""
 
-from ncflow.nn.backbones import BACKBONES, MODEL_ALIASES, backbone_size, create_backbone, list_backbones
+from ncflow.nn.backbones import BACKBONES, MODEL_ALIASES, backbone_size, create_backbone, feature_ending, list_backbones
 from ncflow.nn.classifier import Classifier, Output, TargetedModel
+from ncflow.nn.endings import ENDINGS, ends_in
 from ncflow.nn.heads import HEADS, FixedETFHead, Head, LinearHead, NearestETFHead, create_head
 from ncflow.nn.layers import capture, stages
 from ncflow.nn.losses import LOSSES, create_loss, drift_penalty, feature_penalty, posthoc_adjustment
@@ -9,6 +10,7 @@ from ncflow.nn.necks import Backbone
 
 __all__ = [
     "BACKBONES",
+    "ENDINGS",
     "HEADS",
     "LOSSES",
     "MODEL_ALIASES",
@@ -26,6 +28,8 @@ __all__ = [
     "create_head",
     "create_loss",
     "drift_penalty",
+    "ends_in",
+    "feature_ending",
     "feature_penalty",
     "list_backbones",
     "posthoc_adjustment",

@@ -27,6 +27,7 @@ from ncflow.nn.convnets import (
     vgg11,
     vgg16,
 )
+from ncflow.nn.endings import ENDINGS, body_ending
 from ncflow.nn.free_features import free_features
 from ncflow.nn.stock import timm_backbone
 from ncflow.nn.transformers import dinov2_small, dinov3_small, eva02_tiny, vit_tiny
@@ -67,6 +68,25 @@ def resolve_alias(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str,
         if chosen.get(option, value) != value:
             raise ValueError(f"backbone '{name}' has {option}={value!r}, got {chosen[option]!r}; use '{row}' instead")
     return row, chosen | implied
+
+
+def feature_ending(name: str, **options: Any) -> str | None:
+    """The layer that features of `create_backbone(name, **options)` leave last, a row of ENDINGS; builds nothing.
+
+    A neck or a projection has the last word, then the body as its builder is marked with `ends_in`. None where nothing
+    says so, as of timm's models without either.
+    """
+    row, chosen = resolve_alias(name, options)
+    builder: Callable[..., nn.Module] | None = timm_backbone if row.startswith("timm/") else BACKBONES.get(row)
+    if builder is None or not (builder is timm_backbone or hasattr(builder, "ending")):
+        return None  # options of a builder of the user's may mean anything
+    parameters = inspect.signature(builder).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    neck = chosen.get("neck", defaults.get("neck", "none"))
+    if neck != "none":
+        return neck if neck in ENDINGS else None
+    projected = "num_features" in chosen and defaults.get("num_features", chosen) is None  # else it is the body's width
+    return "linear" if projected else body_ending(builder, defaults | chosen)
 
 
 def backbone_size(name: str, **options: Any) -> tuple[int, int]:

@@ -8,14 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ncflow.nn.endings import ends_in
 from ncflow.nn.necks import Backbone
 
 
+@ends_in("relu")
 def resnet20(*, neck: str = "none", num_features: int | None = None) -> Backbone:
     """ResNet-20 for CIFAR, 0.27 M parameters; d = 64. He et al. 2016, section 4.2."""
     return Backbone(_body(20), 64, neck=neck, project_to=num_features)
 
 
+@ends_in("relu")
 def resnet32(*, neck: str = "none", num_features: int | None = None) -> Backbone:
     """ResNet-32 for CIFAR, 0.46 M parameters, the usual choice for CIFAR-LT; d = 64. He et al. 2016, section 4.2."""
     return Backbone(_body(32), 64, neck=neck, project_to=num_features)

@@ -10,10 +10,12 @@ from torch import nn
 
 from ncflow.lookup import lookup
 from ncflow.nn.cifar_resnets import conv
+from ncflow.nn.endings import ends_in
 from ncflow.nn.necks import Backbone
 from ncflow.nn.stock import timm_body, torchvision_body
 
 
+@ends_in("relu")
 def resnet18(
     *,
     image_size: int = 32,
@@ -27,6 +29,7 @@ def resnet18(
     return Backbone(body, 512, neck=neck, project_to=num_features, layers=RESNET)
 
 
+@ends_in("relu")
 def resnet50(
     *,
     image_size: int = 32,
@@ -40,6 +43,7 @@ def resnet50(
     return Backbone(body, 2048, neck=neck, project_to=num_features, layers=RESNET)
 
 
+@ends_in("relu")
 def vgg11(
     *, image_size: int = 32, neck: str = "none", num_features: int | None = None, pretrained: bool = False
 ) -> Backbone:
@@ -48,6 +52,7 @@ def vgg11(
     return Backbone(body, 512, neck=neck, project_to=num_features)
 
 
+@ends_in("relu")
 def vgg16(
     *, image_size: int = 32, neck: str = "none", num_features: int | None = None, pretrained: bool = False
 ) -> Backbone:
@@ -56,24 +61,28 @@ def vgg16(
     return Backbone(body, 512, neck=neck, project_to=num_features)
 
 
+@ends_in("relu")
 def mobilenet_v2(*, neck: str = "none", num_features: int | None = None, pretrained: bool = False) -> Backbone:
     """MobileNetV2, inverted residuals; d = 1280. Sandler et al. 2018."""
     body = torchvision_body("mobilenet_v2", "classifier", pretrained=pretrained)
     return Backbone(body, 1280, neck=neck, project_to=num_features, layers=_in_order("features", len(body.features)))
 
 
+@ends_in("relu")
 def shufflenet_v2(*, neck: str = "none", num_features: int | None = None, pretrained: bool = False) -> Backbone:
     """ShuffleNetV2 x1.0, channel shuffles; d = 1024. Ma et al. 2018."""
     body = torchvision_body("shufflenet_v2_x1_0", "fc", pretrained=pretrained)
     return Backbone(body, 1024, neck=neck, project_to=num_features, layers=SHUFFLENET)
 
 
+@ends_in("relu")
 def regnet_y_400mf(*, neck: str = "none", num_features: int | None = None, pretrained: bool = False) -> Backbone:
     """RegNetY-400MF, squeeze and excitation in a regular design; d = 440. Radosavovic et al. 2020."""
     body = torchvision_body("regnet_y_400mf", "fc", pretrained=pretrained)
     return Backbone(body, 440, neck=neck, project_to=num_features, layers=REGNET)
 
 
+@ends_in("relu")
 def densenet121(
     *, image_size: int = 32, neck: str = "none", num_features: int | None = None, pretrained: bool = False
 ) -> Backbone:
@@ -83,12 +92,14 @@ def densenet121(
     return Backbone(body, 1024, neck=neck, project_to=num_features, layers=DENSENET)
 
 
+@ends_in("silu")
 def efficientnet_b0(*, neck: str = "none", num_features: int | None = None, pretrained: bool = False) -> Backbone:
     """EfficientNet-B0, depth, width and resolution scaled together; d = 1280. Tan and Le 2019."""
     body = torchvision_body("efficientnet_b0", "classifier", pretrained=pretrained)
     return Backbone(body, 1280, neck=neck, project_to=num_features, layers=_in_order("features", len(body.features)))
 
 
+@ends_in("relu")
 def googlenet(
     *, image_size: int = 32, neck: str = "none", num_features: int | None = None, pretrained: bool = False
 ) -> Backbone:
@@ -100,6 +111,7 @@ def googlenet(
     return Backbone(body, 1024, neck=neck, project_to=num_features, layers=GOOGLENET)
 
 
+@ends_in("batch_norm")
 def convnext_tiny(*, image_size: int = 32, neck: str = "none", num_features: int | None = None) -> Backbone:
     """ConvNeXt-Tiny with a batch norm in place of every LayerNorm; d = 768. Liu et al. 2022."""
     _refuse_small("ConvNeXt-Tiny", image_size, 32)
@@ -107,6 +119,7 @@ def convnext_tiny(*, image_size: int = 32, neck: str = "none", num_features: int
     return Backbone(body, 768, neck=neck, project_to=num_features, layers=STAGED)
 
 
+@ends_in("relu")
 def mobilenetv4_small(
     *, neck: str = "batch_norm", num_features: int | None = None, pretrained: bool = False
 ) -> Backbone:
@@ -116,6 +129,7 @@ def mobilenetv4_small(
     return Backbone(body, 1280, neck=neck, project_to=num_features, layers=layers)
 
 
+@ends_in("linear")
 def repvit_m1(*, neck: str = "batch_norm", num_features: int | None = None, pretrained: bool = False) -> Backbone:
     """RepViT-M1, a MobileNet in the shape of a transformer, with a BatchNorm neck; d = 384. Wang et al. 2024."""
     body = timm_body("repvit_m1", pretrained=pretrained)

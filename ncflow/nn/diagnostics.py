@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ncflow.geometry import nearest_etf
@@ -14,9 +15,10 @@ def solution_diagnostics(class_means: Tensor, etf: Tensor, *, proximal: float) -
     """What an ETF W (K, d) that follows class means (K, d) is worth, in the problem that its next step solves.
 
     With H̄ the centered means of unit Frobenius norm and δ = `proximal`, that is the minimum over the ETFs V of
-    ‖H̄ - V/√K‖²_F + (δ/2)(K-1)/K ‖V - W‖²_F, Markou, Ajanthan and Gould 2024. "objective" is the minimum, in [0, 2);
+    ‖H̄ - V/√K‖²_F + (δ/2)(K-1)/K ‖V - W‖²_F, Markou, Ajanthan and Gould 2024. "objective" is the minimum, in [0, 4];
     "distance" the value of W itself, ‖H̄ - W/√K‖²_F in [0, 4]: 0 at collapse. It is never below the objective, and above
-    it by how far W lags behind the means: not at all for δ = 0. Means that all coincide have H̄ = 0.
+    it by how far W lags behind the means: not at all for δ = 0. Means that all coincide have H̄ = 0. The objective stays
+    below 2 for δ = 0. A large δ holds V at W, which may point away from the means: W = -√K H̄ has both at 4.
     """
     means, anchor = class_means.double(), etf.double()
     nearest = nearest_etf(means, proximal=proximal, anchor=anchor)
@@ -56,4 +58,9 @@ def _objective(etf: Tensor, class_means: Tensor, anchor: Tensor, proximal: float
     norm = centered.norm()
     unit = centered / norm if norm > 0 else centered
     lag = (num_classes - 1) / num_classes * (etf - anchor).square().sum()
+    # The head stores float32: a large δ would blow its rounding up into a distance.
+    lag = lag if lag > LEVEL**2 * num_classes else torch.zeros_like(lag)
     return float((unit - etf / math.sqrt(num_classes)).square().sum() + proximal / 2 * lag)
+
+
+LEVEL = 2 * torch.finfo(torch.float32).eps  # of an ETF's rows

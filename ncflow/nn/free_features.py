@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from ncflow.nn.endings import ends_in
+
 SIDE = 8  # of an image that carries a number: 32 bits, and their complements below
 
 
@@ -51,6 +53,7 @@ def sample_numbers(images: Tensor) -> Tensor:
     return ((bits > complements).long() << places).sum(1)
 
 
+@ends_in("parameters")
 def free_features(*, num_samples: int = 1000, num_features: int = 512) -> FreeFeatures:
     """The unconstrained-feature model: a feature of its own for each of N samples; d = 512. Mixon et al. 2022."""
     return FreeFeatures(num_samples, num_features)

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from ncflow.nn.endings import ends_in
 from ncflow.nn.necks import Backbone
 from ncflow.nn.stock import timm_body
 
 
+@ends_in("linear", final_norm="layer_norm")
 def vit_tiny(
     *,
     image_size: int = 32,
@@ -34,6 +36,7 @@ def vit_tiny(
     return Backbone(body, body.hidden_dim, neck=neck, project_to=num_features, layers=layers)
 
 
+@ends_in("layer_norm")
 def dinov2_small(
     *,
     image_size: int = 32,
@@ -47,6 +50,7 @@ def dinov2_small(
     return Backbone(body, 384, neck=neck, project_to=num_features, layers=TWELVE_BLOCKS)
 
 
+@ends_in("layer_norm")
 def dinov3_small(
     *,
     image_size: int = 32,
@@ -61,6 +65,7 @@ def dinov3_small(
     return Backbone(body, 384, neck=neck, project_to=num_features, layers=TWELVE_BLOCKS)
 
 
+@ends_in("linear", final_norm="layer_norm")
 def eva02_tiny(
     *,
     image_size: int = 32,

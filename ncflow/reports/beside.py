@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ncflow.reports.arms import Arm, labels
 from ncflow.reports.curves import arm_styles, legend_below
-from ncflow.reports.predictions import Prediction, measure, predict, quantities
+from ncflow.reports.predictions import EXACT, Prediction, measure, predict, quantities, why_not
 from ncflow.reports.tables import ABSENT, Row, Table, number
 
 Predicted = Sequence[tuple[Arm, Prediction]]
@@ -28,12 +28,25 @@ def predictions(arms: Sequence[Arm]) -> dict[str, list[tuple[Arm, Prediction]]]:
     return grouped
 
 
+def without_theory(arms: Sequence[Arm], names: Mapping[Arm, str]) -> dict[str, list[str]]:
+    """Why no theory speaks of an arm, in one line -> the names of the arms for which that is the reason."""
+    grouped: dict[str, list[str]] = {}
+    for arm in arms:
+        if reason := why_not(arm.representative):
+            grouped.setdefault(reason, []).append(names[arm])
+    return grouped
+
+
 def theory_table(predicted: Predicted, names: Mapping[Arm, str]) -> Table:
     """Two lines per arm: what theory predicts, and what was measured, the median over seeds."""
     rows: list[Row] = []
     for arm, prediction in predicted:
         ideal = quantities(prediction.optimum, scale=prediction.scale)
         found = [quantities(measure(run), scale=prediction.scale) for run in arm.runs]
+        if prediction.theory == EXACT:
+            least, values = _objectives(arm)
+            ideal |= {"objective/ value": least}
+            found = [each | {"objective/ value": value} for each, value in zip(found, values, strict=True)]
         measured = [median(each[name] for each in found) for name in ideal]
         rows.append(Row((names[arm], prediction.theory, *map(_cell, ideal.values())), aggregate=True))
         rows.append(Row((names[arm], "measured", *map(_cell, measured))))
@@ -63,6 +76,13 @@ def lengths_figure(predicted: Predicted, title: str = "") -> Figure:
     legend_below(figure, panels[0])
     figure.suptitle(title, fontsize=12)
     return figure
+
+
+def _objectives(arm: Arm) -> tuple[float, list[float]]:
+    """The least objective by theory and that of each run at its last analysis; NaN where it was not logged."""
+    final = [[run.final("train", f"objective/{name}") for name in ("value", "gap")] for run in arm.runs]
+    pairs = [(math.nan, math.nan) if value is None or gap is None else (value, gap) for value, gap in final]
+    return pairs[0][0] - pairs[0][1], [value for value, _ in pairs]
 
 
 def _draw(axes: Axes, ideal: Tensor, found: Tensor, label: str, style: Mapping[str, str]) -> None:

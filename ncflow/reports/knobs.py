@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from ncflow.reports.arms import Arm, facets, labels, lines, short, value_text
 from ncflow.reports.curves import Array, arm_styles, legend_below
 from ncflow.reports.highlights import HIGHLIGHTS, split_and_metric
-from ncflow.reports.predictions import drift_references, obeys_cross_entropy
+from ncflow.reports.predictions import drift_limit
 
 IMBALANCE, DRIFT = "dataset.imb_factor", "train/drift/relative"
 METRICS = ("test/acc/balanced", DRIFT, "train/nc1/pinv")
@@ -74,14 +74,13 @@ def _draw_points(axes: Axes, points: Array, upright: bool, **style: Any) -> None
 
 
 def _draw_references(axes: Axes, arms: Sequence[Arm], places: Sequence[Any]) -> None:
-    """The drift that theory predicts for these class sizes, once for each set of sizes; only where cross-entropy is."""
+    """The drift that theory predicts for these class sizes, once for each set of sizes; only where it can hold."""
     curves: dict[str, dict[int, float]] = {}
     for arm in arms:
-        counts = arm.representative.dump["class_counts"]
-        if obeys_cross_entropy(arm.representative):
-            for theory, drift in drift_references(counts).items():
-                name = f"{theory}, K = {len(counts)}"
-                curves.setdefault(name, {})[places.index(arm.choices[IMBALANCE])] = drift
+        if limit := drift_limit(arm.representative):
+            theory, drift = limit
+            name = f"{theory}, K = {len(arm.representative.dump['class_counts'])}"
+            curves.setdefault(name, {})[places.index(arm.choices[IMBALANCE])] = drift
     for (name, curve), dash in zip(curves.items(), cycle(("--", ":"))):
         axes.plot(*zip(*sorted(curve.items()), strict=True), color="gray", linestyle=dash, label=f"theory: {name}")
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from ncflow.reports.arms import Arm, arms, facets, knobs, labels
-from ncflow.reports.beside import lengths_figure, predictions, theory_table
+from ncflow.reports.beside import lengths_figure, predictions, theory_table, without_theory
 from ncflow.reports.curves import classwise_figure, curves_figure
 from ncflow.reports.exports import write_curves, write_statistics, write_summary
 from ncflow.reports.figures import confusion_figure, cosine_figure, to_png
@@ -111,6 +111,7 @@ def _render(runs: Sequence[Run], sections: Mapping[str, Sequence[Mapping[str, An
             }
             for name, predicted in predictions(compared).items()
         ],
+        without_theory=without_theory(compared, names),
         highlights={key: highlight for key, highlight in HIGHLIGHTS.items() if validated or key != SELECTION},
         datasets=_datasets(runs),
         differences={key: values for key, values in config_differences(runs).items() if key != "exp_name"},

@@ -1,4 +1,4 @@
-"""What theory says a run must come to: the closed form that holds for its configuration, beside what was measured."""
+"""What theory says a run must come to: the closed form that holds for its configuration, or why none does."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ import torch
 from torch import Tensor
 
 from ncflow.metrics.imbalance import minority_cosine
+from ncflow.nn import ENDINGS, feature_ending
 from ncflow.reports.runs import Run
 from ncflow.theory import (
+    NONNEGATIVE,
     Optimum,
     fixed_etf_feature_norm,
     fixed_etf_optimum,
+    fixed_etf_relu_optimum,
     predicted_optimum,
     relative_drift,
-    relu_ce_optimum,
+    relu_limit,
     seli_optimum,
+    with_room,
 )
+
+Options = Mapping[str, Any]  # a configuration by dotted key
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +41,54 @@ class Prediction:
         return ASSUMPTIONS[self.theory]
 
 
+class NoTheory(ValueError):
+    """Why no closed form speaks of a run, in one line."""
+
+
 def predict(run: Run) -> Prediction | None:
     """The prediction for a run, None where no closed form applies to its configuration."""
-    loss_options = any(key.startswith("train.loss_options.") for key in run.options)
-    counts = run.dump["class_counts"]
-    if loss_options or not _is_plain(run, PLAIN) or not bool((counts > 0).all()) or run.head not in BY_HEAD:
+    try:
+        return _prediction(run)
+    except NoTheory:
         return None
-    return BY_HEAD[run.head](run, counts)
+
+
+def why_not(run: Run) -> str | None:
+    """Why no closed form applies to a run, in one line; None where one does."""
+    try:
+        _prediction(run)
+    except NoTheory as reason:
+        return str(reason)
+    return None
+
+
+def exact_optimum(options: Options, class_counts: Tensor, num_features: int) -> Optimum:
+    """The optimum of a linear head on features that weight decay alone holds short; a NoTheory says why there is none.
+
+    So are free features; and those of any network where nothing decays but the head's rows and the features.
+    """
+    _require(options, {"head.name": ("linear",)} | PLAIN | PLAIN_LINEAR)
+    _require_loss(options, *NONNEGATIVE)
+    _refuse_missing_classes(class_counts)
+    if not _is_free(options) and options.get("train.decay") != "head":
+        raise NoTheory("weight decay on a network's weights is none on its features: train.decay=head")
+    lambda_w, lambda_h = _l2_decays(options, class_counts, exact=True)
+    if not (lambda_w and lambda_h):
+        raise NoTheory("without weight decay on classifier and features lengths grow without end")
+    values = _feature_values(options)
+    if values not in ("any", "nonnegative"):
+        raise NoTheory(f"features {values} are not free: {_ending(options)} bounds them")
+    try:
+        return predicted_optimum(
+            str(options.get("train.loss")),
+            class_counts,
+            lambda_w=lambda_w,
+            lambda_h=lambda_h,
+            num_features=num_features,
+            nonnegative=values == "nonnegative",
+        )
+    except ValueError as refusal:
+        raise NoTheory(str(refusal)) from None
 
 
 def measure(run: Run) -> Optimum:
@@ -56,62 +103,161 @@ def quantities(optimum: Optimum, *, scale: bool = True) -> dict[str, float]:
     return {name: float(function(optimum)) for name, function in chosen.items()}
 
 
-def obeys_cross_entropy(run: Run) -> bool:
-    """Whether nothing but cross-entropy shapes a learned classifier, so that its limits are a reference for the run."""
-    return run.head == "linear" and run.options["train.loss"] == "ce" and _is_plain(run, PLAIN | PLAIN_LINEAR)
+def drift_limit(run: Run) -> tuple[str, float] | None:
+    """The theory of a run's limit as weight decay vanishes, and its drift/relative; None where there is none."""
+    try:
+        if run.head != "linear":
+            return None
+        _require(run.options, PLAIN | PLAIN_LINEAR)
+        limit = _limit(run.options, run.dump["class_counts"], _width(run))
+    except NoTheory:
+        return None
+    return limit.theory, relative_drift(limit.optimum)
 
 
-def drift_references(class_counts: Tensor) -> dict[str, float]:
-    """drift/relative of cross-entropy as weight decay vanishes, for features of any sign and for nonnegative ones."""
-    vanishing = 1e-150  # the nonnegative optimum has no form for the limit; from here it is less than 1 % away
-    nonnegative = relu_ce_optimum(class_counts, lambda_w=vanishing, lambda_h=vanishing)
-    return {
-        "SELI": relative_drift(seli_optimum(class_counts)),
-        "nonnegative features": relative_drift(nonnegative),
-    }
-
-
-def decays(options: Mapping[str, Any], num_samples: int) -> tuple[float, float]:
+def decays(options: Options, num_samples: int) -> tuple[float, float]:
     """λ_W and λ_H of a run with free features: parameters with the weight decay of all, unless told otherwise."""
     weight_decay = options.get("train.optimizer_options.weight_decay", options.get("train.weight_decay")) or 0.0
+    feature_decay = options.get("train.feature_decay", 0.0)
+    if not isinstance(weight_decay, int | float) or not isinstance(feature_decay, int | float):
+        raise NoTheory(f"expected numbers as train.weight_decay and train.feature_decay, got {weight_decay!r:.40}")
     on_features = 0.0 if options.get("train.decay") == "head" else weight_decay
-    return weight_decay, on_features + options.get("train.feature_decay", 0.0) / num_samples
+    return weight_decay, on_features + feature_decay / num_samples
 
 
-def _linear(run: Run, counts: Tensor) -> Prediction | None:
+def _prediction(run: Run) -> Prediction:
+    counts = run.dump["class_counts"]
+    if run.head not in BY_HEAD:
+        raise NoTheory(f"no closed form is known for head.name={run.head}")
+    _require(run.options, PLAIN)
+    _refuse_missing_classes(counts)
+    return BY_HEAD[run.head](run.options, counts, _width(run))
+
+
+def _linear(options: Options, counts: Tensor, num_features: int) -> Prediction:
     """The exact optimum of free features, else the limit of cross-entropy."""
-    loss = run.options["train.loss"]
-    if not _is_plain(run, PLAIN_LINEAR):
-        return None
-    if _is_free(run):
-        lambda_w, lambda_h = decays(run.options, int(counts.sum()))
+    _require(options, PLAIN_LINEAR)
+    if not _is_free(options):
+        return _limit(options, counts, num_features)
+    try:
+        return Prediction(EXACT, exact_optimum(options, counts, num_features))
+    except NoTheory as reason:
+        if options.get("train.loss") != "ce":
+            raise
         try:
-            return Prediction("optimum", predicted_optimum(loss, counts, lambda_w=lambda_w, lambda_h=lambda_h))
-        except ValueError:  # theory refuses: another loss, no weight decay, or classes of too many sizes
-            pass
-    return Prediction("SELI", seli_optimum(counts), scale=False) if loss == "ce" else None
+            return _limit(options, counts, num_features)
+        except NoTheory as other:
+            both = dict.fromkeys((str(reason), str(other)))
+            raise NoTheory("; as weight decay vanishes, ".join(both)) from None
 
 
-def _fixed_etf(run: Run, counts: Tensor) -> Prediction | None:
-    """Features along the rows of the ETF, as long as the head makes them or as weight decay leaves them."""
-    if run.options["train.loss"] != "ce":
+def _limit(options: Options, counts: Tensor, num_features: int) -> Prediction:
+    """Where cross-entropy goes as weight decay vanishes: SELI, or on nonnegative features orthogonal means."""
+    _require_loss(options, "ce")
+    _refuse_missing_classes(counts)
+    lambda_w, lambda_h = _l2_decays(options, counts)
+    if bool(lambda_w) != bool(lambda_h):
+        raise NoTheory("of classifier and features only one decays: train.decay=all, or train.feature_decay > 0")
+    values = _feature_values(options)
+    if values not in LIMITS:
+        raise NoTheory(f"features {values} are not free: {_ending(options)} bounds them")
+    theory, optimum_of = LIMITS[values]
+    try:
+        return Prediction(theory, with_room(optimum_of(counts), num_features), scale=False)
+    except ValueError as refusal:
+        raise NoTheory(str(refusal)) from None
+
+
+def _fixed_etf(options: Options, counts: Tensor, num_features: int) -> Prediction:
+    """Features along the rows of the ETF, or as near as a ReLU lets them, of the length that the head or decay sets."""
+    _require_loss(options, "ce")
+    values = _feature_values(options)
+    if values not in ("any", "nonnegative"):
+        raise NoTheory(f"features {values} are not free: {_ending(options)} bounds them")
+    feature_norm = options.get("head.temperature") or _free_feature_norm(options, counts)
+    if values == "any":
+        return Prediction("fixed ETF", fixed_etf_optimum(counts, feature_norm=feature_norm))
+    if options.get("head.rotation_seed") is not None or num_features < len(counts):
+        raise NoTheory("nonnegative features cannot follow the rows of a rotated ETF, and no closed form is known")
+    return Prediction("fixed ETF, ReLU", fixed_etf_relu_optimum(counts, feature_norm=feature_norm))
+
+
+def _free_feature_norm(options: Options, counts: Tensor) -> float:
+    """The length that weight decay leaves free features before a fixed ETF."""
+    if not _is_free(options):
+        raise NoTheory("without head.temperature the length of a network's features is open")
+    lambda_h = _l2_decays(options, counts, exact=True)[1]
+    if not lambda_h:
+        raise NoTheory("without weight decay on features, or head.temperature, lengths grow without end")
+    return fixed_etf_feature_norm(counts, lambda_h=lambda_h)
+
+
+def _l2_decays(options: Options, counts: Tensor, *, exact: bool = False) -> tuple[float, float]:
+    """λ_W and λ_H; refused where the optimizer minimizes no loss with these decays, or with `exact` not exactly."""
+    from ncflow.training import ADAPTIVE, L2_DECAY
+
+    optimizer = str(options.get("train.optimizer"))
+    if optimizer not in L2_DECAY:
+        raise NoTheory(f"the weight decay of optimizer {optimizer} is no term of an objective: train.optimizer=sgd")
+    lambda_w, lambda_h = decays(options, int(counts.sum()))
+    if optimizer in ADAPTIVE and not (lambda_w and lambda_h):
+        raise NoTheory(f"without weight decay {optimizer} goes to a limit of another norm than ‖W‖² + ‖H‖²")
+    if exact and optimizer in ADAPTIVE and not _in_full_batches(options, counts):
+        raise NoTheory(f"{optimizer} follows the objective of all samples in full batches only: train.batch_size=full")
+    return lambda_w, lambda_h
+
+
+def _in_full_batches(options: Options, counts: Tensor) -> bool:
+    size = options.get("train.batch_size")
+    return size == "full" or (isinstance(size, int) and size >= int(counts.sum()))
+
+
+def _feature_values(options: Options) -> str:
+    """What features can take, a value of ENDINGS; refused where nothing says so."""
+    ending = _ending(options)
+    if ending is None:
+        raise NoTheory(
+            f"nothing says which values the features of model {options.get('model.name')} can take: "
+            "choose model.neck=batch_norm, or mark its builder with ncflow.nn.ends_in"
+        )
+    if ending == "batch_norm" and options.get("model.affine") is False:
+        return "of variance one"
+    return ENDINGS[ending]
+
+
+def _ending(options: Options) -> str | None:
+    chosen = {key: options.get(f"model.{key}") for key in ("neck", "final_norm", "num_features")}
+    try:
+        return feature_ending(str(options.get("model.name")), **chosen)
+    except ValueError:  # an alias that is contradicted
         return None
-    feature_norm = run.options.get("head.temperature")
-    if feature_norm is None:
-        lambda_h = decays(run.options, int(counts.sum()))[1]
-        if not _is_free(run) or not lambda_h:
-            return None
-        feature_norm = fixed_etf_feature_norm(counts, lambda_h=lambda_h)
-    return Prediction("fixed ETF", fixed_etf_optimum(counts, feature_norm=feature_norm))
 
 
-def _is_free(run: Run) -> bool:
-    """Whether features are parameters and weight decay a term of the loss, which AdamW and AGD do not make it."""
-    return run.options["model.name"] == "free_features" and run.options["train.optimizer"] in ("sgd", "adam", "rmsprop")
+def _is_free(options: Options) -> bool:
+    """Whether the features are parameters themselves."""
+    return _ending(options) == "parameters"
 
 
-def _is_plain(run: Run, plain: Mapping[str, Any]) -> bool:
-    return all(run.options.get(key, value) == value for key, value in plain.items())
+def _width(run: Run) -> int:
+    return int(run.dump["class_means"].shape[1])
+
+
+def _require(options: Options, plain: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse the first option that gives a run another objective than the closed forms have."""
+    loss_options: dict[str, tuple[Any, ...]] = {key: () for key in options if key.startswith("train.loss_options.")}
+    for key, allowed in (dict(plain) | loss_options).items():
+        value = options.get(key, *allowed[:1])
+        if value not in allowed:
+            raise NoTheory(f"no closed form is known for {key}={value}")
+
+
+def _require_loss(options: Options, *losses: str) -> None:
+    _require({"train.loss": None} | dict(options), {"train.loss": losses})
+
+
+def _refuse_missing_classes(counts: Tensor) -> None:
+    if missing := int((counts == 0).sum()):
+        raise NoTheory(f"{missing} of {len(counts)} classes have no training sample")
 
 
 def _most(lengths: Tensor, counts: Tensor) -> Tensor:
@@ -141,20 +287,34 @@ def _centered(rows: Tensor) -> Tensor:
     return rows - rows.mean(0)
 
 
-PLAIN = {  # what every closed form assumes, where a configuration speaks of it
-    "train.drift_penalty": 0.0,
-    "train.reweight": None,
-    "train.sampling": "shuffled",
-    "dataset.label_noise": 0.0,
+PLAIN: dict[str, tuple[Any, ...]] = {  # what every closed form allows; a configuration that is silent has the first
+    "train.drift_penalty": (0.0,),
+    "train.reweight": (None,),
+    "train.sampling": ("shuffled", "stratified"),  # every sample once
+    "dataset.label_noise": (0.0,),  # a network does not interpolate wrong labels
 }
-PLAIN_LINEAR = {"head.bias": False, "head.normalize": False, "head.temperature": None}
-BY_HEAD: dict[str, Callable[[Run, Tensor], Prediction | None]] = {"linear": _linear, "fixed_etf": _fixed_etf}
+PLAIN_LINEAR: dict[str, tuple[Any, ...]] = {
+    "head.bias": (False,),
+    "head.normalize": (False,),
+    "head.temperature": (None,),
+}
+BY_HEAD: dict[str, Callable[[Options, Tensor, int], Prediction]] = {"linear": _linear, "fixed_etf": _fixed_etf}
+LIMITS: dict[str, tuple[str, Callable[[Tensor], Optimum]]] = {
+    "any": ("SELI", seli_optimum),
+    "nonnegative": ("ReLU", relu_limit),
+}
+EXACT = "optimum"
 ASSUMPTIONS = {
-    "optimum": "features free to take any value, weight decay on features and classifier, a minimum reached; "
+    EXACT: "features free to take any value, weight decay on features and classifier, a minimum reached; "
     "then exact in lengths and angles",
     "SELI": "cross-entropy on features free to take any value, in the limit of vanishing weight decay and endless "
-    "training; angles and ratios of lengths only. Real features, nonnegative behind a ReLU, may end elsewhere",
+    "training; angles and ratios of lengths only. Features of a real network may end elsewhere",
+    "ReLU": "cross-entropy on features free to take any nonnegative value, as a ReLU leaves them, in the limit of "
+    "vanishing weight decay and endless training; angles and ratios of lengths only. Features of a real network may "
+    "end elsewhere",
     "fixed ETF": "a network that can move every feature where it likes; class sizes do not matter",
+    "fixed ETF, ReLU": "a network that can move every feature where it likes but below zero, and an ETF that is not "
+    "rotated; class sizes do not matter",
 }
 QUANTITIES: dict[str, Callable[[Optimum], Tensor | float]] = {
     "‖w‖ max : min": lambda o: _longest_to_shortest(o.weight),

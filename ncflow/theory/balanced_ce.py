@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ncflow.theory.optimum import Counts, Optimum, check_problem, optimum_of_logits, pressure
+from ncflow.theory.optimum import Counts, Optimum, check_problem, log_pressure, optimum_of_logits, shown
 
 
 def balanced_ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Optimum:
@@ -18,9 +18,9 @@ def balanced_ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: floa
     """
     counts = check_problem(class_counts, lambda_w, lambda_h)
     if bool((counts != counts[0]).any()):
-        raise ValueError(f"expected classes of one size, got class_counts={counts.tolist()}; see step_ce_optimum")
+        raise ValueError(f"expected classes of one size, got class_counts={shown(counts)}; see step_ce_optimum")
     num_classes = len(counts)
-    m = pressure(counts, lambda_w=lambda_w, lambda_h=lambda_h)[0].item()  # c K
-    alpha = math.log(num_classes / m - (num_classes - 1)) if m < 1 else 0.0
+    log_m = log_pressure(counts, lambda_w=lambda_w, lambda_h=lambda_h)[0].item()  # m = c K
+    alpha = math.log1p(-(num_classes - 1) * math.expm1(log_m)) - log_m if log_m < 0 else 0.0
     etf = torch.eye(num_classes, dtype=torch.float64) - 1 / num_classes
     return optimum_of_logits(alpha * etf, counts, lambda_w=lambda_w, lambda_h=lambda_h)

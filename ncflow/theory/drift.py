@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 
-import torch
-
-from ncflow.theory.optimum import Optimum
+from ncflow.theory.optimum import Optimum, lengths
 from ncflow.theory.seli import check_step
 
 
 def drift_norm(optimum: Optimum) -> float:
     """‖μ_N‖ of an optimum, μ_N = Σ (n_k/N) h_k: the value of the metric drift/norm. >= 0, 0 when balanced (no ReLU)."""
     counts = optimum.class_counts
-    return float(torch.linalg.vector_norm(counts @ optimum.class_means / counts.sum()))
+    return float(lengths((counts / counts.sum() @ optimum.class_means).unsqueeze(0)))
 
 
 def relative_drift(optimum: Optimum) -> float:
@@ -22,8 +20,8 @@ def relative_drift(optimum: Optimum) -> float:
     NaN where every class has died.
     """
     counts = optimum.class_counts
-    mean_square = counts @ optimum.mean_norms.square() / counts.sum()
-    return float(drift_norm(optimum) / mean_square.sqrt())
+    root_mean_square = lengths(((counts / counts.sum()).sqrt() * optimum.mean_norms).unsqueeze(0))
+    return float(drift_norm(optimum) / root_mean_square)
 
 
 def seli_step_drift(num_classes: int, ratio: float) -> float:

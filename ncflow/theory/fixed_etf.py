@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from ncflow.geometry import simplex_etf
-from ncflow.theory.optimum import Counts, Optimum, check_problem
+from ncflow.theory.logs import log_one_plus
+from ncflow.theory.optimum import Counts, Optimum, check_positive, check_problem
 from ncflow.theory.roots import rising_root
 
 
@@ -18,8 +21,21 @@ def fixed_etf_optimum(class_counts: Counts, *, feature_norm: float, weight_norm:
     counts = check_problem(class_counts, 1.0, 1.0)
     if not (feature_norm >= 0 and weight_norm > 0):
         raise ValueError(f"expected feature_norm >= 0 and weight_norm > 0, got {feature_norm} and {weight_norm}")
+    check_positive(LONGEST, feature_norm=feature_norm or 1.0, weight_norm=weight_norm)
     etf = simplex_etf(len(counts), dtype=counts.dtype)
     return Optimum(weight_norm * etf, feature_norm * etf, counts)
+
+
+def fixed_etf_relu_optimum(class_counts: Counts, *, feature_norm: float, weight_norm: float = 1.0) -> Optimum:
+    """The same among features h >= 0, W the canonical ETF in d >= K: h_k = r e_k, at an angle to w_k.
+
+    h cannot follow the negative entries of w_k. Logits r ω sqrt(K/(K-1)) (e_k - 1/K): own less other is r ω
+    sqrt(K/(K-1)), which features of any sign exceed by that root. cos(h_k, w_k) = sqrt((K-1)/K). K = 10, r = 5, ω = 1:
+    4.74 and -.527. An ETF that is rotated has another optimum.
+    """
+    etf = fixed_etf_optimum(class_counts, feature_norm=feature_norm, weight_norm=weight_norm)
+    axes = torch.eye(len(etf.class_counts), dtype=torch.float64)
+    return Optimum(etf.weight, feature_norm * axes, etf.class_counts)
 
 
 def fixed_etf_feature_norm(class_counts: Counts, *, lambda_h: float, weight_norm: float = 1.0) -> float:
@@ -29,11 +45,17 @@ def fixed_etf_feature_norm(class_counts: Counts, *, lambda_h: float, weight_norm
     s (1 - p) = N λ_H r: of the class sizes only N = Σ n_k matters. K = 10, N = 1000, λ_H = 5e-4, ω = 1: r = 1.44.
     """
     counts = check_problem(class_counts, 1.0, lambda_h)
-    num_classes, decay = len(counts), counts.sum().item() * lambda_h
-    stretch = num_classes / (num_classes - 1) * weight_norm
+    check_positive(LONGEST, weight_norm=weight_norm)
+    log_others = math.log(len(counts) - 1)
+    log_stretch = math.log(weight_norm) + math.log(len(counts)) - log_others
+    ease = 2 * log_stretch - counts.sum().log().item() - math.log(lambda_h)  # log s²/(N λ_H)
 
-    def pull(norm: float) -> float:
-        others = (num_classes - 1) * math.exp(-norm * stretch)
-        return decay * norm - stretch * others / (1 + others)
+    def pull(log_x: float) -> float:  # of x = s r, the equation's logarithm: log x - log(1 - p) = log s²/(N λ_H)
+        return log_x + log_one_plus(math.exp(log_x) - log_others) - ease
 
-    return rising_root(pull, 0, stretch / decay)
+    largest = max(1.0, ease + log_others)
+    log_x = rising_root(pull, ease - log_one_plus(largest - log_others) - 1, math.log(largest))
+    return math.exp(log_x - log_stretch)
+
+
+LONGEST = 1e150  # rows and features, as logits are their product

@@ -14,7 +14,8 @@ from functools import partial
 
 import torch
 
-from ncflow.theory.optimum import Counts, Optimum, check_problem, optimum_of_logits, pressure
+from ncflow.theory.logs import log_one_minus, log_one_plus
+from ncflow.theory.optimum import Counts, Optimum, check_problem, log_pressure, optimum_of_logits, shown
 from ncflow.theory.roots import rising_root
 
 
@@ -27,11 +28,11 @@ def step_ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: float) -
     """
     counts = check_problem(class_counts, lambda_w, lambda_h)
     if len(set(counts.tolist())) != 2:
-        raise ValueError(f"expected classes of exactly two sizes, got class_counts={counts.tolist()}")
-    frequent, m = counts == counts.max(), pressure(counts, lambda_w=lambda_w, lambda_h=lambda_h)
+        raise ValueError(f"expected classes of exactly two sizes, got class_counts={shown(counts)}")
+    frequent, log_m = counts == counts.max(), log_pressure(counts, lambda_w=lambda_w, lambda_h=lambda_h)
     members = [frequent, ~frequent]
-    groups = [_Group(int(of.sum()), int((~of).sum()), m[of][0].item()) for of in members]
-    logits = torch.empty(len(counts), len(counts), dtype=torch.float64)
+    groups = [_Group(int(of.sum()), int((~of).sum()), log_m[of][0].item()) for of in members]
+    logits = torch.empty(len(counts), len(counts), dtype=torch.float64, device=counts.device)
     for of, group, (separation, gap) in zip(members, groups, _solve(*groups), strict=True):
         indicator = of.double()
         within = indicator.diag()[of] - indicator / group.num_classes
@@ -41,51 +42,64 @@ def step_ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: float) -
 
 @dataclass(frozen=True)
 class _Group:
-    """Classes of one size, as functions of the probability q that leaves the group of its samples."""
+    """Classes of one size, as functions of log t: t = q/room in (0, 1) is the share of its room that q takes.
+
+    Logarithms, because m_g of vanishing weight decay is no float64, and neither is q.
+    """
 
     num_classes: int
     num_others: int
-    pressure: float
+    log_pressure: float
 
     @property
-    def reach(self) -> float:
-        """The half axis of the ellipse: q where the other group's samples lose nothing."""
-        return self.pressure * math.sqrt(self.num_others / (self.num_classes + self.num_others))
+    def log_room(self) -> float:
+        """log of m_g, or of 1 where nothing tells the classes of the group apart; q stays below."""
+        return min(self.log_pressure, 0.0) if self.num_classes > 1 else 0.0
 
     @property
-    def room(self) -> float:
-        """m_g, or 1 where nothing tells the classes of the group apart; q stays below."""
-        return min(self.pressure, 1.0) if self.num_classes > 1 else 1.0
+    def log_reach(self) -> float:
+        """log t on the half axis of the ellipse, where the other group's samples lose nothing."""
+        share = self.num_others / (self.num_classes + self.num_others)
+        return self.log_pressure - self.log_room + math.log(share) / 2
 
-    def separation(self, q: float) -> float:
+    def separation(self, log_t: float) -> float:
         """α, the logit of a sample's own class above those of its siblings."""
-        sibling = (self.room - q) / self.num_classes
-        return math.log1p((1 - self.room) / sibling)
+        if not self.log_room:
+            return 0.0
+        log_sibling = self.log_room + log_one_minus(log_t) - math.log(self.num_classes)
+        return log_one_plus(log_one_minus(self.log_room) - log_sibling)
 
-    def gap(self, q: float) -> float:
-        """δ, the mean logit of the own group above that of the other: falls from +inf at q = 0 to -inf at `room`."""
-        if q >= self.room:
+    def gap(self, log_t: float) -> float:
+        """δ, the mean logit of the own group above that of the other: falls from +inf at t = 0 to -inf at t = 1."""
+        if log_t >= 0:
             return -math.inf
-        sibling = (self.room - q) / self.num_classes
-        return math.log(sibling * self.num_others / q) + self.separation(q) / self.num_classes
+        odds = math.log(self.num_others / self.num_classes) + log_one_minus(log_t) - log_t
+        return odds + self.separation(log_t) / self.num_classes
 
 
 def _solve(a: _Group, b: _Group) -> list[tuple[float, float]]:
     """α and δ of both groups at the optimum."""
 
-    def on_ellipse(angle: float) -> tuple[float, float]:
-        return a.reach * math.cos(angle), b.reach * math.sin(angle)
+    def on_ellipse(log_slope: float) -> tuple[float, float]:
+        """log t of both groups where the angle's tangent is e^x: they are the half axes times its cosine and sine."""
+        cosine, sine = (-log_one_plus(sign * log_slope) / 2 for sign in (2, -2))
+        return a.log_reach + cosine, b.log_reach + sine
 
-    def imbalance(angle: float) -> float:
-        q_a, q_b = on_ellipse(angle)
-        return a.gap(q_a) * q_b - b.gap(q_b) * q_a
+    def imbalance(log_slope: float) -> float:
+        log_a, log_b = on_ellipse(log_slope)
+        log_ratio = log_a + a.log_room - log_b - b.log_room  # of q_a to q_b
+        scale = max(log_ratio, 0.0)
+        return a.gap(log_a) * math.exp(-scale) - b.gap(log_b) * math.exp(log_ratio - scale)
 
-    q_a, q_b = on_ellipse(rising_root(imbalance, 0, math.pi / 2))
-    if min(a.gap(q_a), b.gap(q_b)) > 0:
-        return [(a.separation(q_a), a.gap(q_a)), (b.separation(q_b), b.gap(q_b))]
+    on_it = on_ellipse(rising_root(imbalance, -STEEPEST, STEEPEST))
+    if min(a.gap(on_it[0]), b.gap(on_it[1])) > 0:
+        return [(group.separation(log_t), group.gap(log_t)) for group, log_t in zip((a, b), on_it, strict=True)]
     # On all of the ellipse one of the gaps is negative: the optimum lies inside, and there the groups merge.
-    return [(g.separation(rising_root(partial(_minus_gap, g), 0, g.room)), 0.0) for g in (a, b)]
+    return [(g.separation(rising_root(partial(_minus_gap, g), -STEEPEST, 0)), 0.0) for g in (a, b)]
 
 
-def _minus_gap(group: _Group, q: float) -> float:
-    return -group.gap(q)
+def _minus_gap(group: _Group, log_t: float) -> float:
+    return -group.gap(log_t)
+
+
+STEEPEST = 100.0  # log of the largest tangent: class sizes of 1e30 : 1 need 40

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from reprlib import repr as shortened
 
 import torch
 from torch import Tensor
@@ -41,14 +42,19 @@ class Optimum:
         return self.class_means @ self.weight.mT
 
     @property
+    def rank(self) -> int:
+        """How many dimensions the rows span: the least width d that has room for them. In [0, K]."""
+        return max(_rank(self.weight), _rank(self.class_means))
+
+    @property
     def weight_norms(self) -> Tensor:
         """‖w_k‖ (K,)."""
-        return _lengths(self.weight)
+        return lengths(self.weight)
 
     @property
     def mean_norms(self) -> Tensor:
         """‖h_k‖ (K,)."""
-        return _lengths(self.class_means)
+        return lengths(self.class_means)
 
     @property
     def weight_cosines(self) -> Tensor:
@@ -68,42 +74,82 @@ def optimum_of_logits(logits: Tensor, class_counts: Counts, *, lambda_w: float, 
     """
     counts = check_problem(class_counts, lambda_w, lambda_h)
     roots = counts.sqrt().unsqueeze(1)
-    scaled = roots * logits.double()
+    scaled = roots * logits.double().to(counts.device)
     u, s, vh = torch.linalg.svd(scaled)
     # The root would turn a singular value of rounding size, 1e-16, into a visible 1e-8.
     quarter = torch.where(s > rounding_level(scaled), s, 0).sqrt()
-    exchange = (lambda_h / lambda_w) ** 0.25
-    return Optimum(exchange * (vh.mT * quarter) @ vh, (u * quarter) @ vh / roots / exchange, counts)
+    return exchanged((vh.mT * quarter) @ vh, (u * quarter) @ vh / roots, counts, lambda_w=lambda_w, lambda_h=lambda_h)
+
+
+def exchanged(weight: Tensor, class_means: Tensor, counts: Tensor, *, lambda_w: float, lambda_h: float) -> Optimum:
+    """The optimum with the same logits, λ_W and λ_H apart, from W and H̄ that are optimal for λ_W = λ_H.
+
+    The cheaper of the two grows: W times (λ_H/λ_W)^¼, H̄ divided by it.
+    """
+    exchange = lambda_h**0.25 / lambda_w**0.25
+    return Optimum(exchange * weight, class_means / exchange, counts)
 
 
 def pressure(class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Tensor:
     """What a class costs against what it earns, m_k = N sqrt(λ_W λ_H / n_k) (K,): from 1 on it does not pay.
 
     The one number that decides in every regime: at m_k >= 1, that is n_k <= N² λ_W λ_H, a class vanishes under squared
-    error, and merges with those of its size under cross-entropy.
+    error, and merges with those of its size under cross-entropy. inf where it is no float64.
     """
+    return log_pressure(class_counts, lambda_w=lambda_w, lambda_h=lambda_h).exp()
+
+
+def log_pressure(class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Tensor:
+    """log m_k (K,), finite for every λ: the product of two small ones, and m itself, may be no float64."""
     counts = check_problem(class_counts, lambda_w, lambda_h)
-    return counts.sum() * (lambda_w * lambda_h / counts).sqrt()
+    return counts.sum().log() + (math.log(lambda_w) + math.log(lambda_h) - counts.log()) / 2
 
 
 def check_problem(class_counts: Counts, lambda_w: float, lambda_h: float) -> Tensor:
     """The class counts (K,) in float64; a ValueError for what has no optimum, or none of this form."""
     counts = counts_tensor(class_counts)
     if counts.ndim != 1 or len(counts) < 2 or not bool((counts > 0).all()):
-        raise ValueError(f"expected at least two classes, each with samples, got class_counts={counts.tolist()}")
+        raise ValueError(f"expected at least two classes, each with samples, got class_counts={shown(counts)}")
+    if not MOST**-1 <= counts.min() <= counts.max() <= MOST:
+        raise ValueError(f"expected class sizes from {MOST**-1:g} to {MOST:g}, got class_counts={shown(counts)}")
     if not (0 < lambda_w < math.inf and 0 < lambda_h < math.inf):
         raise ValueError(
             f"expected lambda_w > 0 and lambda_h > 0, got {lambda_w} and {lambda_h}; without weight decay "
             "the norms grow for ever, and seli_optimum has the limit of their directions"
         )
+    check_positive(HUGE, lambda_w=lambda_w, lambda_h=lambda_h)
     return counts
 
 
-def _lengths(rows: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return lengths
+def check_positive(most: float, **values: float) -> None:
+    """Raise where a value, called by its name, does not lie between 1/most and `most`, where float64 has room."""
+    for name, value in values.items():
+        if not 1 / most <= value <= most:
+            raise ValueError(f"expected {name} from {1 / most:g} to {most:g}, got {value}")
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """‖row‖ (K,) of rows (K, d) of any size: squares of 1e-200 and 1e200 have no float64 of their own."""
+    scale = 2.0 ** math.frexp(rows.abs().max().item())[1]  # a power of two changes no digit
+    return torch.linalg.vector_norm(rows / scale, dim=1) * scale
+
+
+def shown(counts: Tensor) -> str:
+    """Class sizes in an error: a few in full, of many the first."""
+    return shortened(counts.tolist()) if len(counts.reshape(-1)) > MANY else str(counts.tolist())
+
+
+def _rank(rows: Tensor) -> int:
+    """Singular values that are not rounding, nor next to none."""
+    values: Tensor = torch.linalg.svdvals(rows / rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny))
+    return int((values > 1e-8 * values.max()).sum())
 
 
 def _cosines(rows: Tensor) -> Tensor:
-    units = rows / _lengths(rows).unsqueeze(1)
+    units = rows / lengths(rows).unsqueeze(1)
     return units @ units.mT
+
+
+MOST = 1e15  # samples of a class: beyond, float64 does not count one by one
+HUGE = 1e300  # of a factor of weight decay
+MANY = 12  # class sizes that an error shows in full

@@ -1,4 +1,4 @@
-"""Which closed form holds for a loss and class sizes: what reports draw beside the measurement."""
+"""Which closed form holds for a loss, class sizes, a width and features of any sign or none below zero."""
 
 from __future__ import annotations
 
@@ -9,14 +9,34 @@ from ncflow.theory.balanced_ce import balanced_ce_optimum
 from ncflow.theory.minority_collapse import step_ce_optimum
 from ncflow.theory.mse import mse_optimum
 from ncflow.theory.optimum import Counts, Optimum, check_problem
+from ncflow.theory.relu_ce import relu_ce_optimum
 
 
-def predicted_optimum(loss: str, class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Optimum:
+def predicted_optimum(
+    loss: str,
+    class_counts: Counts,
+    *,
+    lambda_w: float,
+    lambda_h: float,
+    num_features: int | None = None,
+    nonnegative: bool = False,
+) -> Optimum:
     """The optimum of free features under a loss of ncflow, for a linear head without bias or temperature.
 
-    Raises ValueError for losses without a closed form, and for cross-entropy on classes of more than two sizes.
+    `num_features` is d, None for as many as the optimum needs; `nonnegative` features are those behind a ReLU. Raises
+    ValueError for losses without a closed form, for d below the optimum's rank, and for cross-entropy on features of
+    any sign in classes of more than two sizes.
     """
-    return lookup(OPTIMA, loss, "loss with a closed form")(class_counts, lambda_w=lambda_w, lambda_h=lambda_h)
+    optima = NONNEGATIVE if nonnegative else OPTIMA
+    optimum = lookup(optima, loss, "loss with a closed form")(class_counts, lambda_w=lambda_w, lambda_h=lambda_h)
+    return with_room(optimum, num_features)
+
+
+def with_room(optimum: Optimum, num_features: int | None) -> Optimum:
+    """The optimum itself; a ValueError where d features cannot hold it, and another, unknown one is the best."""
+    if num_features is not None and num_features < optimum.rank:
+        raise ValueError(f"expected num_features >= {optimum.rank}, the rank of the optimum, got {num_features}")
+    return optimum
 
 
 def ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Optimum:
@@ -27,3 +47,5 @@ def ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Opt
 
 
 OPTIMA: dict[str, Callable[..., Optimum]] = {"ce": ce_optimum, "mse": mse_optimum}
+# Under squared error the classes lie on axes anyway.
+NONNEGATIVE: dict[str, Callable[..., Optimum]] = {"ce": relu_ce_optimum, "mse": mse_optimum}

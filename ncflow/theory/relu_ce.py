@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+import math
 
-from ncflow.theory.optimum import Counts, Optimum, check_problem, pressure
+import torch
+from torch import Tensor
+
+from ncflow.theory.optimum import Counts, Optimum, check_problem, exchanged, log_pressure
 
 
 def relu_ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Optimum:
@@ -17,10 +20,27 @@ def relu_ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: float) -
     """
     counts = check_problem(class_counts, lambda_w, lambda_h)
     num_classes = len(counts)
+    share = (num_classes - 1) / num_classes
+    log_m = log_pressure(counts, lambda_w=lambda_w, lambda_h=lambda_h) + math.log(share) / 2
+    alpha = math.log(num_classes - 1) + torch.log1p(-log_m.exp().clamp(max=share)) - log_m
+    return _on_axes(alpha.clamp(min=0), counts, lambda_w=lambda_w, lambda_h=lambda_h)
+
+
+def relu_limit(class_counts: Counts, *, lambda_w: float = 1.0, lambda_h: float = 1.0) -> Optimum:
+    """The least W and H̄ >= 0 that keep every margin (w_y - w_c)·h >= 1: `seli_optimum` of nonnegative features.
+
+    h_k = ‖h_k‖ e_k with ‖h_k‖² = sqrt(λ_W (K-1)/(λ_H n_k K)), and logits I - J/K. Cross-entropy on nonnegative features
+    approaches these directions as λ goes to 0, but only logarithmically. ‖h_k‖ goes as n_k^(-¼). Dang et al. 2024.
+    """
+    counts = check_problem(class_counts, lambda_w, lambda_h)
+    return _on_axes(torch.ones_like(counts), counts, lambda_w=lambda_w, lambda_h=lambda_h)
+
+
+def _on_axes(alpha: Tensor, counts: Tensor, *, lambda_w: float, lambda_h: float) -> Optimum:
+    """The cheapest factors of logits z_k = α_k (e_k - 1/K) whose features lie on axes, one for each class."""
+    num_classes = len(counts)
     share = (num_classes - 1) / num_classes  # ‖e_k - 1/K‖²
-    m = pressure(counts, lambda_w=lambda_w, lambda_h=lambda_h) * share**0.5
-    alpha = torch.where(m < share, ((num_classes - 1) * (1 - m).clamp(min=0) / m).log(), 0).clamp(min=0)
-    norms = (lambda_w * share / (lambda_h * counts)).pow(0.25) * alpha.sqrt()
-    slopes = (lambda_h * counts / (lambda_w * share)).pow(0.25) * alpha.sqrt()  # α_k / ‖h_k‖, also where both are 0
-    weight = (torch.eye(num_classes, dtype=torch.float64) - 1 / num_classes) * slopes
-    return Optimum(weight, norms.diag(), counts)
+    norms = (share / counts).pow(0.25) * alpha.sqrt()
+    slopes = (counts / share).pow(0.25) * alpha.sqrt()  # α_k / ‖h_k‖, also where both are 0
+    weight = (torch.eye(num_classes, dtype=torch.float64, device=counts.device) - 1 / num_classes) * slopes
+    return exchanged(weight, norms.diag(), counts, lambda_w=lambda_w, lambda_h=lambda_h)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ncflow.geometry import seli_frame
-from ncflow.theory.optimum import Counts, Optimum, check_problem
+from ncflow.theory.optimum import MOST, Counts, Optimum, check_positive, check_problem, exchanged
 
 
 def seli_optimum(class_counts: Counts, *, lambda_w: float = 1.0, lambda_h: float = 1.0) -> Optimum:
@@ -18,8 +18,7 @@ def seli_optimum(class_counts: Counts, *, lambda_w: float = 1.0, lambda_h: float
     """
     counts = check_problem(class_counts, lambda_w, lambda_h)
     weight, means = seli_frame(counts)
-    exchange = (lambda_h / lambda_w) ** 0.25
-    return Optimum(exchange * weight, means / exchange, counts)
+    return exchanged(weight, means, counts, lambda_w=lambda_w, lambda_h=lambda_h)
 
 
 @dataclass(frozen=True)
@@ -56,3 +55,4 @@ def check_step(num_classes: int, ratio: float) -> None:
     """Refuse a step profile that has no two halves of at least two classes each."""
     if num_classes < 4 or num_classes % 2 or not ratio > 0:
         raise ValueError(f"expected an even num_classes >= 4 and ratio > 0, got {num_classes} and {ratio}")
+    check_positive(MOST, ratio=ratio)

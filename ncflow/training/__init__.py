@@ -8,7 +8,10 @@ from ncflow.training.evaluation import Evaluation, evaluate, evaluate_splits
 from ncflow.training.faults import OutOfMemory, explained_faults, is_out_of_memory
 from ncflow.training.hardware import create_accelerator, describe, keep_freed_memory, resolve_precision
 from ncflow.training.loop import Diverged, EpochRecord, fit
+from ncflow.training.objective import Objective
 from ncflow.training.optimizers import (
+    ADAPTIVE,
+    L2_DECAY,
     OPTIMIZERS,
     SCHEDULES,
     create_optimizer,
@@ -19,12 +22,15 @@ from ncflow.training.optimizers import (
 from ncflow.training.state import StateFolder
 
 __all__ = [
+    "ADAPTIVE",
     "AGD",
+    "L2_DECAY",
     "OPTIMIZERS",
     "SCHEDULES",
     "Diverged",
     "EpochRecord",
     "Evaluation",
+    "Objective",
     "OutOfMemory",
     "RunFolder",
     "StateFolder",

@@ -18,6 +18,7 @@ from ncflow.metrics import ClassMoments, collapse_metrics
 from ncflow.metrics.accuracy import accuracies
 from ncflow.nn import Classifier, capture, posthoc_adjustment
 from ncflow.training.hardware import reproducible_convolutions
+from ncflow.training.objective import Objective
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,13 +53,15 @@ def evaluate(
     train_means: Tensor | None = None,
     layers: bool = False,
     posthoc_tau: float = 0.0,
+    objective: Objective | None = None,
     accelerator: Accelerator | None = None,
 ) -> Evaluation:
     """Every metric of a classifier on one split; each sample counts once, over however many processes.
 
     class_counts (K,) are those of the training split; train_means (K, d) its class means, None on that split itself.
     `layers` adds layers/<layer>/drift and layers/<layer>/nc1 of every stage of the backbone, from the same forward;
-    `posthoc_tau` the accuracies, as posthoc/<name>, of logits adjusted post hoc by the training class sizes.
+    `posthoc_tau` the accuracies, as posthoc/<name>, of logits adjusted post hoc by the training class sizes;
+    `objective` its value, and its gap to theory, at these features.
     """
     features, logits, by_layer = extract(classifier, batches, layers=layers)
     features, logits = gather_rows(accelerator, features), gather_rows(accelerator, logits)
@@ -73,6 +76,8 @@ def evaluate(
         train_means=train_means,
         moments=moments,
     )
+    if objective is not None:
+        metrics |= objective(features, targets, classifier.head)
     if posthoc_tau:
         adjusted = posthoc_adjustment(logits, class_counts, tau=posthoc_tau)
         metrics |= logit_metrics("posthoc", adjusted, targets, class_counts)
@@ -91,15 +96,16 @@ def evaluate_splits(
     layers: bool = False,
     posthoc_tau: float = 0.0,
     solver: bool = False,
+    objective: Objective | None = None,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Evaluation]:
     """{"train": …, "test": …} and, with `validation`, "val": unseen samples are held against the means of training.
 
-    Options as in `evaluate`; logits are adjusted on unseen splits only. What the head tells of itself, with `solver`
-    of its solver too, joins the metrics of the train split as head/<name>.
+    Options as in `evaluate`; the objective is that of the train split, logits are adjusted on the others. What the
+    head tells of itself, with `solver` of its solver too, joins the metrics of the train split as head/<name>.
     """
     measure = partial(evaluate, classifier, class_counts=class_counts, layers=layers, accelerator=accelerator)
-    on_train = measure(train)
+    on_train = measure(train, objective=objective)
     told = classifier.head.diagnostics(solver=solver)
     on_train.metrics.update({f"head/{name}": value for name, value in told.items()})
     unseen = {"test": test} | ({"val": validation} if validation is not None else {})

@@ -19,6 +19,7 @@ from ncflow.nn.losses import Loss
 from ncflow.nn.processes import common_batch_norms, sum_over_processes, synchronize_batch_norms
 from ncflow.training.evaluation import Evaluation, evaluate_splits
 from ncflow.training.hardware import autocast, create_accelerator, reproducible_convolutions
+from ncflow.training.objective import Objective
 from ncflow.training.state import State, apply_state, collect_state
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def fit(
     analyze_layers: bool = False,
     analyze_solver: bool = False,
     posthoc_tau: float = 0.0,
+    measured_objective: Objective | None = None,
     precision: str = "fp32",
     accelerator: Accelerator | None = None,
     resume: State | None = None,
@@ -75,6 +77,7 @@ def fit(
     `schedule` maps the share of epochs done to a factor of the learning rate; `deferred` is a share of the epochs and
     the criterion to go on with from there. test and `validation` are only ever measured. Several processes, each with
     its share of the batches, train as one does with all of them, as long as the criterion is a mean over samples.
+    `measured_objective` adds its value, and its gap to theory, to every analysis of the train split.
     `resume`, the state() of a record, goes on after it: on a CPU with the bits of a run that never stopped. Raises
     Diverged, naming epoch, step and learning rate, when the loss is not finite, or the features of an analysis are not.
     """
@@ -105,6 +108,7 @@ def fit(
         layers=analyze_layers,
         solver=analyze_solver,
         posthoc_tau=posthoc_tau,
+        objective=measured_objective,
         accelerator=accelerator,
     )
     done = apply_state(resume, classifier, optimizer, scaler, accelerator.process_index) if resume else 0

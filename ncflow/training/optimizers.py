@@ -166,6 +166,11 @@ REFUSALS: dict[str, dict[str, str]] = {
         "weight_decay": "its derivation has none; leave weight_decay null or 0",
     }
 }
+# Whose weight decay λ is the gradient of (λ/2)‖θ‖², a term of the objective. AdamW's is decoupled: where it rests,
+# no such objective is least.
+L2_DECAY = frozenset({"sgd", "adam", "rmsprop"})
+# Who divide a step by the size of recent ones: what mini-batches average to is not the step of all samples.
+ADAPTIVE = frozenset({"adam", "adamw", "rmsprop"})
 # optimizer -> the start that it is derived for, of parameters in place
 INITIALIZATIONS: dict[str, Callable[[Iterable[nn.Parameter]], None]] = {"agd": orthogonal_init}
 # name -> whether a parameter, by its name and itself, has weight decay

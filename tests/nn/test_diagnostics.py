@@ -88,6 +88,41 @@ def test_at_collapse_both_are_zero():
     assert max(told.values()) < 1e-20
 
 
+def worst_means(etf: Tensor) -> dict[str, Tensor]:
+    """Class means (K, d) for which an ETF is as bad as can be: opposite to it, of rank one, one class, none at all."""
+    line, lone = torch.outer(etf[:, 0], etf[0]), torch.zeros_like(etf)
+    lone[0] = 1
+    return {"opposite": -etf, "rank one": -line, "one class": lone, "none": 0 * etf}
+
+
+@pytest.mark.parametrize("proximal", [0.0, 1e-3, 0.5, 10.0, 1e6, 1e30])
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+def test_objective_and_distance_lie_between_zero_and_four_for_the_worst_of_means(num_classes, proximal):
+    for seed in SEEDS:
+        generator = torch.Generator().manual_seed(seed)
+        etf = simplex_etf(num_classes, 12, generator=generator, dtype=torch.float64)
+        stored = etf.float()  # as the head has it
+        ordinary = {"ordinary": torch.randn(num_classes, 12, generator=generator, dtype=torch.float64)}
+        for means in (ordinary | worst_means(etf)).values():
+            told = solution_diagnostics(means, stored, proximal=proximal)
+            assert 0 <= told["objective"] <= told["distance"] + 1e-6 <= 4 + 2e-6
+            if proximal == 0:
+                assert told["objective"] < 2
+
+
+def test_a_strong_proximal_term_takes_the_objective_to_four():
+    _, etf = draw(0)
+    told = {proximal: solution_diagnostics(-etf, etf, proximal=proximal) for proximal in (0.0, 1e3)}
+    assert told[0.0] == pytest.approx({"objective": 0, "distance": 4}, abs=1e-12)
+    assert told[1e3] == pytest.approx({"objective": 4, "distance": 4}, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["objective", "distance"])
+def test_the_document_states_the_range_of_each_value(name):
+    entry = re.search(rf"^- `head/{name}`:(.*?)(?=^- |^$)", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert entry and "in [0, 4]" in entry[1]
+
+
 def test_means_that_coincide_have_the_distance_of_nothing_from_an_etf():
     _, etf = draw(0)
     told = solution_diagnostics(torch.ones(K, D), etf, proximal=1e-3)

@@ -17,7 +17,7 @@ from ncflow.data.pictures import fit_square
 from ncflow.nn import Classifier, create_head, create_loss
 from ncflow.nn.free_features import FreeFeatures, free_features, sample_numbers
 from ncflow.theory import Optimum, fixed_etf_feature_norm, predicted_optimum
-from ncflow.training import SCHEDULES, create_optimizer, fit
+from ncflow.training import SCHEDULES, Objective, create_optimizer, fit
 
 SIZES = [8, 16, 32, 48]
 
@@ -137,7 +137,12 @@ def assert_same_geometry(found: Optimum, expected: Optimum) -> None:
 )
 def test_training_ends_at_the_optimum_of_theory(loss, counts, decay, lr):
     expected = predicted_optimum(loss, counts, lambda_w=decay, lambda_h=decay)
-    assert_same_geometry(collapsed(*train(loss, counts, decay, lr=lr)), expected)
+    features, targets, weight = train(loss, counts, decay, lr=lr)
+    assert_same_geometry(collapsed(features, targets, weight), expected)
+    objective = Objective(create_loss(loss), weight_decay=decay, row_decay=decay, optimum=expected)
+    head = create_head("linear", weight.shape[1], len(counts)).double()
+    head.weight.data.copy_(weight)
+    assert -1e-12 < objective(features, targets, head)["objective/gap"] < 1e-6
 
 
 @pytest.mark.parametrize("rare, cosine", [(8, 1.0), (24, 0.208)])

@@ -41,7 +41,7 @@ def figure(request: pytest.FixtureRequest, three_heads_two_seeds: list[Path]) ->
         "classwise": lambda: classwise_figure(arms(runs)),
         "cosines": lambda: cosine_figure(dump["class_means"], dump["weight"], **shown),
         "predicted": lambda: cosine_figure(dump["class_means"], dump["weight"], **shown, **predicted),
-        "lengths": lambda: lengths_figure(predictions(arms(runs))["SELI"], "digits"),
+        "lengths": lambda: lengths_figure(predictions(arms(runs))["ReLU"], "digits"),
         "numbers": lambda: knob_figures(arms(knob), "train.lr")[""],
         "names": lambda: knob_figures(arms(runs), "head.name")[""],
         "confusion": lambda: confusion_figure(dump["predictions"], dump["targets"], 10, **shown),

@@ -21,13 +21,14 @@ pytestmark = pytest.mark.filterwarnings("error")
 FACTORS = (1.0, 0.1, 0.01)
 
 
-def step_run(make_run: MakeRun, factor: float, loss: str = "ce", seed: int = 0) -> Path:
+def step_run(make_run: MakeRun, factor: float, loss: str = "ce", seed: int = 0, neck: str = "none") -> Path:
     overrides = {
         "dataset": {"name": "digits", "imb_type": "step", "imb_factor": factor},
-        "train": {"loss": loss, "epochs": 12},
+        "model": {"name": "resnet20", "neck": neck},
+        "train": {"loss": loss, "epochs": 12, "optimizer": "sgd"},
     }
     counts = (1000,) * 5 + (round(1000 * factor),) * 5
-    return make_run(f"{loss}-{factor}-{seed}", seed=seed, class_counts=counts, overrides=overrides)
+    return make_run(f"{loss}-{factor}-{seed}-{neck}", seed=seed, class_counts=counts, overrides=overrides)
 
 
 @pytest.fixture
@@ -48,12 +49,20 @@ def test_points_are_medians_at_the_last_analysis_with_bars_over_all_seeds(runs: 
         assert [text.get_text() for text in axes.get_xticklabels()] == ["0.01", "0.1", "1"]
 
 
-def test_the_drift_of_a_step_profile_stands_beside_the_closed_form(runs: list[Run]) -> None:
+@pytest.mark.parametrize("neck, theory, other", [("batch_norm", "SELI", "ReLU"), ("none", "ReLU", "SELI")])
+def test_the_drift_that_features_of_this_sign_can_have_stands_beside_the_measured(
+    make_run, neck, theory, other
+) -> None:
+    runs = read_runs([step_run(make_run, factor, neck=neck) for factor in FACTORS])
     (figure,) = knob_figures(arms(runs), IMBALANCE).values()
     curves = {line.get_label(): line.get_ydata() for line in figure.axes[METRICS.index(DRIFT)].lines}
-    closed_form = [seli_step_relative_drift(10, 1 / factor) for factor in sorted(FACTORS)]
-    np.testing.assert_allclose(curves["theory: SELI, K = 10"], closed_form, atol=1e-9)
-    assert curves["theory: nonnegative features, K = 10"][-1] == pytest.approx(10**-0.5)
+    sizes = [(1000,) * 5 + (round(1000 * factor),) * 5 for factor in sorted(FACTORS)]
+    closed_form = {
+        "SELI": [seli_step_relative_drift(10, 1 / factor) for factor in sorted(FACTORS)],
+        "ReLU": [(sum(n**1.5 for n in s) / (sum(s) * sum(n**0.5 for n in s))) ** 0.5 for s in sizes],
+    }
+    np.testing.assert_allclose(curves[f"theory: {theory}, K = 10"], closed_form[theory], atol=1e-9)
+    assert f"theory: {other}, K = 10" not in curves
 
 
 def test_no_theory_is_drawn_for_another_loss_nor_against_another_knob(make_run: MakeRun) -> None:

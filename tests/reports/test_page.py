@@ -94,7 +94,18 @@ def test_the_page_says_how_the_best_epoch_is_chosen(make_run: MakeRun, tmp_path:
 def test_the_page_says_what_theory_assumes_where_it_applies(report: Path) -> None:
     page = report.read_text()
     told = {theory: assumptions in page for theory, assumptions in ASSUMPTIONS.items()}
-    assert told == {"optimum": False, "SELI": True, "fixed ETF": True}
+    assert {theory for theory, is_told in told.items() if is_told} == {"ReLU", "fixed ETF, ReLU"}
+
+
+def test_the_page_says_in_one_line_why_no_theory_applies_to_an_arm(report: Path) -> None:
+    _, _, section = report.read_text().partition("<h2>Where no theory applies</h2>")
+    lines = re.findall(r"<li>(.*)</li>", section.partition("<h2>")[0])
+    assert lines == ["nearest_etf: no closed form is known for head.name=nearest_etf."]
+
+
+def test_where_theory_applies_to_every_arm_the_page_has_no_reason(make_run: MakeRun, tmp_path: Path) -> None:
+    page = write_report([make_run("digits", epochs=(3,))], tmp_path / "report").read_text()
+    assert "Theory beside measurement: ReLU" in page and "Where no theory applies" not in page
 
 
 def test_many_pictures_are_folded_away_and_the_knob_is_not(
@@ -120,7 +131,7 @@ def test_one_run_alone_makes_a_report(make_run: MakeRun, tmp_path: Path) -> None
 def test_figures_lie_beside_the_page(report: Path) -> None:
     names = {file.name for file in (report.parent / "figures").iterdir()}
     heads = ("linear", "fixed_etf", "nearest_etf")
-    assert names == {"curves.png", "classwise.png", "theory_SELI.png", "theory_fixed-ETF.png"} | {
+    assert names == {"curves.png", "classwise.png", "theory_ReLU.png", "theory_fixed-ETF-ReLU.png"} | {
         f"{k}_digits-{h}-0.png" for k in ("cosines", "confusion") for h in heads
     }
     assert all((report.parent / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)

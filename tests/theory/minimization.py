@@ -54,8 +54,11 @@ def minimum(
     return Optimum(*torch.from_numpy(found.x).view(2, *shape), counts)
 
 
-def support_vectors(class_counts: Sequence[float], seed: int = 0) -> Optimum:
-    """The least ‖W‖² + Σ n_k‖h_k‖² under (w_y - w_c)·h_y >= 1 for every c != y, by quadratic programming."""
+def support_vectors(class_counts: Sequence[float], *, nonnegative: bool = False, seed: int = 0) -> Optimum:
+    """The least ‖W‖² + Σ n_k‖h_k‖² under (w_y - w_c)·h_y >= 1 for every c != y, by quadratic programming.
+
+    With `nonnegative` under h >= 0, too.
+    """
     counts = np.array(class_counts, dtype=float)
     k = len(counts)
     pairs = [(y, c) for y in range(k) for c in range(k) if c != y]
@@ -72,10 +75,14 @@ def support_vectors(class_counts: Sequence[float], seed: int = 0) -> Optimum:
             row[0, y], row[0, c], row[1, y] = means[y], -means[y], weight[y] - weight[c]
         return jacobian.reshape(len(pairs), -1)
 
+    start = np.random.default_rng(seed).normal(size=2 * k * k)
+    if nonnegative:  # near the axes: from elsewhere a class may be left without one
+        start[k * k :] = 0.1 * abs(start[k * k :]) + np.eye(k).ravel()
     found = minimize(
         lambda x: (decay @ x**2 / 2, decay * x),
-        np.random.default_rng(seed).normal(size=2 * k * k),
+        start,
         jac=True,
+        bounds=[(None, None)] * (k * k) + [(0 if nonnegative else None, None)] * (k * k),
         method="SLSQP",
         constraints={"type": "ineq", "fun": margins, "jac": slopes},
         options={"maxiter": 1000, "ftol": 1e-14},

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from torch.nn import functional as F
 
 from ncflow.geometry import simplex_etf
-from ncflow.theory import drift_norm, fixed_etf_feature_norm, fixed_etf_optimum
+from ncflow.theory import drift_norm, fixed_etf_feature_norm, fixed_etf_optimum, fixed_etf_relu_optimum
 
 
 def best_features(
@@ -52,6 +52,35 @@ def test_minimizing_with_weight_decay_finds_features_of_the_stated_length(num_cl
     norm = fixed_etf_feature_norm(counts, lambda_h=lambda_h, weight_norm=weight_norm)
     optimum = fixed_etf_optimum(counts, feature_norm=norm, weight_norm=weight_norm)
     torch.testing.assert_close(found[:, :num_classes], optimum.class_means, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_classes, norm, weight_norm", [(2, 1.0, 1.0), (5, 3.0, 1.0), (10, 0.5, 2.0)])
+def test_minimizing_over_nonnegative_features_of_one_length_finds_the_axes(num_classes, norm, weight_norm):
+    optimum = fixed_etf_relu_optimum([3] * num_classes, feature_norm=norm, weight_norm=weight_norm)
+    etf = torch.cat([optimum.weight, torch.zeros(num_classes, 2, dtype=torch.float64)], dim=1)
+
+    def objective(x: np.ndarray, y: int) -> tuple[float, np.ndarray]:
+        leaf = torch.from_numpy(x).requires_grad_()
+        loss = F.cross_entropy(etf @ (norm * F.normalize(leaf, dim=0)), torch.tensor(y))
+        loss.backward()
+        return loss.item(), leaf.grad.numpy()
+
+    start = abs(np.random.default_rng(0).normal(size=num_classes + 2))
+    bounds, options = [(0, None)] * len(start), {"ftol": 0, "gtol": 1e-12}
+    for y in range(num_classes):
+        found = minimize(objective, start, (y,), jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+        feature = norm * F.normalize(torch.from_numpy(found), dim=0)
+        torch.testing.assert_close(feature[:num_classes], optimum.class_means[y], rtol=1e-5, atol=1e-5)
+
+
+def test_a_relu_costs_a_fixed_etf_a_part_of_its_margin():
+    free, relu = (optimum([9, 1, 1], feature_norm=5.0) for optimum in (fixed_etf_optimum, fixed_etf_relu_optimum))
+    margins = [(z := each.logits[0])[0].item() - z[1].item() for each in (free, relu)]
+    assert margins == pytest.approx([7.5, 5 * 1.5**0.5])
+    cosine = relu.class_means[0] @ relu.weight[0] / 5
+    assert cosine.item() == pytest.approx((2 / 3) ** 0.5)
+    example = fixed_etf_relu_optimum([1] * 10, feature_norm=5.0).logits
+    assert example[0, :2].tolist() == pytest.approx([4.74, -0.527], abs=5e-3)
 
 
 def test_only_the_number_of_samples_matters_not_how_they_are_shared():

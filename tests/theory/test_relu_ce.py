@@ -8,7 +8,7 @@ import minimization
 import pytest
 import torch
 
-from ncflow.theory import relu_ce_optimum
+from ncflow.theory import relative_drift, relu_ce_optimum, relu_limit
 
 PROBLEMS = [
     ([90, 10], 1e-2, 1e-2),
@@ -65,3 +65,32 @@ def test_a_class_dies_up_to_its_threshold_of_samples(rare):
     optimum = relu_ce_optimum(counts, lambda_w=decay, lambda_h=decay)
     assert bool(optimum.class_means[-1].any()) is (rare > 12)
     assert bool(optimum.class_means[0].any())
+
+
+@pytest.mark.parametrize("counts", [[5, 1], [50, 10, 3], [20, 20, 2, 2]])
+def test_the_limit_is_the_support_vector_machine_of_nonnegative_features(counts):
+    found = minimization.support_vectors(counts, nonnegative=True)
+    expected = relu_limit(counts)
+    assert _price(expected) == pytest.approx(_price(found), rel=1e-6)
+    gram = found.class_means @ found.class_means.mT
+    torch.testing.assert_close(gram, expected.mean_norms.square().diag(), rtol=1e-3, atol=1e-4)
+
+
+def _price(optimum):
+    """‖W‖² + Σ n_k‖h_k‖²."""
+    price = optimum.weight.square().sum() + optimum.class_counts @ optimum.class_means.square().sum(1)
+    return price.item()
+
+
+def test_as_weight_decay_vanishes_directions_and_ratios_of_lengths_become_the_limits():
+    counts, errors = [100] * 5 + [1] * 5, []
+    limit = relative_drift(relu_limit(counts))
+    for decay in (1e-6, 1e-20, 1e-100, 1e-300):
+        errors.append(abs(relative_drift(relu_ce_optimum(counts, lambda_w=decay, lambda_h=decay)) - limit))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 2e-3 * limit
+
+
+def test_the_limit_drifts_as_far_as_its_closed_form():
+    n = torch.tensor([500.0, 50.0, 5.0], dtype=torch.float64)
+    expected = n.pow(1.5).sum().sqrt() / (n.sum() * n.sqrt().sum()).sqrt()
+    assert relative_drift(relu_limit(n)) == pytest.approx(expected.item(), rel=1e-12)

@@ -10,8 +10,10 @@ import torch
 
 from ncflow.training.agd import AGD, layer_scale
 from ncflow.training.optimizers import (
+    ADAPTIVE,
     DECAYS,
     INITIALIZATIONS,
+    L2_DECAY,
     OPTIMIZERS,
     REFUSALS,
     SCHEDULES,
@@ -279,3 +281,37 @@ def test_one_cycle_is_torchs_in_three_phases():
 
 def test_no_schedule_keeps_the_rate():
     assert {SCHEDULES["none"](epoch / 10) for epoch in range(10)} == {1.0}
+
+
+def resting_place(name: str, *, every: int, lr: float = 1e-3, weight_decay: float = 0.3, steps: int = 20_000) -> float:
+    """Where θ rests under every/2 (θ - 1)² in one of `every` steps, as free features in mini-batches, and weight decay.
+
+    The mean over steps is ½(θ - 1)² + (λ/2) θ², least at 1/(1 + λ).
+    """
+    theta = torch.nn.Parameter(torch.tensor([0.2], dtype=torch.float64))
+    momentum = {"momentum": 0.0} if name == "sgd" else {}
+    optimizer = create_optimizer(name, [theta], lr=lr, weight_decay=weight_decay, **momentum)
+    last = []
+    for step in range(steps):
+        theta.grad = every * (theta.detach() - 1) if step % every == 0 else torch.zeros_like(theta)
+        optimizer.step()
+        last.append(theta.item())
+    return sum(last[-10 * every :]) / (10 * every)
+
+
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
+def test_weight_decay_is_a_term_of_the_objective_exactly_where_that_is_said(name):
+    least = 1 / (1 + 0.3)
+    assert (abs(resting_place(name, every=1) - least) < 1e-2) is (name in L2_DECAY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
+def test_mini_batches_have_the_objective_of_all_samples_but_under_adaptive_steps(name):
+    least = 1 / (1 + 0.3)
+    found = resting_place(name, every=300, lr=3e-4, steps=40_000)
+    assert (abs(found - least) < 2e-2) is (name not in ADAPTIVE)
+
+
+def test_what_is_said_of_optimizers_is_said_of_those_there_are():
+    assert (L2_DECAY | ADAPTIVE).issubset(OPTIMIZERS)

@@ -1,0 +1,69 @@
+"""The regularized objective of unconstrained features, at the features and the classifier that were measured.
+
+    criterion(logits, targets) + drift ‖μ_N‖² + (λ_h/2) mean ‖h‖² + (λ_W/2) ‖θ‖² + (λ_H/2) Σ ‖h‖²
+
+Features h (N, d) are those of all training samples, θ the parameters of the head that decay. It is what training
+minimizes where nothing else decays: for free features, and for networks whose head alone has weight decay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ncflow.nn.heads import Head
+from ncflow.nn.losses import Loss
+from ncflow.theory import Optimum
+from ncflow.training.optimizers import DECAYS
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What full-batch training minimizes: λ_W is `weight_decay`, λ_H `row_decay`, λ_h `feature_weight`.
+
+    `decay` says which of the head's parameters decay, as in `parameter_groups`; `optimum` is that of theory, if any.
+    """
+
+    criterion: Loss
+    weight_decay: float
+    row_decay: float = 0.0
+    feature_weight: float = 0.0
+    drift_weight: float = 0.0
+    decay: str = "all"
+    optimum: Optimum | None = None
+
+    @torch.no_grad()
+    def __call__(self, features: Tensor, targets: Tensor, head: Head) -> dict[str, float]:
+        """objective/value and, where theory has the minimum, objective/gap: how far above it, >= 0 up to rounding."""
+        value = self.value(features, targets, head).item()
+        return {"objective/value": value} | ({} if self.optimum is None else {"objective/gap": value - self.least})
+
+    def value(self, features: Tensor, targets: Tensor, head: Head) -> Tensor:
+        """The objective at features (N, d), one row for each training sample, of classes (N,); in float64."""
+        rows, bias = features.double(), None if head.bias is None else head.bias.double()
+        value = self.criterion(F.linear(rows, head.weight.double(), bias), targets)
+        value = value + self.drift_weight * rows.mean(0).square().sum()
+        value = value + self.feature_weight / 2 * rows.square().sum(1).mean() + self.row_decay / 2 * rows.square().sum()
+        return value + self.weight_decay / 2 * self._decayed(head)
+
+    @property
+    def least(self) -> float:
+        """The objective at theory's optimum, class by class: all samples of a class have one feature."""
+        assert self.optimum is not None
+        counts = self.optimum.class_counts
+        labels = torch.arange(len(counts), device=counts.device)
+        pairs = zip(self.optimum.logits.unsqueeze(1), labels.unsqueeze(1), strict=True)
+        losses = torch.stack([self.criterion(logits, label) for logits, label in pairs])
+        length = counts @ self.optimum.class_means.square().sum(1)
+        decay = self.weight_decay * self.optimum.weight.square().sum()
+        rows = (self.row_decay + self.feature_weight / counts.sum()) * length
+        return (counts @ losses / counts.sum() + (decay + rows) / 2).item()
+
+    def _decayed(self, head: Head) -> Tensor:
+        """‖θ‖² of the head's parameters that decay."""
+        decays = DECAYS[self.decay]
+        squares = [p.double().square().sum() for name, p in head.named_parameters("head") if decays(name, p)]
+        return sum(squares, start=torch.zeros((), dtype=torch.float64, device=head.weight.device))
