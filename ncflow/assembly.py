@@ -9,10 +9,11 @@ import torch
 
 from ncflow.consistency import refuse_contradictions
 from ncflow.data import AUGMENTATIONS, SAMPLINGS, SOURCES, Batches, Recipe, Snapshot, load_batches
-from ncflow.data.sources import NUM_CLASSES, given_options
+from ncflow.data.sources import count_classes, given_options
 from ncflow.lookup import lookup
-from ncflow.nn import Classifier, create_backbone, create_head, create_loss
+from ncflow.nn import Classifier, create_backbone, create_head, create_loss, refuse_missing_weights
 from ncflow.params import Params
+from ncflow.rehearsal import rehearse
 from ncflow.reports.predictions import NoTheory, decays, exact_optimum
 from ncflow.reports.runs import flatten
 from ncflow.training import (
@@ -41,14 +42,18 @@ def check(params: Params) -> None:
     lookup(SOURCES, params.dataset.name, "data set")
     lookup(AUGMENTATIONS, params.train.augment, "augmentation")
     lookup(SAMPLINGS, params.train.sampling, "sampling")
-    given_options(params.dataset.name, Recipe(**params.dataset.model_dump()).source_options)
+    options = Recipe(**params.dataset.model_dump()).source_options
+    given_options(params.dataset.name, options)
     refuse_contradictions(params)
+    if params.model.pretrained:
+        refuse_missing_weights(params.model.name)
     per_class = [len(option) for option in params.train.loss_options.values() if isinstance(option, list)]
-    num_classes = NUM_CLASSES.get(params.dataset.name, max(per_class, default=2))
+    num_classes = count_classes(params.dataset.name, params.dataset.root, **options) or max(per_class, default=2)
     classifier = _tried_classifier(params, num_classes)
     _schedule(params)
     _optimizer(params, classifier)
-    _criterion(params, torch.ones(num_classes), reweight=params.train.reweight)
+    criterion = _criterion(params, torch.ones(num_classes), reweight=params.train.reweight)
+    rehearse(classifier, criterion, image_size=params.model.image_size, num_classes=num_classes)
 
 
 def _tried_classifier(params: Params, num_classes: int) -> Classifier:

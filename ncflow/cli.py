@@ -412,7 +412,7 @@ def _report(folders: list[Path], out: Path, title: str) -> None:
 
 
 def _count(text: str) -> int | None:
-    if text and not (text.isdigit() and int(text) > 0):
+    if text and not (text.isascii() and text.isdigit() and 0 < int(text[:10]) < 2**31):
         raise ValueError(f"processes must be a positive whole number, got '{text}'")
     return int(text) if text else None
 

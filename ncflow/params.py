@@ -344,8 +344,8 @@ def _override(values: Any, override: str) -> None:
         raise ValueError(f"--set expects key=value such as train.lr=0.05, got '{override}'")
     try:
         value = _parse(text)
-    except ValueError:
-        raise ValueError(f"--set {path}: '{text}' is not a YAML value") from None
+    except ValueError as error:
+        raise ValueError(f"--set {path}: '{text}' is not a YAML value: {error}") from None
     if keys == ["head"] and isinstance(value, str):
         keys = ["head", "name"]  # the head by its name alone: its other options stay
     for key in keys[:-1]:
@@ -388,6 +388,14 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, advice, key.start_mark)
         super().flatten_mapping(node)
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """Refuse plain scalars that readers of YAML 1.1 and 1.2 take for different values."""
+        if isinstance(node, yaml.ScalarNode) and node.style is None:
+            for pattern, advice in _AMBIGUOUS.items():
+                if pattern.fullmatch(node.value):
+                    raise yaml.constructor.ConstructorError(None, None, f"'{node.value}': {advice}", node.start_mark)
+        return super().construct_scalar(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := [str(key) for i, key in enumerate(keys) if key in keys[:i]]:
@@ -403,11 +411,35 @@ def _parse(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
+def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
+
 _shown = Repr()  # values that come from a user may be of any length, and even hold themselves
 _shown.maxlevel, _shown.maxstring, _shown.maxlong, _shown.maxother = 2, 80, 80, 80
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+# The core schema of YAML 1.2: true and false alone are truths, 1:30 and 2020-01-01 are text, 0o17 is octal.
+_Loader.yaml_implicit_resolvers = {}
+_DIGITS = list("-+.0123456789")
+for tag, pattern, first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", _DIGITS),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), first)
+# What YAML 1.1 reads as a number or a truth, and 1.2 as something else: whoever writes it may mean either.
+_AMBIGUOUS = {
+    re.compile(pattern): f"{advice}; quote it where it is text"
+    for pattern, advice in {
+        r"[-+]?0[0-9]+": "a number that starts with 0 is octal to some readers: write it without the 0",
+        r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?": "digits with colons are seconds to some readers: write a number",
+        r"[-+]?[0-9][0-9_]*_[0-9_.]*([eE][-+]?[0-9]+)?": "digits with _ are a number to some readers: leave out the _",
+        r"0b[01]+": "0b is a number to some readers: write it in decimal digits",
+        r"(?i:yes|no|on|off)": "yes, no, on and off are truths to some readers: write true or false",
+    }.items()
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ def given_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     given = {option: value for option, value in options.items() if value is not None}
     check_options(source, given, f"dataset '{name}'")
     return given
+
+
+def count_classes(name: str, root: str | os.PathLike[str] | None = None, **options: Any) -> int | None:
+    """How many classes a source has: read from a user's own data, else known by its name, else None.
+
+    What is wrong with the data is said when it is read to be used.
+    """
+    if name in OWN_VALIDATION and root is not None:
+        with suppress(OSError, ValueError):
+            return len(load_source(name, root, "train", **options).class_names)
+    return NUM_CLASSES.get(name)
 
 
 def _digits(root: Path | None, split: str) -> ImageSource:
@@ -138,5 +150,7 @@ NUM_CLASSES: dict[str, int] = {
     "emnist": 47,
     "cifar100": 100,
     "tiny_imagenet": 200,
+    "imagenet": 1000,
+    "imagenet_lt": 1000,
     **{f"ufm{num_classes}": num_classes for num_classes in _UFM_CLASSES},
 }

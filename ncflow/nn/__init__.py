@@ -1,6 +1,14 @@
 """Backbones, heads and losses: the three contracts that carry all variety."""
 
-from ncflow.nn.backbones import BACKBONES, MODEL_ALIASES, backbone_size, create_backbone, feature_ending, list_backbones
+from ncflow.nn.backbones import (
+    BACKBONES,
+    MODEL_ALIASES,
+    backbone_size,
+    create_backbone,
+    feature_ending,
+    list_backbones,
+    refuse_missing_weights,
+)
 from ncflow.nn.classifier import Classifier, Output, TargetedModel
 from ncflow.nn.endings import ENDINGS, ends_in
 from ncflow.nn.heads import HEADS, FixedETFHead, Head, LinearHead, NearestETFHead, create_head
@@ -33,5 +41,6 @@ __all__ = [
     "feature_penalty",
     "list_backbones",
     "posthoc_adjustment",
+    "refuse_missing_weights",
     "stages",
 ]

@@ -29,7 +29,7 @@ from ncflow.nn.convnets import (
 )
 from ncflow.nn.endings import ENDINGS, body_ending
 from ncflow.nn.free_features import free_features
-from ncflow.nn.stock import timm_backbone
+from ncflow.nn.stock import refuse_weightless, timm_backbone
 from ncflow.nn.transformers import dinov2_small, dinov3_small, eva02_tiny, vit_tiny
 
 
@@ -48,6 +48,23 @@ def create_backbone(name: str, *, image_size: int | None = None, **options: Any)
     if image_size is not None and "image_size" in inspect.signature(builder).parameters:
         chosen["image_size"] = image_size
     return builder(**chosen)
+
+
+def refuse_missing_weights(name: str, **options: Any) -> None:
+    """Raise where nobody has published weights for `create_backbone(name, pretrained=True, **options)`.
+
+    Asks no network: whether published weights can be downloaded shows when they are.
+    """
+    row, _ = resolve_alias(name, options)
+    builder = _builder(row)
+    if "pretrained" not in inspect.signature(builder).parameters:
+        having = [each for each, other in BACKBONES.items() if "pretrained" in inspect.signature(other).parameters]
+        raise ValueError(
+            f"backbone '{name}' has no published weights: expected pretrained false, got true; those of "
+            f"{', '.join(sorted(having))} and of most timm models are published"
+        )
+    if row.startswith("timm/"):
+        refuse_weightless(row.removeprefix("timm/"))
 
 
 def list_backbones() -> list[str]:

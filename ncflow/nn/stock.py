@@ -44,6 +44,18 @@ def timm_body(model: str, *, pretrained: bool, image_size: int | None = None, **
     return published(partial(_without_retries, sized), f"timm's {model}") if pretrained else sized()
 
 
+def refuse_weightless(model: str) -> None:
+    """Raise where timm knows of no weights for one of its models."""
+    import timm
+
+    known = timm.get_pretrained_cfg(model) if timm.is_model(model.partition(".")[0]) else None
+    if known is not None and not (known.url or known.hf_hub_id or known.file):
+        raise ValueError(
+            f"timm has no weights for '{model}': expected pretrained false, or a model with weights, of which "
+            f"timm.list_models(pretrained=True) has {len(timm.list_models(pretrained=True))}"
+        )
+
+
 def torchvision_body(model: str, classifier: str, *, pretrained: bool, **options: Any) -> Any:
     """torchvision's model up to its pooled features: its attribute `classifier` becomes the identity."""
     from torchvision.models import get_model, get_model_weights

@@ -1,0 +1,81 @@
+"""A rehearsal: one forward and backward of a classifier, so that --check refuses what training would refuse.
+
+A large backbone sees no numbers, only shapes: that takes a moment for a model that would take a minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ncflow.nn import Classifier
+
+SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299, 384, 448, 512)  # of images, tried where one does not fit
+SAMPLES = 2
+QUICK_SIZE, QUICK_WEIGHTS = 64, 30_000_000  # up to which a step takes no longer than to import what tells shapes alone
+
+
+def rehearse(
+    classifier: Classifier, criterion: Callable[[Tensor, Tensor], Tensor], *, image_size: int, num_classes: int
+) -> None:
+    """Raise where images of this size do not go through the backbone, or its features not through head and loss.
+
+    The classifier is not to be trained afterwards: what it keeps of batches is that of this one.
+    """
+    try:
+        num_features = _shapes(classifier.backbone, image_size)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise ValueError(_how_to_fit(classifier.backbone, image_size, error)) from error
+    with torch.random.fork_rng(devices=[]):
+        features = torch.randn(SAMPLES, num_features, requires_grad=True)
+    targets = torch.arange(SAMPLES) % num_classes
+    classifier.head.train()
+    torch.autograd.backward(criterion(classifier.head(features, targets), targets))
+
+
+def _shapes(backbone: nn.Module, image_size: int) -> int:
+    """The width of the features of two images, after one backward; with numbers where that is quick, or asked for."""
+    backbone.train()
+    if image_size <= QUICK_SIZE and sum(parameter.numel() for parameter in backbone.parameters()) <= QUICK_WEIGHTS:
+        with _undisturbed():
+            return _step(backbone, image_size)
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+    try:
+        with _undisturbed(), FakeTensorMode(allow_non_fake_inputs=True):
+            return _step(backbone, image_size)
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        with _undisturbed():
+            return _step(backbone, image_size)
+
+
+def _step(backbone: nn.Module, image_size: int) -> int:
+    features = backbone(torch.zeros(SAMPLES, 3, image_size, image_size))
+    weights = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    if weights and features.requires_grad:
+        torch.autograd.grad(features.float().sum(), weights, allow_unused=True)
+    return int(features.shape[-1])
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Inside, random numbers are drawn that outside nobody misses."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _how_to_fit(backbone: nn.Module, image_size: int, error: BaseException) -> str:
+    reason = " ".join(str(error).split())[:300]
+    fitting = next((size for size in SIZES if size != image_size and _fits(backbone, size)), None)
+    advice = f"try model.image_size={fitting}" if fitting else "try another model.image_size, or another model"
+    return f"the model cannot take images of model.image_size={image_size}: {reason}; {advice}"
+
+
+def _fits(backbone: nn.Module, image_size: int) -> bool:
+    try:
+        return _shapes(backbone, image_size) > 0
+    except (RuntimeError, ValueError, AssertionError, TypeError):
+        return False
