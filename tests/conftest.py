@@ -37,3 +37,13 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     thrown = THROWN + Counter(counted())
     terminalreporter.write_line(f"thrown inputs: {thrown['refused']} refused, {thrown['taken']} taken")
+
+
+@pytest.fixture(scope="session")
+def datasets_cache(tmp_path_factory):
+    """Hugging Face's cache of opened Parquet files stays out of the user's home."""
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+        yield

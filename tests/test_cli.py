@@ -267,3 +267,10 @@ def test_a_missing_configuration_file_is_named(project, monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "train", "--config", "nowhere.yaml")
     assert code == 1
     assert "no configuration file nowhere.yaml" in err
+
+
+@pytest.mark.parametrize("count", ["\u00b2", "\u0663", "0", "-1", "1.0", " 2", "two", "9" * 5000])
+def test_a_number_of_processes_that_is_none_is_one_message(project, monkeypatch, capsys, count):
+    code, _, err = run(monkeypatch, capsys, "suite", "quickstart", "--processes", count)
+    assert code == 1
+    assert err.startswith("ncflow: processes must be a positive whole number, got")

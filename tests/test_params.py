@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ OUT_OF_RANGE = {
     "train.lr": ["0", "-0.1", ".nan", ".inf", "true", "fast"],
     "train.weight_decay": ["-1e-4", ".nan", ".inf"],
     "train.momentum": ["-0.1", "1", ".nan"],
-    "train.epochs": ["0", "2.5", "yes", "'5'"],
+    "train.epochs": ["0", "2.5", "true", "'5'"],
     "train.batch_size": ["1", "0", "full-batch", "2.5", "true", "null"],
     "dataset.val_fraction": ["1", "-0.1", ".nan", "true"],
     "dataset.label_noise": ["1", "-0.1", ".nan"],
@@ -407,3 +408,37 @@ def test_a_head_set_by_its_name_alone_keeps_the_options_set_for_it():
 def test_several_overrides_in_one_text_arrive_whole(text, overrides):
     assert split_overrides([text]) == overrides
     assert split_overrides(overrides) == overrides
+
+
+SCALARS = {
+    "true": True, "false": False, "True": True, "null": None, "~": None, "": None, "0": 0, "-0": 0, "+1": 1, "12": 12,
+    "0o17": 15, "0x1F": 31, "1.": 1.0, ".5": 0.5, "1e3": 1000.0, "1e-3": 0.001, "-1.5E+2": -150.0,
+    "2020-01-01": "2020-01-01", "y": "y", "n": "n", "1e": "1e", "a:b": "a:b", "1.2.3": "1.2.3", "0x": "0x",
+    "'017'": "017", '"1:30"': "1:30", "'yes'": "yes", "_1": "_1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SCALARS)
+def test_scalars_are_those_of_yaml_1_2_as_dvc_reads_them(text, tmp_path):
+    from ruamel.yaml import YAML
+
+    values = read_yaml(write(tmp_path, f"a: {text}\nb: [{text or '~'}]\n"))
+    theirs = YAML(typ="safe").load(f"a: {text}\n")
+    assert values == {"a": SCALARS[text], "b": [SCALARS[text]]}
+    assert type(values["a"]) is type(SCALARS[text])
+    theirs = theirs["a"].isoformat() if hasattr(theirs["a"], "isoformat") else theirs["a"]
+    assert theirs == SCALARS[text]
+
+
+AMBIGUOUS = ["017", "-017", "00", "1:30", "190:20:30", "1_000", "1_0.5", "0b11", "yes", "No", "ON", "off"]
+
+
+@pytest.mark.parametrize("text", AMBIGUOUS)
+def test_what_readers_of_yaml_differ_on_is_refused_with_how_to_write_it(text, tmp_path):
+    for content in (f"seed: {text}", f"dataset: {{seed: {text}}}", f"grid:\n  seed: [0, {text}]"):
+        with pytest.raises(ValueError, match=rf"params.yaml is not YAML: '{re.escape(text)}': .* line \d") as error:
+            read_yaml(write(tmp_path, content))
+        assert "to some readers: " in str(error.value)
+    with pytest.raises(ValueError, match=rf"--set seed: .*{re.escape(text)}.*to some readers"):
+        make_params({}, [f"seed={text}"])
+    assert read_yaml(write(tmp_path, f"seed: '{text}'")) == {"seed": text}

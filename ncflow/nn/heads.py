@@ -175,7 +175,8 @@ class NearestETFHead(Head):
 
     def linear_map(self, embedded: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if not self.training:
-            self._restore_frame()
+            if not torch.compiler.is_compiling():  # nor exporting: what is made of the head has its rows already
+                self._restore_frame()
             return self.weight, self.bias
         if targets is None:
             raise ValueError(
@@ -232,7 +233,7 @@ class NearestETFHead(Head):
         The average of ETFs is none. The nearest ETF to the stored class means is, as near to the average as `proximal`
         asks for.
         """
-        if torch.compiler.is_compiling() or self._frame == _version(self.weight):
+        if self._frame == _version(self.weight):
             return
         if self.num_updates.any() and not _is_frame(self.weight):
             anchor = nearest_etf(self.weight)

@@ -12,16 +12,6 @@ from ncflow.data.snapshot import Snapshot
 
 
 @pytest.fixture(scope="session")
-def datasets_cache(tmp_path_factory):
-    """Hugging Face's cache of opened Parquet files stays out of the user's home."""
-    import datasets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
-        yield
-
-
-@pytest.fixture(scope="session")
 def digits(tmp_path_factory, datasets_cache) -> Snapshot:
     return Snapshot.create(tmp_path_factory.mktemp("snapshots") / "digits", name="digits", imb_factor=0.02, seed=0)
 
