@@ -184,7 +184,6 @@ def test_too_few_features_for_the_optimum_have_no_prediction(configured, loss, c
 
 
 def test_ten_classes_in_four_features_are_not_promised_a_simplex_etf(configured) -> None:
-    """Brute force finds an objective of .4431 there, the ETF of nine dimensions would have .3767."""
     run = configured((100,) * 10)
     run.dump.update(class_means=torch.randn(10, 4), weight=torch.randn(10, 4))
     assert predict(run) is None and "num_features >= 9" in why_not(run)

@@ -55,17 +55,15 @@ def test_in_fewer_features_than_its_rank_the_optimum_is_refused(name):
 
 
 def test_ten_classes_in_four_features_cost_more_than_the_simplex_etf():
-    counts, decays = [100] * 10, {"lambda_w": 5e-3, "lambda_h": 5e-3 / 100}
-    etf = predicted_optimum("ce", counts, **decays)
-    in_four = [
-        minimization.minimum(minimization.cross_entropy, counts, num_features=4, seed=seed, **decays)
-        for seed in range(3)
-    ]
-    assert min(minimization.cost(minimization.cross_entropy, each, **decays) for each in in_four) > 1.1 * (
-        minimization.cost(minimization.cross_entropy, etf, **decays)
-    )
+    """An objective of .4431 is the best that minimization finds there; the ETF of nine dimensions has .3767."""
+    counts, decays = [100] * 10, {"lambda_w": 1e-3, "lambda_h": 5e-4}
+    etf = predicted_optimum("ce", counts, num_features=9, **decays)
+    options = {"num_features": 4, **decays}
+    in_four = [minimization.minimum(minimization.cross_entropy, counts, seed=seed, **options) for seed in range(3)]
+    costs = [minimization.cost(minimization.cross_entropy, each, **decays) for each in (etf, *in_four)]
+    assert (costs[0], min(costs[1:])) == pytest.approx((0.3767, 0.4431), abs=5e-5)
     with pytest.raises(ValueError, match="num_features >= 9"):
-        predicted_optimum("ce", counts, num_features=4, **decays)
+        predicted_optimum("ce", counts, **options)
 
 
 @pytest.mark.parametrize("counts", [[5, 5, 5], [500, 50, 5, 1], [10**12, 10**6, 1]])
