@@ -30,7 +30,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             folder = tmp_path / "pictures" / split / name
             folder.mkdir(parents=True)
             for k in range(count):
-                Image.fromarray(np.full((8, 8, 3), 80 * shade + k, np.uint8)).save(folder / f"{k}.png")
+                Image.fromarray(np.full((8, 8, 3), 80 * shade + 40 * (split == "test") + k, np.uint8)).save(
+                    folder / f"{k}.png"
+                )
     (tmp_path / "mine.py").write_text(block("python", starting="# mine.py"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
