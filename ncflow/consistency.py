@@ -112,6 +112,12 @@ RULES: dict[str, Rule] = {
         "dataset.imb_type={dataset.imb_type} would be ignored, because a dataset.imb_factor of -1 keeps the classes as "
         "the source has them: expected a factor in (0, 1], got -1; try dataset.imb_factor=1, or dataset.imb_type=exp",
     ),
+    "a native imbalance has no order": (
+        lambda p: p.dataset.imb_factor == -1 and p.dataset.class_order != "name",
+        "dataset.class_order={dataset.class_order} would be ignored, because a dataset.imb_factor of -1 keeps the "
+        "classes as the source has them: expected a factor in (0, 1], got -1; try dataset.imb_factor=0.01, or "
+        "dataset.class_order=name",
+    ),
     # Unconstrained features.
     "free features need numbered images": (
         lambda p: _has_free_features(p) and not _has_numbered_images(p),

@@ -32,6 +32,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's generators take
 
 LARGEST_IMAGE = 1024  # pixels
 IMAGE_SIZES = {"imagenet": 224, "imagenet_lt": 224}  # pixels; 32 for all others
+ORDERS = ("name", "frequency")  # of the classes from the most frequent to the rarest
 WIDTHS = {"K-1": -1, "K": 0, "K+1": 1}  # of features, relative to the number of classes
 
 
@@ -53,6 +54,15 @@ def _path(path: str) -> str:
     return path
 
 
+def _class_order(order: Any) -> Any:
+    """Names that are whole numbers, such as those of digits, may be written as numbers."""
+    if isinstance(order, list | tuple) and all(type(name) in (str, int) for name in order):
+        return [str(name) for name in order]
+    if order not in ORDERS:
+        raise ValueError(f"must be {' or '.join(ORDERS)}, or a list of all class names, the most frequent first")
+    return order
+
+
 class DatasetParams(Section):
     """Which images, and how the training split is made long-tailed; `seed` chooses the samples that stay.
 
@@ -72,7 +82,7 @@ class DatasetParams(Section):
     label_noise: Share = 0.0
     samples_per_class: Count | None = None
     min_samples: Annotated[int, Field(ge=0, le=MOST)] = 0
-    class_order: Literal["name", "frequency"] | list[str] = "name"
+    class_order: Annotated[str | list[str], BeforeValidator(_class_order)] = "name"
     test_fraction: Share = 0.0
     on_damaged: Literal["refuse", "skip"] = "refuse"
     label_column: str | None = None

@@ -53,6 +53,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["dataset.imb_factor=-1", "dataset.imb_type=step"],
         ["dataset.imb_factor=1"],
     ),
+    "a native imbalance has no order": (
+        ["dataset.imb_factor=-1", "dataset.class_order=frequency"],
+        ["dataset.class_order=name"],
+    ),
     "free features need numbered images": (["model.name=free_features"], ["dataset.name=ufm10"]),
     "numbered images need free features": (["dataset.name=ufm10"], ["model.name=free_features"]),
     "numbered images are taken as they are": (

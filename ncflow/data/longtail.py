@@ -20,12 +20,19 @@ NATIVE = -1  # imb_factor of a source that is long-tailed by nature: every sampl
 
 
 def class_counts(
-    n_max: int, num_classes: int, *, imb_type: str = "exp", imb_factor: float = 0.01, n_min: int = 0
+    n_max: int,
+    num_classes: int,
+    *,
+    imb_type: str = "exp",
+    imb_factor: float = 0.01,
+    n_min: int = 0,
+    names: Sequence[str] | None = None,
 ) -> list[int]:
     """Samples to keep of each of the K classes, most frequent first: floor(n_max · share of the class), n_min or more.
 
     `imb_factor` in (0, 1] is the share of the rarest class (an imbalance of 100 is 0.01). Cao et al. 2019. A class that
     would be left empty is a ValueError; n_min = 1 leaves it one sample instead, at less imbalance than was asked for.
+    `names` (K,), most frequent first, are for that message; default: their numbers.
     """
     profile = lookup(PROFILES, imb_type, "imb_type")
     check_whole(least=-(2**63), most=2**63, n_max=n_max, num_classes=num_classes, n_min=n_min)
@@ -35,9 +42,8 @@ def class_counts(
         raise ValueError(f"min_samples must be between 0 and {n_max}, those of the most frequent class; got {n_min}")
     if not isinstance(imb_factor, int | float) or not 0 < imb_factor <= 1:
         raise ValueError(f"imb_factor must be in (0, 1], or {NATIVE} to keep a source as it is; got {imb_factor}")
-    # A product that misses an integer by float error alone counts as that integer: 1000 · 0.001^(1/3) is 100.
-    counts = [max(math.floor(n_max * share * (1 + 1e-12)), n_min) for share in profile(num_classes, imb_factor)]
-    empty = [str(k) for k, count in enumerate(counts) if count == 0]
+    counts = [max(_taken(n_max, share), n_min) for share in profile(num_classes, imb_factor)]
+    empty = [str(k) if names is None else names[k] for k, count in enumerate(counts) if count == 0]
     if empty:
         smallest = math.ceil(1e6 / n_max) / 1e6
         raise ValueError(
@@ -130,16 +136,26 @@ def tail_counts(
         if n_min:
             raise ValueError(f"min_samples {n_min} cannot change the native imbalance, imb_factor {NATIVE}; leave it 0")
         return None if n_max is None else [n_max] * num_classes
+    if without := [names[int(k)] for k in np.flatnonzero(sizes == 0)]:
+        raise ValueError(
+            f"the tail cannot be cut: class {', '.join(without[:5])} has no training sample; keep the classes as they "
+            f"are with dataset.imb_factor={NATIVE}, or leave it out"
+        )
+    places = range(num_classes) if order is None else order
     profile = class_counts(
-        n_max or len(targets) // num_classes, num_classes, imb_type=imb_type, imb_factor=imb_factor, n_min=n_min
+        n_max or len(targets) // num_classes,
+        num_classes,
+        imb_type=imb_type,
+        imb_factor=imb_factor,
+        n_min=n_min,
+        names=[names[k] for k in places],
     )
     counts = [0] * num_classes
-    for k, count in zip(range(num_classes) if order is None else order, profile, strict=True):
+    for k, count in zip(places, profile, strict=True):
         counts[k] = count
     _refuse_if_short(sizes, [n_min] * num_classes if n_max is None else counts, names)
     short = [k for k in range(num_classes) if sizes[k] < (1 - TOLERATED) * counts[k]]
     if short:
-        places = range(num_classes) if order is None else order
         shares = dict(zip(places, PROFILES[imb_type](num_classes, imb_factor), strict=True))
         raise ValueError(_how_to_cut(sizes, counts, shares, names, short))
     return counts
@@ -151,8 +167,8 @@ def _how_to_cut(
     """What to say where classes cannot give what a profile asks of them."""
     found = ", ".join(f"class {names[k]} has {sizes[k]} samples of {counts[k]}" for k in short[:5])
     more = f" and {len(short) - 5} more classes" if len(short) > 5 else ""
-    most = min(int(sizes[k] / share * (1 + 1e-12)) for k, share in shares.items())
-    rarest = " with dataset.min_samples=1" if most * min(shares.values()) * (1 + 1e-12) < 1 else ""
+    most = min(int(sizes.max()), *(_most_of(int(sizes[k]), share) for k, share in shares.items()))
+    rarest = " with dataset.min_samples=1" if _taken(most, min(shares.values())) < 1 else ""
     pairs = zip(sorted(sizes.tolist(), reverse=True), sorted(counts, reverse=True), strict=True)
     helps = all(size >= (1 - TOLERATED) * count for size, count in pairs)
     order = "; dataset.class_order=frequency makes the small classes the rare ones" if helps else ""
@@ -161,6 +177,19 @@ def _how_to_cut(
         f"dataset.imb_factor={NATIVE}, or start from dataset.samples_per_class={most}{rarest}, the most that every "
         f"class can give{order}"
     )
+
+
+def _taken(n_max: int, share: float) -> int:
+    """floor(n_max · share); a product that misses an integer by float error alone counts as it: 1000 · 0.001^(1/3)."""
+    return math.floor(n_max * share * (1 + 1e-12))
+
+
+def _most_of(size: int, share: float) -> int:
+    """The largest n_max of which a class of this size can give its share."""
+    most = math.ceil((size + 1) / share)
+    while _taken(most, share) > size:
+        most -= 1
+    return most
 
 
 def hold_out(targets: Any, num_classes: int, *, fraction: float, seed: int) -> tuple[Indices, Indices]:

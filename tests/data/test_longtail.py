@@ -204,6 +204,34 @@ def test_a_class_that_cannot_give_its_part_is_named_with_what_can_be_done(imb_fa
         tail_counts(SHORT, 3, imb_type="exp", imb_factor=imb_factor, n_max=most + 1, n_min=n_min)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_the_advised_size_is_the_largest_that_every_class_can_give(seed):
+    random = np.random.RandomState(seed)
+    num_classes = random.randint(2, 7)
+    targets = np.repeat(np.arange(num_classes), random.randint(1, 60, num_classes))
+    how = {"imb_type": random.choice(list(PROFILES)), "imb_factor": random.choice([1.0, 0.5, 0.1, 0.02])}
+    how["order"] = random.permutation(num_classes).tolist()
+    try:
+        tail_counts(targets, num_classes, **how)
+    except ValueError as error:
+        if not (found := re.search(r"samples_per_class=(\d+)( with dataset.min_samples=1)?", str(error))):
+            return  # a class would be left without a sample, which min_samples helps
+        how["n_min"] = 1 if found[2] else 0
+        counts = tail_counts(targets, num_classes, n_max=int(found[1]), **how)
+        assert all(counts <= np.bincount(targets)) and min(counts) >= 1
+        with pytest.raises(ValueError):
+            tail_counts(targets, num_classes, n_max=int(found[1]) + 1, **how)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_the_class_that_would_be_empty_is_named(order):
+    names = ["ant", "bee", "cow"]
+    with pytest.raises(ValueError, match=f"leaves class {names[order[-1]]} without a sample"):
+        tail_counts(np.repeat([0, 1, 2], 10), 3, imb_type="exp", imb_factor=0.02, order=order, names=names)
+    with pytest.raises(ValueError, match="class bee has no training sample"):
+        tail_counts(np.repeat([0, 2], 10), 3, imb_type="exp", imb_factor=0.5, order=order, names=names)
+
+
 @pytest.mark.parametrize("size", [89, 90, 99])
 def test_a_class_may_lack_a_tenth(size):
     targets = np.repeat([0, 1, 2], [size, 105, 300 - 105 - size])
