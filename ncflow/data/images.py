@@ -47,6 +47,7 @@ class ImageSource:
     """N labelled images: `images` is uint8 (N,H,W) or (N,H,W,3), or N picture files; targets (N,) int64.
 
     `notes` says what a user should know of how they were read, a line each; `lists` are the files that list them.
+    `is_training` is true of a test split that is the training split on purpose, as for unconstrained features.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ImageSource:
     class_names: list[str]
     notes: tuple[str, ...] = ()
     lists: tuple[Path, ...] = ()
+    is_training: bool = False
 
     def __len__(self) -> int:
         return len(self.targets)

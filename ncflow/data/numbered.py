@@ -18,7 +18,8 @@ def numbered_source(num_classes: int) -> Callable[[Path | None, str], ImageSourc
     def load(root: Path | None, split: str) -> ImageSource:
         targets = np.repeat(np.arange(num_classes), NUM_SAMPLES // num_classes)
         class_names = [f"class {label}" for label in range(num_classes)]
-        return ImageSource(f"ufm{num_classes}", number_images(len(targets)), targets, class_names)
+        images = number_images(len(targets))
+        return ImageSource(f"ufm{num_classes}", images, targets, class_names, is_training=split == "test")
 
     load.__doc__ = f"Unconstrained features: 1,000 numbered images in {num_classes} classes, for model 'free_features'."
     return load

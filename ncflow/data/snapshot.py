@@ -208,8 +208,7 @@ def _notes(manifest: dict[str, Any]) -> Iterator[str]:
 def _write_splits(folder: Path, splits: dict[str, ImageSource], recipe: Recipe) -> dict[str, Any]:
     """Write the Parquet files and describe them."""
     train, test, parts = splits["train"], splits["test"], recipe.apply(splits["train"])
-    # Where test is train, as for unconstrained features, it has no sample that training left out either.
-    unseen = test.checksum != train.checksum
+    unseen = not test.is_training  # where test is train, it has no sample that training left out either
     if len(parts.held_out) and not unseen:
         raise ValueError(f"'{train.name}' has no unseen samples, so there is none to validate on; leave val_fraction 0")
     chosen = {"train": (parts.source, parts.train), "val": (train, parts.held_out)}

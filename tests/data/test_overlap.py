@@ -34,6 +34,21 @@ def test_a_split_that_training_has_seen_is_refused(tmp_path):
         create(tmp_path, 4)
 
 
+def test_a_test_split_that_is_a_copy_of_training_is_refused(tmp_path):
+    root = write_folders(tmp_path / "pics", {"a": 6, "b": 6}, ("train",))
+    shutil.copytree(root / "train", root / "test")
+    with pytest.raises(ValueError, match="12 of the 12 pictures of the test split .* got .*test/a/0.png"):
+        Snapshot.create(tmp_path / "snapshot", name="imagefolder", root=root, imb_factor=-1)
+
+
+def test_pictures_without_content_are_no_copies_of_each_other(tmp_path):
+    root = write_folders(tmp_path / "pics", {"a": 6, "b": 6})
+    for file in (root / "train/a/0.png", *(root / "test").rglob("*.png")):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot read 7 pictures"):
+        Snapshot.create(tmp_path / "snapshot", name="imagefolder", root=root, imb_factor=-1)
+
+
 def test_free_features_are_measured_where_they_are_trained(tmp_path):
     snapshot = Snapshot.create(tmp_path / "snapshot", name="ufm10", imb_factor=1.0)
     assert "shared_with_train" not in snapshot.manifest

@@ -82,7 +82,10 @@ def listed(tmp_path, datasets_cache) -> Path:
             for i in (0, 1, 2)
             for k in (0, 1)
         ]
-        rows = [picture(10 * row) | {"path": f"{stem}_{folders[k]}.JPEG"} for row, (k, stem) in enumerate(pictures)]
+        shade = 0 if split == "train" else 5  # or test would be train
+        rows = [
+            picture(10 * row + shade) | {"path": f"{stem}_{folders[k]}.JPEG"} for row, (k, stem) in enumerate(pictures)
+        ]
         content = {"image": rows, "label": [k for k, _ in pictures]}
         Dataset.from_dict(content, features=features).to_parquet(str(tmp_path / f"{name}-00000-of-00001.parquet"))
         lines = [f"{split}/{folders[k]}/{stem}.JPEG {k}" for k, stem in pictures if (k, stem[-1]) != (1, "1")]
@@ -91,11 +94,11 @@ def listed(tmp_path, datasets_cache) -> Path:
 
 
 def test_published_lists_choose_rows_of_parquet_files(listed, tmp_path):
-    for split in ("train", "test"):
+    for split, shade in (("train", 0), ("test", 5)):
         source = load_source("imagenet_lt", listed, split)
         assert source.targets.tolist() == [0, 1, 0, 0, 1] and source.class_names == ["tench", "goldfish"]
         grays = [int(np.array(decode_image(source.encoded(row)))[0, 0]) for row in range(len(source))]
-        assert grays == [0, 10, 20, 40, 50]  # all rows but the fourth
+        assert grays == [value + shade for value in (0, 10, 20, 40, 50)]  # all rows but the fourth
     snapshot = Snapshot.create(tmp_path / "snapshot", name="imagenet_lt", root=listed, imb_factor=-1)
     assert snapshot.class_counts == [3, 2] == snapshot.manifest["test_class_counts"]
 
