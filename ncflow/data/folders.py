@@ -61,7 +61,9 @@ def class_folders(folder: Path) -> list[Path]:
     """The folders of the classes, links among them, by name."""
     entries = sorted(folder.iterdir())
     if broken := [entry for entry in entries if not is_hidden(entry.name) and is_broken(entry)]:
-        raise ValueError(f"{printable(str(broken[0]))} is a link to nothing; restore what it led to, or delete it")
+        raise ValueError(
+            f"{printable(str(broken[0]))} is a link to nothing; restore what it led to, or take the link out"
+        )
     return [entry for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
 
 
@@ -71,7 +73,7 @@ def pictures_below(folder: Path) -> list[Path]:
     if broken := [path for path in pictures if is_broken(path)]:
         raise ValueError(
             f"{printable(str(broken[0]))} is a link to nothing, one of {len(broken)} below {printable(str(folder))}; "
-            "restore what it led to, or delete it"
+            "restore what it led to, or take the link out"
         )
     return sorted(pictures)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,7 +78,7 @@ def load_imagenet_lt(root: Path, split: str) -> ImageSource:
         raise ValueError(f"{listed.file} has no picture of class {shown(map(str, missing))}")
     if find_shards(root, "train"):
         rows = {Path(entry.path).stem: k for entry, k in zip(listed.entries, numbers, strict=True)}
-        return load_listed_shards("imagenet_lt", root, split, rows)
+        return replace(load_listed_shards("imagenet_lt", root, split, rows), lists=(listed.file,))
     return load_listed("imagenet_lt", root, split, lists=lists)
 
 
@@ -96,7 +96,8 @@ def load_tiny_imagenet(root: Path, split: str) -> ImageSource:
     if strange := sorted({name for _, name in entries} - set(numbers)):
         raise ValueError(f"{root / 'val'} has classes that {train} does not have: {', '.join(strange)}")
     targets = np.array([numbers[name] for _, name in entries], dtype=np.int64)
-    return ImageSource("tiny_imagenet", _existing([file for file, _ in entries]), targets, class_names)
+    lists = () if split == "train" else (root / "val" / "val_annotations.txt",)
+    return ImageSource("tiny_imagenet", _existing([file for file, _ in entries]), targets, class_names, lists=lists)
 
 
 def read_list(file: Path, *, split: str = "train") -> PictureList:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 PROTOCOL = 1  # raise it whenever the same configuration would choose or store other images
 MANIFEST = "manifest.json"
 COUNTS = {"train": "class_counts", "val": "val_class_counts", "test": "test_class_counts"}  # keys of a split's sizes
+SOURCE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*"  # of a data set: the name of its snapshot's folder begins with it
+LONGEST = 255  # characters of a name
 LARGEST = 2**26  # bytes of a manifest: one of 100,000 classes has a tenth
 
 
@@ -37,6 +41,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def find_manifest(parent: Path, digest: str) -> Path | None:
+    """The folder in `parent` whose manifest has this digest; those that cannot be read are passed over."""
+    for file in sorted(parent.glob(f"*/{MANIFEST}")):
+        with suppress(OSError, ValueError):
+            if _read_sealed(file)["digest"] == digest:
+                return file.parent
+    return None
+
+
 def _read_sealed(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise damaged(path, "the file is missing")
@@ -50,7 +63,7 @@ def _read_sealed(path: Path) -> dict[str, Any]:
         raise damaged(path, f"it is no manifest ({type(error).__name__})") from error
     if not sealed:
         raise damaged(path, "its content does not match its own digest")
-    if type(manifest.get("protocol")) is int and manifest["protocol"] != PROTOCOL:
+    if _is_protocol(manifest.get("protocol"), manifest) and manifest["protocol"] != PROTOCOL:
         raise ValueError(f"{path} has protocol {manifest['protocol']}, expected {PROTOCOL}; build the snapshot again")
     for key, fits in ENTRIES.items():
         if not fits(manifest.get(key), manifest):
@@ -83,6 +96,18 @@ def damaged(file: Path, reason: str) -> SnapshotDamaged:
     )
 
 
+def _is_protocol(value: Any, manifest: dict[str, Any]) -> bool:
+    return type(value) is int and 0 < value < 1000
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+def _is_source(value: Any, manifest: dict[str, Any]) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST and re.fullmatch(SOURCE_NAME, value) is not None
+
+
 def _is_names(value: Any, manifest: dict[str, Any]) -> bool:
     texts = isinstance(value, list) and all(isinstance(name, str) for name in value)
     return texts and len(value) >= 1 and len(set(value)) == len(value)
@@ -90,7 +115,8 @@ def _is_names(value: Any, manifest: dict[str, Any]) -> bool:
 
 def _is_files(value: Any, manifest: dict[str, Any]) -> bool:
     known = {f"{split}.parquet" for split in COUNTS}
-    return isinstance(value, dict) and {"train.parquet", "test.parquet"} <= value.keys() <= known
+    whole = isinstance(value, dict) and {"train.parquet", "test.parquet"} <= value.keys() <= known
+    return whole and all(map(_is_hash, value.values()))
 
 
 def _is_counts(value: Any, manifest: dict[str, Any]) -> bool:
@@ -108,18 +134,19 @@ def _is_channels(value: Any, manifest: dict[str, Any]) -> bool:
 
 
 def _is_size(value: Any, manifest: dict[str, Any]) -> bool:
-    pair = isinstance(value, list) and len(value) == 2 and all(type(x) is int and x >= 1 for x in value)
+    pair = isinstance(value, list) and len(value) == 2 and all(type(x) is int and 1 <= x <= 2**31 for x in value)
     return value is None or pair
 
 
 def _is_sums(value: Any, manifest: dict[str, Any]) -> bool:
-    return isinstance(value, dict) and {"train", "test"} <= value.keys() <= COUNTS.keys()
+    splits = isinstance(value, dict) and {"train", "test"} <= value.keys() <= COUNTS.keys()
+    return splits and all(map(_is_hash, value.values()))
 
 
 # Key -> whether its value fits, in an order in which each may rely on those before it.
 ENTRIES: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
-    "protocol": lambda value, manifest: type(value) is int,
-    "name": lambda value, manifest: isinstance(value, str),
+    "protocol": _is_protocol,
+    "name": _is_source,
     "files": _is_files,
     "class_names": _is_names,
     COUNTS["train"]: _is_counts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,19 +60,59 @@ def write_split(path: Path, source: ImageSource, indices: Indices) -> PixelSumma
     return summary
 
 
+class ContentDamaged(ValueError):
+    """A Parquet file that holds no split; the message says why without its content, and its reader adds the name."""
+
+
 def read_targets(path: Path) -> npt.NDArray[np.int64]:
     """Labels (N,) in stored order."""
-    from pyarrow import parquet
+    from pyarrow import types
 
-    return np.array(parquet.read_table(path, columns=["label"])["label"].to_numpy(), dtype=np.int64)
+    with _opened(path) as file:
+        if not types.is_integer(_type_of(file, "label")):
+            raise ContentDamaged("its column label holds no whole numbers")
+        labels = file.read(columns=["label"])["label"]
+        if labels.null_count:
+            raise ContentDamaged(f"{labels.null_count} rows have no label")
+        return np.array(labels.to_numpy(), dtype=np.int64)
 
 
 def read_images(path: Path) -> Iterator[bytes]:
     """The content of each picture file in stored order, read a few at a time."""
-    from pyarrow import parquet
+    from pyarrow import types
 
-    for rows in parquet.ParquetFile(path).iter_batches(ROWS_PER_GROUP, columns=["image.bytes"]):
-        yield from rows["image"].field("bytes").to_pylist()
+    with _opened(path) as file:
+        image = _type_of(file, "image")
+        found = {field.name: field.type for field in image} if types.is_struct(image) else {}
+        if "bytes" not in found or not types.is_binary(found["bytes"]):
+            raise ContentDamaged("its column image holds no content of pictures")
+        row = 0
+        for rows in file.iter_batches(ROWS_PER_GROUP, columns=["image.bytes"]):
+            for content in rows["image"].field("bytes").to_pylist():
+                if content is None:
+                    raise ContentDamaged(f"row {row} has no picture")
+                yield content
+                row += 1
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A Parquet file; what pyarrow says of one that is none, or damaged inside, may quote it and is not shown."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield file
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            raise
+        raise ContentDamaged(f"it is no Parquet file, or damaged inside ({type(error).__name__})") from error
+
+
+def _type_of(file: Any, column: str) -> Any:
+    if file.schema_arrow.get_field_index(column) < 0:  # missing, or there twice
+        raise ContentDamaged(f"it has not one column {column}")
+    return file.schema_arrow.field(column).type
 
 
 def _row(source: ImageSource, index: int, summary: PixelSummary) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from ncflow.data.images import decode_image
+from ncflow.data.images import PictureDamaged, decode_image
+from ncflow.data.manifest import damaged
 from ncflow.data.snapshot import Snapshot
 
 
@@ -27,8 +29,10 @@ class Resident:
 
     def __init__(self, snapshot: Snapshot, split: str, *, image_size: int, device: torch.device) -> None:
         mode = snapshot.manifest["image_mode"]
-        decoded = (decode(content, mode) for content in snapshot.encoded_images(split))
-        together = 64 if snapshot.manifest["image_size"] else 1  # images of various sizes are resized one by one
+        size, file = snapshot.manifest["image_size"], snapshot.file(split)
+        rows = enumerate(snapshot.encoded_images(split))
+        decoded = (_decoded(file, row, content, mode, size) for row, content in rows)
+        together = 64 if size else 1  # images of various sizes are resized one by one
         chunks = iter(lambda: list(islice(decoded, together)), [])
         self.images = torch.cat([fit_square(torch.stack(chunk), image_size) for chunk in chunks]).to(device)
 
@@ -69,19 +73,32 @@ class _DecodedImages(Dataset[Tensor]):
 
         self.rows = snapshot.dataset(split).select_columns("image").cast_column("image", Image(decode=False))
         self.mode = snapshot.manifest["image_mode"]
+        self.file = snapshot.file(split)
         self.image_size = image_size
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Tensor:
-        return fit_square(decode(self.rows[index]["image"]["bytes"], self.mode)[None], self.image_size)[0]
+        content = self.rows[index]["image"]["bytes"]
+        return fit_square(_decoded(self.file, index, content, self.mode)[None], self.image_size)[0]
 
 
 def decode(content: bytes, mode: str) -> Tensor:
     """A picture file's content as uint8 (1,H,W) where mode is L, (3,H,W) where it is RGB."""
     pixels = torch.from_numpy(np.array(decode_image(content).convert(mode)))
     return pixels.view(*pixels.shape[:2], -1).permute(2, 0, 1)
+
+
+def _decoded(file: Path, row: int, content: bytes, mode: str, size: list[int] | None = None) -> Tensor:
+    """The picture of a row of a snapshot's file, which is damaged where it is none, or none of the size of all."""
+    try:
+        pixels = decode(content, mode)
+    except PictureDamaged as error:
+        raise damaged(file, f"row {row}: {error}") from error
+    if size is not None and list(pixels.shape[1:]) != size:
+        raise damaged(file, f"row {row} is of {list(pixels.shape[1:])} pixels, not of those that the manifest says")
+    return pixels
 
 
 def fit_square(images: Tensor, size: int) -> Tensor:

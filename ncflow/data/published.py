@@ -41,6 +41,14 @@ def load_published(name: str, root: Path | None, split: str) -> ImageSource:
     return ImageSource(name, images, np.asarray(targets, dtype=np.int64), list(class_names))
 
 
+def published_files(name: str, root: Path | None) -> list[Path]:
+    """The files that a published data set is read from, none where it is not unpacked; nothing is downloaded."""
+    expected = (root or default_root()) / PUBLISHED[name].expected
+    if not expected.is_file():
+        return []
+    return [file for file in expected.parent.iterdir() if file.is_file() and not file.name.startswith(".")]
+
+
 def default_root() -> Path:
     """Where published data sets are kept: `NCFLOW_DATA_ROOT`, or `~/.cache/ncflow`."""
     return Path(os.environ.get("NCFLOW_DATA_ROOT") or "~/.cache/ncflow").expanduser()

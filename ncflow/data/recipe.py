@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from ncflow.data.identity import Listing
 from ncflow.data.images import ImageSource
 from ncflow.data.labels import shown
 from ncflow.data.longtail import Indices, hold_out, sample_indices, tail_counts
+from ncflow.data.manifest import SOURCE_NAME
 from ncflow.data.noise import noisy_targets
-from ncflow.data.published import PUBLISHED
+from ncflow.data.published import PUBLISHED, default_root, published_files
 from ncflow.data.splits import load_splits
 from ncflow.lookup import unknown
 
@@ -60,7 +61,7 @@ class Recipe:
             raise unknown("class_order", self.class_order, [*ORDERS, "a list of all class names"])
         if self.on_damaged not in ("refuse", "skip"):
             raise unknown("on_damaged", self.on_damaged, ("refuse", "skip"))
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*", self.name):  # its snapshot's folder begins with it
+        if not re.fullmatch(SOURCE_NAME, self.name):
             raise ValueError(f"the name of a dataset must be letters, digits and _ . = + - alone, got {self.name!r}")
 
     @property
@@ -85,14 +86,32 @@ class Recipe:
         try:
             listing = Listing.of(self.own_root, self.load())
         except (OSError, ValueError):  # what is wrong with the data is said when it is read
-            return [self.name, _plain(self.own_root.resolve().name)]
-        own = [_plain(self.own_root.resolve().name), listing.content[:8]]
+            return [self.name, _plain(_folder(self.own_root))]
+        own = [_plain(_folder(self.own_root)), listing.content[:8]]
         return [self.name, *own] if listing.files else [self.name]
 
     @property
     def own_root(self) -> Path | None:
         """The folder of a user's own data; None for data that is the same everywhere."""
         return None if self.root is None or self.name in PUBLISHED else Path(self.root).expanduser()
+
+    @property
+    def place(self) -> Path | None:
+        """The folder that the data is read from; None for what is built in, and where the folder is not here or empty.
+
+        A snapshot that DVC fetched is used where its source is not; a mount that is not there leaves an empty folder.
+        """
+        place = Path(self.root).expanduser() if self.root is not None else DEFAULT_PLACES.get(self.name, lambda: None)()
+        return place if place is not None and place.is_dir() and any(place.iterdir()) else None
+
+    def listing(self, splits: Mapping[str, ImageSource] | None = None) -> Listing:
+        """The files below `place`, of a published data set without reading it; empty where there is nothing."""
+        place = self.place
+        if place is None:
+            return Listing("", {})
+        if self.name in PUBLISHED:
+            return Listing.of_files(place, published_files(self.name, place))
+        return Listing.of(place, self.load() if splits is None else splits)
 
     def load(self) -> dict[str, ImageSource]:
         """The splits of the source: train and test, and val if it has one of its own."""
@@ -118,7 +137,7 @@ class Recipe:
         """
         choices = {key: value for key, value in asdict(self).items() if key not in SOURCE_OPTIONS} | self.source_options
         root = choices.pop("root")
-        folder = Path(root).resolve().name if root is not None and self.name not in PUBLISHED else None
+        folder = _folder(Path(root)) if root is not None and self.name not in PUBLISHED else None
         shares = {key: float(choices[key]) for key in ("imb_factor", "val_fraction", "label_noise", "test_fraction")}
         order = self.class_order if isinstance(self.class_order, str) else list(self.class_order)
         return {"name": self.name, "folder": folder} | choices | shares | {"class_order": order}
@@ -178,6 +197,11 @@ def class_order(order: str | Sequence[str], names: Sequence[str], targets: Indic
     return [list(names).index(name) for name in given]
 
 
+def _folder(root: Path) -> str:
+    """The last name of a path, of which a link is not followed: the same where the link leads elsewhere or nowhere."""
+    return Path(os.path.normpath(root.expanduser().absolute())).name
+
+
 def _plain(value: Any) -> str:
     """A value as a part of a folder's name; of one that does not show as it is, also a part of its hash."""
     text = str(value)
@@ -190,4 +214,9 @@ def _plain(value: Any) -> str:
 
 
 ORDERS = ("name", "frequency")
+# Where sources lie whose root is not given.
+DEFAULT_PLACES: dict[str, Callable[[], Path | None]] = {
+    **dict.fromkeys(PUBLISHED, default_root),
+    "tiny_imagenet": lambda: default_root() / "tiny-imagenet-200",
+}
 SOURCE_OPTIONS = ("label_column", "image_column", "lists")

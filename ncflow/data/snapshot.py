@@ -6,6 +6,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,13 +18,13 @@ import numpy as np
 import torch
 
 from ncflow.data.damaged import refuse_damaged, without_damaged
-from ncflow.data.identity import Listing, is_same, remember, remembered
+from ncflow.data.identity import is_same, remember, remembered
 from ncflow.data.images import ImageSource
 from ncflow.data.labels import shown
 from ncflow.data.longtail import Indices
 from ncflow.data.manifest import COUNTS, MANIFEST, damaged, read_manifest, write_manifest
 from ncflow.data.overlap import shared_with_training
-from ncflow.data.parquet import read_images, read_targets, write_split
+from ncflow.data.parquet import ContentDamaged, read_images, read_targets, write_split
 from ncflow.data.recipe import SOURCE_OPTIONS, Parts, PathLike, Recipe
 from ncflow.lookup import unknown
 
@@ -45,11 +46,14 @@ class Snapshot:
         It appears at `path` complete or not at all.
         """
         path, recipe = Path(path), Recipe(**choices)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file; expected a new folder, or one that is empty")
         if path.exists() and any(path.iterdir()):
             raise ValueError(f"{path} is not empty; expected a new folder, or one that is empty")
         splits = recipe.load()
-        listing = Listing.of(recipe.own_root, splits)
-        description = recipe.description() | ({"source_listing": listing.content} if listing.files else {})
+        listing = recipe.listing(splits)
+        own = recipe.own_root is not None and listing.files
+        description = recipe.description() | ({"source_listing": listing.content} if own else {})
         sums = {"source_sha256": {split: source.checksum for split, source in splits.items()}}
         if recipe.on_damaged == "skip":
             splits, left_out = without_damaged(splits, recipe.own_root)
@@ -67,6 +71,10 @@ class Snapshot:
     @classmethod
     def load(cls, path: PathLike) -> Snapshot:
         """Open a snapshot after verifying the hash of every file in it; a damaged one is refused by name."""
+        if not Path(path).is_dir():
+            raise ValueError(
+                f"there is no snapshot {path}; fetch it with `dvc pull`, or make it with `ncflow snapshot`"
+            )
         return cls(Path(path), read_manifest(Path(path)))
 
     @classmethod
@@ -81,7 +89,7 @@ class Snapshot:
                 if not (path / MANIFEST).exists():
                     cls.create(path, **choices)
         snapshot = cls.load(path)
-        snapshot._refuse_if_other(recipe.description())
+        snapshot._refuse_if_other(recipe)
         snapshot._refuse_if_changed(recipe)
         return snapshot
 
@@ -126,7 +134,10 @@ class Snapshot:
 
     def targets(self, split: str) -> torch.Tensor:
         """Labels (N,) in stored order; SnapshotDamaged where they are not those that the manifest counts."""
-        targets = read_targets(self.file(split))
+        try:
+            targets = read_targets(self.file(split))
+        except ContentDamaged as error:
+            raise damaged(self.file(split), str(error)) from error
         expected = self.manifest[COUNTS[split]]
         if len(targets) and not 0 <= targets.min() <= targets.max() < self.num_classes:
             raise damaged(self.file(split), f"labels must lie in 0..{self.num_classes - 1}")
@@ -136,7 +147,10 @@ class Snapshot:
 
     def encoded_images(self, split: str) -> Iterator[bytes]:
         """The content of each picture file in stored order; `decode_image` makes an image of it."""
-        return read_images(self.file(split))
+        try:
+            yield from read_images(self.file(split))
+        except ContentDamaged as error:
+            raise damaged(self.file(split), str(error)) from error
 
     def file(self, split: str) -> Path:
         """The Parquet file of a split."""
@@ -144,11 +158,14 @@ class Snapshot:
             raise unknown("split", split, self.splits)
         return self.path / f"{split}.parquet"
 
-    def _refuse_if_other(self, asked: dict[str, Any]) -> None:
+    def _refuse_if_other(self, recipe: Recipe) -> None:
+        asked = recipe.description()
         found = Recipe(self.name).description() | self.manifest  # what an older manifest does not say is the default
         keys = dict.fromkeys([*asked, *SOURCE_OPTIONS])  # an option of the source that is not given is in neither
+        if recipe.place is not None:  # then the content decides, whatever its folder is called
+            del keys["folder"]
         if other := [key for key in keys if found.get(key) != asked.get(key)]:
-            differences = ", ".join(f"{key} is {found.get(key)!r}, asked for {asked.get(key)!r}" for key in other)
+            differences = ", ".join(f"{key} is {_plain(found.get(key))}, asked for {asked.get(key)!r}" for key in other)
             raise ValueError(f"{self.path} holds another snapshot: {differences}; use another folder")
 
     def _refuse_if_changed(self, recipe: Recipe) -> None:
@@ -156,21 +173,26 @@ class Snapshot:
 
         Only where a file's size or time is another one, or nobody has looked on this machine yet, is the content read.
         """
-        if recipe.own_root is None or not recipe.own_root.exists():
+        kept, now = remembered(_record(self.path)), recipe.listing()
+        if not now.files or is_same(kept, now):
             return
-        splits, kept = recipe.load(), remembered(_record(self.path))
-        now = Listing.of(recipe.own_root, splits)
-        if is_same(kept, now):
-            return
-        sums = {split: source.checksum for split, source in splits.items()}
-        if sums != self.manifest["source_sha256"]:
-            known = kept is not None and len(kept.files) > 1
-            changes = kept.changes(now) if known and kept else f"its {' and '.join(sums)} split hold other pictures"
+        sums, made = {split: source.checksum for split, source in recipe.load().items()}, self.manifest["source_sha256"]
+        if sums != made:
+            other = [split for split in dict.fromkeys([*made, *sums]) if made.get(split) != sums.get(split)]
+            named = kept.changes(now) if kept is not None and len(kept.files) > 1 else ""
+            changes = named or f"the pictures or classes of {' and '.join(other)} are others"
+            free = ", or none, and ncflow names it after its data" if recipe.folder_name != self.path.name else ""
             raise ValueError(
-                f"{self.path} was made of other data than {recipe.own_root} holds now: {changes}; give the new data "
-                "another folder with --out or --snapshot, or none, and ncflow names it after its data"
+                f"{self.path} was made of other data than {recipe.place} holds now: {changes}; give the new data "
+                f"another folder with --out or --snapshot{free}"
             )
         remember(_record(self.path), now)
+
+
+def _plain(choice: Any) -> str:
+    """A choice as a manifest has it, which may be anybody's file: what is no number and no name is not shown."""
+    name = isinstance(choice, str) and re.fullmatch(r"[\w .=+-]{1,80}", choice)
+    return repr(choice) if name or choice is None or isinstance(choice, int | float) else "another one"
 
 
 @contextmanager

@@ -176,11 +176,11 @@ def test_a_snapshot_without_an_option_is_not_taken_for_one_with_it(mixed, option
 def test_an_older_manifest_has_the_defaults_where_it_says_nothing(digits):
     new = ("val_fraction", "label_noise", "samples_per_class", "min_samples")
     older = replace(digits, manifest={key: value for key, value in digits.manifest.items() if key not in new})
-    older._refuse_if_other(Recipe("digits", imb_factor=0.02).description())
+    older._refuse_if_other(Recipe("digits", imb_factor=0.02))
     with pytest.raises(ValueError, match="min_samples is 0, asked for 1"):
-        older._refuse_if_other(Recipe("digits", imb_factor=0.02, min_samples=1).description())
+        older._refuse_if_other(Recipe("digits", imb_factor=0.02, min_samples=1))
     with pytest.raises(ValueError, match="label_column is None, asked for 'fine'"):
-        older._refuse_if_other(Recipe("digits", imb_factor=0.02, label_column="fine").description())
+        older._refuse_if_other(Recipe("digits", imb_factor=0.02, label_column="fine"))
 
 
 def test_unconstrained_features_have_nothing_to_validate_on(tmp_path, datasets_cache):
