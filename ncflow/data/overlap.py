@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Set
 
+import numpy as np
+
 from ncflow.data.images import ImageSource
 from ncflow.data.labels import shown
 from ncflow.data.longtail import Indices
 
 MOST = 0.5  # of a split; more is no split at all
+ON_PURPOSE = "; a source in code whose test split is the training split on purpose says so: ImageSource.is_training"
 UNREAD = hashlib.sha256(b"").digest()  # of pictures without content, which are damaged and no copies of each other
 
 
@@ -27,6 +30,7 @@ def shared_with_training(chosen: Mapping[str, tuple[ImageSource, Indices]]) -> d
             raise ValueError(
                 f"{count} of the {len(rows)} pictures of the {split} split are in the training split, byte for byte: "
                 f"it would measure memory; expected pictures of its own, got {_first(others, rows, trained)}"
+                + (ON_PURPOSE if isinstance(others.images, np.ndarray) else "")
             )
         if count:
             shared[split] = count

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
+import numpy as np
 import pytest
 from users import write_folders
 
+from ncflow.data.images import ImageSource
 from ncflow.data.snapshot import Snapshot
+from ncflow.data.sources import SOURCES
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -39,6 +44,19 @@ def test_a_test_split_that_is_a_copy_of_training_is_refused(tmp_path):
     shutil.copytree(root / "train", root / "test")
     with pytest.raises(ValueError, match="12 of the 12 pictures of the test split .* got .*test/a/0.png"):
         Snapshot.create(tmp_path / "snapshot", name="imagefolder", root=root, imb_factor=-1)
+
+
+@pytest.mark.parametrize("on_purpose", [False, True])
+def test_a_source_in_code_says_that_test_is_training_on_purpose(tmp_path, monkeypatch, on_purpose):
+    def load(root: Path | None, split: str) -> ImageSource:
+        pixels = np.arange(10 * 64, dtype=np.int64).reshape(10, 8, 8).astype(np.uint8)
+        pixels[:, 0, 0] = np.arange(10)
+        return ImageSource("same", pixels, np.arange(10) % 2, ["a", "b"], is_training=on_purpose and split == "test")
+
+    monkeypatch.setitem(SOURCES, "same", load)
+    refused = pytest.raises(ValueError, match="says so: ImageSource.is_training")
+    with nullcontext() if on_purpose else refused:
+        Snapshot.create(tmp_path / "snapshot", name="same", imb_type="none")
 
 
 def test_pictures_without_content_are_no_copies_of_each_other(tmp_path):

@@ -183,7 +183,8 @@ def test_an_imbalanced_snapshot_of_numbered_images_trains_in_the_house_to_the_pr
 
 def source_of_numbered_images(root: Path | None, split: str) -> ImageSource:
     """Four classes of 40 samples, one number each; there is no unseen sample, so both splits are the same."""
-    return ImageSource("numbered", numbered(range(160)), np.repeat(np.arange(4), 40), ["a", "b", "c", "d"])
+    targets, names = np.repeat(np.arange(4), 40), ["a", "b", "c", "d"]
+    return ImageSource("numbered", numbered(range(160)), targets, names, is_training=split == "test")
 
 
 def test_free_features_can_be_exported():
