@@ -127,8 +127,6 @@ def evaluate(
 ) -> None:
     """Recompute every metric from the checkpoint; fail if it is not the model that was trained."""
     from ncflow import stages
-    from ncflow.params import load_params
-    from ncflow.recording import CONFIG
 
     if pipeline:
         from ncflow.experiments.pipeline import pipeline_run, pipeline_snapshot
@@ -138,7 +136,7 @@ def evaluate(
         data, (_, folder, out) = pipeline_snapshot(params, _root()), pipeline_run(params, _root())
     if folder is None:
         raise ValueError("expected a run folder, such as `ncflow evaluate models/main_linear_seed0`, got none")
-    data = data or _snapshot_path(load_params(folder / CONFIG))
+    data = data or stages.snapshot_of(folder, _root() / "data")
     metrics = stages.evaluate(folder, data, out or folder.with_name(f"{folder.name}.evaluation.json"))
     count = sum(map(len, metrics.values()))
     if _is_main():

@@ -13,6 +13,7 @@ import torch
 import ncflow
 from ncflow.assembly import build_classifier, check, load_splits, objective, snapshot_name, start
 from ncflow.data import Snapshot
+from ncflow.data.manifest import find_manifest
 from ncflow.imports import IMPORTED, run_digest
 from ncflow.params import Params, make_params, read_yaml
 from ncflow.recording import CONFIG, PROVENANCE, record
@@ -137,6 +138,20 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
 def report(folders: Sequence[Path], out: Path, *, title: str) -> tuple[Path, Table]:
     """Stage report: the page at `out`/index.html, and the summary table of the runs in `folders`."""
     return write_report(folders, out, title=title), summary_table(read_runs(folders))
+
+
+def snapshot_of(folder: Path, data: Path) -> Path:
+    """The snapshot in folder `data` that a run was trained on, found by its digest: its source may be elsewhere now."""
+    made = _read_provenance(folder / PROVENANCE)["snapshot"]
+    if found := find_manifest(data, made["digest"]):
+        return found
+    usual = data / str(made.get("name"))
+    if usual.is_dir():  # which is damaged, or another one, and its reader says so
+        return usual
+    raise ValueError(
+        f"{data} has no snapshot that {folder} was trained on: expected {usual.name}; fetch it with `dvc pull`, or "
+        "name it with --snapshot"
+    )
 
 
 def _provenance(params: Params, images: Snapshot, root: Path, hardware: str) -> dict[str, Any]:

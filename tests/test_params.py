@@ -442,3 +442,17 @@ def test_what_readers_of_yaml_differ_on_is_refused_with_how_to_write_it(text, tm
     with pytest.raises(ValueError, match=rf"--set seed: .*{re.escape(text)}.*to some readers"):
         make_params({}, [f"seed={text}"])
     assert read_yaml(write(tmp_path, f"seed: '{text}'")) == {"seed": text}
+
+
+@pytest.mark.parametrize(
+    ("order", "taken"), [("frequency", "frequency"), ("[b, a]", ["b", "a"]), ("[9, 8]", ["9", "8"])]
+)
+def test_an_order_of_classes_is_a_rule_or_names(order, taken):
+    assert make_params({}, [f"dataset.class_order={order}"]).dataset.class_order == taken
+
+
+@pytest.mark.parametrize("order", ["size", "[0.5]", "[true]", "[[a]]", "3", "null"])
+def test_another_order_of_classes_is_one_message(order):
+    with pytest.raises(ValueError, match="dataset.class_order: must be name or frequency, or a list of all") as error:
+        make_params({}, [f"dataset.class_order={order}"])
+    assert len(str(error.value).splitlines()) == 1

@@ -3,12 +3,20 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ncflow.experiments.pipeline import STAGE, pipeline_run, pipeline_runs, pipeline_snapshot
+from ncflow.experiments.pipeline import (
+    STAGE,
+    forget_earlier_grids,
+    pipeline_run,
+    pipeline_runs,
+    pipeline_snapshot,
+    refuse_unwatched,
+)
 from ncflow.params import load_params, make_params
 
 ROOT = Path(__file__).parents[1]
@@ -88,8 +96,47 @@ def test_a_hostile_parameter_runs_no_command(project, keys):
     assert not list(project.rglob("pwned"))
 
 
+@pytest.mark.parametrize(
+    ("deps", "watched"),
+    [
+        (["own/pics"], True),
+        (["own"], True),
+        (["${dataset.root}"], True),
+        ([{"own/pics": {"hash": "md5"}}], True),
+        (["ncflow/data"], False),
+        (["own/pics/train"], False),
+        (["own/pic"], False),
+    ],
+)
+def test_a_folder_is_watched_by_itself_or_by_one_above(tmp_path, deps, watched):
+    params = make_params({"dataset": {"name": "imagefolder", "root": "own/pics"}})
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"snapshot": {"deps": deps}}}))
+    refused = pytest.raises(ValueError, match="add own/pics to the deps of its stage snapshot")
+    with nullcontext() if watched else refused:
+        refuse_unwatched(params, tmp_path)
+
+
+def test_lists_elsewhere_are_watched_too(tmp_path):
+    lists = {"train": "train.txt", "test": "../lists/test.txt"}
+    params = make_params({"dataset": {"name": "listed", "root": "pics", "lists": lists}})
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"snapshot": {"deps": ["pics"]}}}))
+    with pytest.raises(ValueError, match="does not watch pics/../lists/test.txt"):
+        refuse_unwatched(params, tmp_path)
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"snapshot": {"deps": ["pics", "lists"]}}}))
+    refuse_unwatched(params, tmp_path)
+
+
+def test_folders_that_training_did_not_write_are_left_out_of_the_advice(tmp_path):
+    for name in ("main_linear_seed7", "main_linear_seed8"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    (tmp_path / "models" / "main_linear_seed7" / "config.yaml").touch()
+    left = forget_earlier_grids(load_params(ROOT / "params.yaml"), tmp_path)
+    assert [path.name for path in left] == ["main_linear_seed7"]
+
+
 @pytest.mark.slow
-def test_dvc_notices_changed_data_once_it_watches_the_folder(project):
+@pytest.mark.parametrize("watch", ["pics", "${dataset.root}"])
+def test_dvc_notices_changed_data_once_it_watches_the_folder(project, watch):
     from users import picture, write_folders
 
     write_folders(project / "pics", {"a": 6, "b": 6})
@@ -99,7 +146,7 @@ def test_dvc_notices_changed_data_once_it_watches_the_folder(project):
     done = dvc(project, "repro", "snapshot")
     assert done.returncode != 0 and "add pics to the deps of its stage snapshot" in done.stderr
     text = (project / "dvc.yaml").read_text()
-    (project / "dvc.yaml").write_text(text.replace("deps: [ncflow/data]", "deps: [ncflow/data, pics]"))
+    (project / "dvc.yaml").write_text(text.replace("deps: [ncflow/data]", f"deps: [ncflow/data, '{watch}']"))
     for added, told in ((0, "Running stage 'snapshot'"), (0, "up to date"), (1, "Running stage 'snapshot'")):
         for i in range(added):
             picture("a").save(project / "pics" / "train" / "a" / f"new{i}.png")

@@ -170,6 +170,18 @@ def test_a_checkpoint_that_is_not_the_model_is_refused(project, folder, head, tm
     assert not (tmp_path / "out.json").exists()
 
 
+def test_a_run_finds_its_snapshot_by_content(project, folder, tmp_path):
+    shutil.copytree(project / "data" / "digits", tmp_path / "renamed")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("[")
+    assert stages.snapshot_of(folder, tmp_path) == tmp_path / "renamed"
+    with pytest.raises(ValueError, match=r"has no snapshot that .* expected digits-exp-0.02-seed0; fetch it"):
+        stages.snapshot_of(folder, tmp_path / "renamed")
+    usual = tmp_path / "nothing" / "digits-exp-0.02-seed0"
+    usual.mkdir(parents=True)
+    assert stages.snapshot_of(folder, tmp_path / "nothing") == usual  # its reader says what is wrong with it
+
+
 def test_a_checkpoint_is_not_evaluated_on_another_snapshot(project, folder, tmp_path):
     other = make_params(SMALL, ["dataset.seed=1"])
     stages.snapshot(other, tmp_path / "other")

@@ -37,13 +37,24 @@ def refuse_unwatched(params: Params, root: Path) -> None:
     """
     if params.dataset.root is None:
         return
-    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    watched = {(root / Path(name).expanduser()).resolve() for name in stages["snapshot"].get("deps", [])}
-    if (root / Path(params.dataset.root).expanduser()).resolve() not in watched:
-        raise ValueError(
-            f"dvc.yaml does not watch dataset.root={params.dataset.root}, so that DVC would not notice when the data "
-            f"changes; add {params.dataset.root} to the deps of its stage snapshot"
-        )
+    folder = Path(params.dataset.root).expanduser()
+    lists = (folder / name for name in (params.dataset.lists or {}).values())
+    watched = _watched(params.dataset.root, root)
+    for path in (folder, *lists):
+        place = (root / path).resolve()
+        if not watched & {place, *place.parents}:
+            raise ValueError(
+                f"dvc.yaml does not watch {path} of dataset.root={params.dataset.root}, so that DVC would not notice "
+                f"when the data changes; add {path} to the deps of its stage snapshot"
+            )
+
+
+def _watched(data: str, root: Path) -> set[Path]:
+    """What the snapshot stage depends on; ${dataset.root} may be among it, which DVC takes where it is not null."""
+    deps = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["snapshot"].get("deps", [])
+    names = [name for dep in deps for name in (dep if isinstance(dep, dict) else [dep])]  # a dict has options of a path
+    plain = (Path(name.replace("${dataset.root}", data)).expanduser() for name in names)
+    return {(root / path).resolve() for path in plain}
 
 
 def pipeline_runs(params: Params, root: Path) -> dict[str, PipelineRun]:
@@ -71,7 +82,7 @@ def forget_earlier_grids(params: Params, root: Path) -> list[Path]:
         file.unlink()
     names = re.compile(rf"{re.escape(params.exp_name)}_[a-z_]+_seed\d+")
     found = (path for path in sorted((root / "models").glob("*_seed*")) if names.fullmatch(path.name))
-    return [path for path in found if path not in {run.folder for run in runs}]
+    return [path for path in found if path not in {run.folder for run in runs} and (path / "config.yaml").is_file()]
 
 
 def pipeline_run(params: Params, root: Path) -> PipelineRun:
