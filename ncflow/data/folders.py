@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ncflow.data.images import ImageSource, SplitMissing, printable
-from ncflow.data.labels import shown
+from ncflow.data.images import DatasetMissing, ImageSource, SplitMissing, printable
+from ncflow.data.labels import case_notes, shown
 
 # Endings of what Pillow reads everywhere.
 SUFFIXES = (
@@ -37,11 +37,16 @@ def load_folders(name: str, root: Path, split: str) -> ImageSource:
         raise ValueError(f"{where} has no picture of class {shown(empty)}; looked for {' '.join(SUFFIXES)}")
     targets = np.repeat(np.arange(len(pictures)), [len(of_class) for of_class in pictures])
     files = [file for of_class in pictures for file in of_class]
-    return ImageSource(name, files, targets, [printable(name) for name in names], notes=_note(folder))
+    notes = _note(folder) + case_notes(names) + (_without_classes(root) if folder != root else ())
+    return ImageSource(name, files, targets, [printable(name) for name in names], notes=notes)
 
 
 def split_folder(root: Path, split: str) -> Path:
-    """The folder of a split, one that has folders of classes; SplitMissing says where it was looked for."""
+    """The folder of a split, one that has folders of classes; SplitMissing says where it was looked for.
+
+    DatasetMissing where it is not clear which folder is which split.
+    """
+    _refuse_unclear(root)
     if split == "train" and not any(_has_classes(root / name) for name in SPLIT_NAMES) and _has_classes(root):
         return root
     wanted = SPLIT_FOLDERS[split]
@@ -51,10 +56,7 @@ def split_folder(root: Path, split: str) -> Path:
         if _has_classes(root / name):
             return root / name
     expected = " or ".join(f"{root / name}/<class>/<picture>" for name in SPLIT_FOLDERS[split])
-    entries = [path.name for path in root.iterdir()] if root.is_dir() else []
-    alike = [name for name in entries if name not in SPLIT_NAMES and name.lower() in SPLIT_FOLDERS[split]]
-    advice = f"; rename {shown(alike)} to lower case" if alike else ""
-    raise SplitMissing(f"dataset 'imagefolder' has no {split} split: expected {printable(expected)}{advice}")
+    raise SplitMissing(f"dataset 'imagefolder' has no {split} split: expected {printable(expected)}")
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -96,6 +98,28 @@ def is_broken(path: Path) -> bool:
 
 def _has_classes(folder: Path) -> bool:
     return folder.is_dir() and bool(class_folders(folder))
+
+
+def _refuse_unclear(root: Path) -> None:
+    """Raise where a folder is called like a split but for its case, or two folders are the validation split."""
+    entries = sorted(root.iterdir()) if root.is_dir() else []
+    capital = [path for path in entries if path.name not in SPLIT_NAMES and path.name.lower() in SPLIT_NAMES]
+    if alike := [path.name for path in capital if _has_classes(path)]:
+        where = printable(str(root))
+        raise DatasetMissing(f"{where} has folders called almost like splits; rename {shown(alike)} to lower case")
+    several = [name for name in SPLIT_FOLDERS["val"] if _has_classes(root / name)]
+    if len(several) > 1:
+        raise DatasetMissing(
+            f"{printable(str(root))} has {' and '.join(several)}, names of the same split; keep one, or call one test"
+        )
+
+
+def _without_classes(root: Path) -> tuple[str, ...]:
+    """What to say of folders that are called like splits and hold files without classes."""
+    entries = sorted(root.iterdir())
+    called = [path for path in entries if path.name.lower() in SPLIT_NAMES and path.is_dir()]
+    left = [path.name for path in called if not _has_classes(path) and any(path.iterdir())]
+    return (f"{shown(left)} has no folders of classes and is left out",) if left else ()
 
 
 def _note(folder: Path) -> tuple[str, ...]:

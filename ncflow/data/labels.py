@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ncflow.data.images import printable
+
 SHOWN = 8  # names in a message
 UNLABELLED = (
     "files without labels are of no use here: with test files moved away, those named validation are the test split"
@@ -52,7 +54,13 @@ def class_names(training: Sequence[Labels]) -> list[str]:
             refuse_unknown(labels, names, f"the class names of {declared[0].file}")
         return names
     names = sorted({name for labels in training for name in labels.used})
-    return sorted(names, key=int) if all(map(_is_whole, names)) else names
+    if not all(map(_is_whole, names)):
+        return names
+    spelled: dict[int, str] = {}
+    for name in names:
+        if (other := spelled.setdefault(int(name), name)) != name:
+            raise ValueError(f"{training[0].file}: labels {other} and {name} are one number; write it in one way")
+    return sorted(names, key=int)
 
 
 def numbering_note(names: Sequence[str]) -> str | None:
@@ -60,6 +68,15 @@ def numbering_note(names: Sequence[str]) -> str | None:
     if not all(map(_is_whole, names)) or list(names) == [str(k) for k in range(len(names))]:
         return None
     return f"labels {shown(names)} are numbered 0 to {len(names) - 1}, and stay as the names of the classes"
+
+
+def case_notes(names: Iterable[str]) -> tuple[str, ...]:
+    """What to say where names of classes differ in upper and lower case alone: they may be one class, written twice."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.casefold(), []).append(printable(name))
+    pairs = [" and ".join(group) for group in alike.values() if len(group) > 1]
+    return (f"classes that differ in upper and lower case alone are kept apart: {shown(pairs)}",) if pairs else ()
 
 
 def join(labels: Labels, names: Sequence[str]) -> npt.NDArray[np.int64]:

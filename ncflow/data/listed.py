@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from ncflow.data.images import DatasetMissing, ImageSource, SplitMissing, printable
-from ncflow.data.labels import as_labels, class_names, join, numbering_note, shown
+from ncflow.data.labels import as_labels, case_notes, class_names, join, numbering_note, shown
+from ncflow.data.lists import (
+    Entry,
+    PictureList,
+    folders_of,
+    list_lines,
+    moved_note,
+    read_list,
+    refuse_contradictions,
+    refuse_unlisted,
+    repeated_note,
+)
 from ncflow.data.shards import find_shards, load_listed_shards
 
 LISTS = {"train": "train.txt", "val": "val.txt", "test": "test.txt"}  # of the source `listed`, below its root
-
-
-class Entry(NamedTuple):
-    """A line of a list: a path below the root and a class, as they are written."""
-
-    path: str
-    label: str
-    line: int
-
-    @property
-    def folder(self) -> str:
-        return Path(self.path).parent.name
-
-
-@dataclass(frozen=True)
-class PictureList:
-    """A list of pictures, and the file that it was read from."""
-
-    file: Path
-    entries: list[Entry]
-
-    def where(self, entry: Entry) -> str:
-        return f"{printable(str(self.file))}, line {entry.line}"
+IMAGENET_LT_LISTS = {split: f"ImageNet_LT_{split}.txt" for split in LISTS}
+SHOWN_MISSING = 3  # pictures in a message
 
 
 def load_listed(name: str, root: Path, split: str, *, lists: Mapping[str, str] | None = None) -> ImageSource:
@@ -46,23 +34,7 @@ def load_listed(name: str, root: Path, split: str, *, lists: Mapping[str, str] |
     `lists` names the file of each split, relative to `root`; default: LISTS. The classes are those of the training
     list. They are called like their folders where each has one of its own; numbers and folders must agree in all lists.
     """
-    files = LISTS | dict(lists or {})
-    if unknown := sorted(set(files) - set(LISTS)):
-        raise ValueError(f"dataset.lists: expected the splits {', '.join(LISTS)}, got {', '.join(unknown)}")
-    if split == "val" and not (root / files["test"]).is_file():
-        raise SplitMissing(f"dataset '{name}' has no test list {root / files['test']}, so val is not another split")
-    if split == "test" and not (root / files["test"]).is_file() and (root / files["val"]).is_file():
-        files["test"] = files["val"]
-    training = read_list(root / files["train"])
-    labels = class_names([as_labels(training.file, [entry.label for entry in training.entries])])
-    folders = _folders_of(training)
-    listed = training if split == "train" else read_list(root / files[split], split=split)
-    _refuse_contradictions(listed, folders)
-    targets = join(as_labels(listed.file, [entry.label for entry in listed.entries]), labels)
-    pictures = _existing([root / entry.path for entry in listed.entries])
-    notes = [note for note in (numbering_note(labels), _repeated(listed)) if note]
-    names = [printable(folders.get(label, label)) for label in labels]
-    return ImageSource(name, pictures, targets, names, notes=tuple(notes), lists=(training.file, listed.file))
+    return _load(name, root, split, _list_files(root, lists or {}, LISTS))
 
 
 def load_imagenet_lt(root: Path, split: str) -> ImageSource:
@@ -70,16 +42,15 @@ def load_imagenet_lt(root: Path, split: str) -> ImageSource:
 
     A line is a path below `root` and a class number. Liu, Miao, Zhan, Wang, Gong and Yu 2019.
     """
-    lists = {each: f"ImageNet_LT_{each}.txt" for each in LISTS}
-    listed = read_list(root / lists[split], split=split)
+    files = _list_files(root, {}, IMAGENET_LT_LISTS)
+    listed = _read(files, split)
     numbers = [_whole(listed, entry) for entry in listed.entries]
     missing = sorted(set(range(max(numbers) + 1)) - set(numbers)) if split == "train" else []
     if missing:
         raise ValueError(f"{listed.file} has no picture of class {shown(map(str, missing))}")
     if find_shards(root, "train"):
-        rows = {Path(entry.path).stem: k for entry, k in zip(listed.entries, numbers, strict=True)}
-        return replace(load_listed_shards("imagenet_lt", root, split, rows), lists=(listed.file,))
-    return load_listed("imagenet_lt", root, split, lists=lists)
+        return _in_shards(root, split, listed, numbers)
+    return _load("imagenet_lt", root, split, files)
 
 
 def load_tiny_imagenet(root: Path, split: str) -> ImageSource:
@@ -100,37 +71,62 @@ def load_tiny_imagenet(root: Path, split: str) -> ImageSource:
     return ImageSource("tiny_imagenet", _existing([file for file, _ in entries]), targets, class_names, lists=lists)
 
 
-def read_list(file: Path, *, split: str = "train") -> PictureList:
-    """One entry for each line that is neither blank nor a comment: all but the last field is the path."""
-    entries = []
-    for number, line in enumerate(_lines(file, split), start=1):
-        path, _, label = line.replace("\t", " ").strip().rpartition(" ")
-        if not label or line.lstrip().startswith("# "):
-            continue
-        if not path.strip():
-            raise ValueError(
-                f"{file}, line {number}: expected a picture and its class, got '{printable(line.strip())}'"
-            )
-        entries.append(Entry(path.strip(), label, number))
-    if not entries:
-        raise ValueError(f"{file} lists no picture: expected lines of a path and a class")
-    return PictureList(file, entries)
-
-
 def _annotations(folder: Path) -> list[tuple[str, str]]:
     """Picture and class of each line of Tiny-ImageNet's val_annotations.txt."""
     file = folder / "val_annotations.txt"
-    fields = [(number, line.split()) for number, line in enumerate(_lines(file, "test"), start=1) if line.strip()]
+    fields = [(number, line.split()) for number, line in enumerate(list_lines(file, "test"), start=1) if line.strip()]
     if short := [number for number, found in fields if len(found) < 2]:
         raise ValueError(f"{file}, line {short[0]}: expected a picture and its class")
     return [(found[0], found[1]) for _, found in fields]
 
 
-def _lines(file: Path, split: str) -> list[str]:
-    if not file.is_file():
-        kind = SplitMissing if split != "train" else DatasetMissing
-        raise kind(f"no list {file} of pictures and classes; download it, and keep it there")
-    return file.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
+def _load(name: str, root: Path, split: str, files: Mapping[str, Path]) -> ImageSource:
+    training = _read(files, "train")
+    listed = training if split == "train" else _read(files, split)
+    labels = class_names([as_labels(training.file, [entry.label for entry in training.entries])])
+    folders = folders_of(training)
+    refuse_contradictions(listed, training, folders)
+    refuse_unlisted(listed, labels)
+    targets = join(as_labels(listed.file, [entry.label for entry in listed.entries]), labels)
+    pictures = _existing([root / entry.path for entry in listed.entries])
+    notes = [numbering_note(labels), repeated_note(listed), moved_note(listed, training, folders)]
+    names = [printable(folders.get(label, label)) for label in labels]
+    kept = tuple(note for note in notes if note) + case_notes(names)
+    return ImageSource(name, pictures, targets, names, notes=kept, lists=(training.file, listed.file))
+
+
+def _in_shards(root: Path, split: str, listed: PictureList, numbers: list[int]) -> ImageSource:
+    """ImageNet-LT's pictures in ImageNet's Parquet files; its validation list names pictures of ImageNet's train/."""
+    rows: dict[str, int] = {}
+    for entry, number in zip(listed.entries, numbers, strict=True):
+        if rows.setdefault(Path(entry.path).stem, number) != number:
+            raise ValueError(f"{listed.where(entry)}: class {number}, and class {rows[Path(entry.path).stem]} above")
+    origin = "test" if split == "test" else "train"
+    source = load_listed_shards("imagenet_lt", root, origin, rows)
+    note = repeated_note(listed)
+    return replace(source, lists=(listed.file,), notes=(*source.notes, note) if note else source.notes)
+
+
+def _list_files(root: Path, given: Mapping[str, str], usual: Mapping[str, str]) -> dict[str, Path]:
+    """The list of each split; that of validation is the test list where there is no test list.
+
+    One that the user names must exist. A usual one need not.
+    """
+    if unknown := sorted(set(given) - set(usual)):
+        raise ValueError(f"dataset.lists: expected the splits {', '.join(usual)}, got {', '.join(unknown)}")
+    for split, file in given.items():
+        if not (root / file).is_file():
+            raise DatasetMissing(f"dataset.lists names {root / file} for the {split} split, and there is no such file")
+    files = {split: root / file for split, file in {**usual, **given}.items()}
+    if not files["test"].is_file() and files["val"].is_file():
+        files["test"] = files.pop("val")
+    return files
+
+
+def _read(files: Mapping[str, Path], split: str) -> PictureList:
+    if split not in files:
+        raise SplitMissing(f"{files['test']} is the test list where there is no other, so val is not another split")
+    return read_list(files[split], split=split)
 
 
 def _whole(listed: PictureList, entry: Entry) -> int:
@@ -140,37 +136,10 @@ def _whole(listed: PictureList, entry: Entry) -> int:
     return int(entry.label)
 
 
-def _folders_of(training: PictureList) -> dict[str, str]:
-    """Class -> its folder, where every class has one folder and no two share one; else nothing."""
-    pairs = {(entry.label, entry.folder) for entry in training.entries}
-    labels, folders = (set(part) for part in zip(*pairs, strict=True))
-    return dict(pairs) if len(pairs) == len(labels) == len(folders) else {}
-
-
-def _refuse_contradictions(listed: PictureList, folders: Mapping[str, str]) -> None:
-    """Raise where a line gives a picture in one class's folder to another class, or one picture to two classes."""
-    owner = {folder: label for label, folder in folders.items()}
-    first: dict[str, Entry] = {}
-    for entry in listed.entries:
-        if (usual := owner.get(entry.folder, entry.label)) != entry.label:
-            raise ValueError(
-                f"{listed.where(entry)}: folder {printable(entry.folder)} is of class {usual} in the training list, "
-                f"and of class {entry.label} here; the lists number classes differently"
-            )
-        if (other := first.setdefault(entry.path, entry)).label != entry.label:
-            raise ValueError(
-                f"{listed.where(entry)}: class {entry.label}, and class {other.label} in line {other.line}"
-            )
-
-
-def _repeated(listed: PictureList) -> str | None:
-    twice = sum(count - 1 for count in Counter(entry.path for entry in listed.entries).values())
-    return f"{printable(str(listed.file))} lists {twice} pictures again" if twice else None
-
-
 def _existing(files: list[Path]) -> list[Path]:
     missing = [file for file in files if not file.is_file()]
     if missing:
-        found = f"{len(missing)} of {len(files)} listed pictures are missing, the first is {printable(str(missing[0]))}"
-        raise DatasetMissing(found)
+        first = ", ".join(printable(str(file)) for file in missing[:SHOWN_MISSING])
+        advice = "; write paths with / instead of \\" if any("\\" in str(file) for file in missing) else ""
+        raise DatasetMissing(f"{len(missing)} of {len(files)} listed pictures are missing, such as {first}{advice}")
     return files

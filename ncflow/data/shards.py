@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from ncflow.data.images import Chosen, DatasetMissing, ImageSource, SplitMissing
-from ncflow.data.labels import UNLABELLED, Labels, as_labels, class_names, join, numbering_note, shown
+from ncflow.data.labels import UNLABELLED, Labels, as_labels, case_notes, class_names, join, numbering_note, shown
 from ncflow.lookup import unknown
 
 
@@ -27,7 +27,11 @@ def load_shards(
     class names, holds classes: text, names of `datasets`, or whole numbers. Classes are those of the training files,
     by name.
     """
+    _refuse_unclear(root)
     train, files = (find_shards(root, wanted) for wanted in ("train", split))
+    if not train:
+        train = _unnamed_shards(root)
+        files = train if split == "train" else []
     if not files or not train:
         missing = "train" if not train else split
         found = f" from files {' or '.join(_patterns(missing))}, or {missing}/*.parquet"
@@ -38,7 +42,8 @@ def load_shards(
     targets = np.concatenate([join(of_file, names) for of_file in labels])
     note = numbering_note(names)
     images = ShardedPictures(files, image_column)
-    return ImageSource(name, images, targets, names, notes=(note,) if note else ())
+    notes = (*((note,) if note else ()), *case_notes(names))
+    return ImageSource(name, images, targets, names, notes=notes)
 
 
 def load_listed_shards(name: str, root: Path, split: str, entries: Mapping[str, int], **options: Any) -> ImageSource:
@@ -62,16 +67,13 @@ def find_shards(root: Path, split: str) -> list[Shard]:
     names = SPLIT_NAMES[split]
     if split == "val" and not any(find_files(root, (name,)) for name in SPLIT_NAMES["test"][:1]):
         return []  # it is the test split where there is no other
-    files = find_files(root, names)
-    _refuse_incomplete(files)
-    return [ArrowShard(file) if file.suffix == ".arrow" else ParquetShard(file) for file in files]
+    return _opened(find_files(root, names))
 
 
 def find_files(root: Path, names: Sequence[str]) -> list[Path]:
     """The files of the first layout that has any, for the first of the names of a split."""
-    folders = (root, root / "data", root / "default")
     patterns = [pattern for name in names for pattern in _layouts(name)]
-    found = (sorted(folder.glob(pattern)) for pattern in patterns for folder in folders)
+    found = (sorted(folder.glob(pattern)) for pattern in patterns for folder in _places(root))
     return next((files for files in found if files), [])
 
 
@@ -197,6 +199,38 @@ def _bare(picture: str) -> str:
     return re.sub(r"_n\d{8}$", "", Path(picture).stem)
 
 
+def _places(root: Path) -> tuple[Path, ...]:
+    return root, root / "data", root / "default"
+
+
+def _opened(files: Sequence[Path]) -> list[Shard]:
+    _refuse_incomplete(files)
+    return [ArrowShard(file) if file.suffix == ".arrow" else ParquetShard(file) for file in files]
+
+
+def _unnamed_shards(root: Path) -> list[Shard]:
+    """The only split of a source whose files have no split's name: one file, or files numbered i of n; else none."""
+    if any(find_files(root, names) for names in SPLIT_NAMES.values()):
+        return []
+    found = (sorted(place.glob(pattern)) for pattern in ("*.parquet", "data-*.arrow") for place in _places(root))
+    files = next((files for files in found if files), [])
+    one = len({re.sub(r"\d+-of-\d+$", "", file.stem) for file in files}) == 1
+    return _opened(files) if one else []
+
+
+def _refuse_unclear(root: Path) -> None:
+    """Raise where files are called like a split but for its case, or two names of the validation split are taken."""
+    entries = sorted(entry for place in _places(root) if place.is_dir() for entry in place.iterdir())
+    alike = [entry for entry in entries if (match := SPLIT_FILE.fullmatch(entry.name)) and not match[1].islower()]
+    if capital := [entry.name for entry in alike if entry.suffix or any(entry.glob("*.parquet"))]:
+        raise DatasetMissing(f"{root} has files called almost like splits; rename {shown(capital)} to lower case")
+    several = [name for name in SPLIT_NAMES["val"] if find_files(root, (name,))]
+    if len(several) > 1:
+        raise DatasetMissing(
+            f"{root} has files of {' and '.join(several)}, names of the same split; keep one, or call one test"
+        )
+
+
 def _patterns(split: str) -> list[str]:
     return [f"{name}{rest}.parquet" for name in SPLIT_NAMES[split] for rest in ("", "-*")]
 
@@ -309,4 +343,5 @@ SPLIT_NAMES = {
     "test": ("test", "validation", "valid", "val"),
     "val": ("validation", "valid", "val"),
 }
+SPLIT_FILE = re.compile(r"(train|test|validation|valid|val)(-.*)?(\.parquet)?", re.IGNORECASE)
 ARROW_ROWS = 1024  # rows that one group of an Arrow file has

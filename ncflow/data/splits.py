@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ncflow.data.images import ImageSource, SplitMissing
+from ncflow.data.labels import shown
 from ncflow.data.longtail import hold_out
 from ncflow.data.sources import load_source
 
@@ -38,7 +42,12 @@ def load_splits(
 
 
 def _divided(source: ImageSource, fraction: float, seed: int) -> dict[str, ImageSource]:
-    rest, held_out = hold_out(
-        source.targets, len(source.class_names), fraction=fraction, seed=(seed + TEST_STREAM) % 2**32
-    )
-    return {"train": source.take(rest), "test": source.take(held_out)}
+    """A random part of each class becomes the test split; a class of one picture keeps it for training."""
+    num_classes = len(source.class_names)
+    rest, held_out = hold_out(source.targets, num_classes, fraction=fraction, seed=(seed + TEST_STREAM) % 2**32)
+    absent = np.flatnonzero(np.bincount(source.targets[held_out], minlength=num_classes) == 0)
+    test = source.take(held_out)
+    if len(absent):
+        note = f"the test split has none of class {shown(source.class_names[k] for k in absent)}, of one picture each"
+        test = replace(test, notes=(*test.notes, note))
+    return {"train": source.take(rest), "test": test}

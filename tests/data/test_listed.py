@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from ncflow.data.images import DatasetMissing
 from ncflow.data.snapshot import Snapshot
 from ncflow.data.sources import load_source
+from ncflow.data.splits import load_splits
 
 CLASSES = ["n01440764", "n01443537", "n01484850"]
 
@@ -57,7 +59,7 @@ def test_without_the_lists_imagenet_lt_is_its_folders(imagenet):
 
 def test_a_listed_picture_that_is_missing_is_named(imagenet):
     (gone := imagenet / "train" / CLASSES[1] / f"{CLASSES[1]}_1.JPEG").unlink()
-    with pytest.raises(DatasetMissing, match="1 of 7 listed pictures are missing, the first is") as error:
+    with pytest.raises(DatasetMissing, match="1 of 7 listed pictures are missing, such as") as error:
         load_source("imagenet_lt", imagenet)
     assert str(gone) in str(error.value)
 
@@ -210,5 +212,140 @@ def test_a_list_without_entries_is_named(places, content):
 def test_a_class_that_training_does_not_list_is_refused(places):
     with (places / "test.txt").open("a") as file:
         file.write("a b/0 3.png 9\n")
-    with pytest.raises(ValueError, match="test.txt: labels 9 are none of the training classes, 0, 1, 2"):
+    with pytest.raises(ValueError, match="test.txt, line 3: labels 9 are none of the training classes, 0, 1, 2"):
         load_source("listed", places, "test")
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_list_that_the_user_names_must_exist(places, split):
+    (places / "val.txt").write_text("a b/0 3.png 0\n")
+    with pytest.raises(DatasetMissing, match=f"names .*/typo.txt for the {split} split, and there is no such file"):
+        load_splits("listed", places, lists={split: "typo.txt"})
+
+
+def test_blanks_in_a_class_work_after_a_tab(places):
+    names = {"0": "polar bear", "1": "cat", "2": "red fox"}
+    for file in (places / "train.txt", places / "test.txt"):
+        rows = [line.replace("\t", " ").rpartition(" ") for line in file.read_text().splitlines() if ".png" in line]
+        file.write_text("".join(f"{path}\t{names[label]}\n" for path, _, label in rows))
+    splits = load_splits("listed", places)
+    assert splits["train"].class_names == ["cat", "polar bear", "red fox"]
+    assert splits["train"].targets[::3].tolist() == [1, 0, 2] and splits["test"].targets.tolist() == [0, 2]
+
+
+def test_a_number_that_is_written_in_two_ways_is_refused(places):
+    with (places / "train.txt").open("a") as file:
+        file.write("a b/0 3.png 01\n")
+    with pytest.raises(ValueError, match="labels 01 and 1 are one number"):
+        load_source("listed", places)
+
+
+def test_a_class_in_another_folder_than_in_training_is_refused_with_both_lines(imagenet):
+    write_picture(imagenet / "val" / "n99" / "new.JPEG", 200)
+    (imagenet / "ImageNet_LT_test.txt").write_text(
+        f"val/{CLASSES[0]}/ILSVRC2012_val_00000000.JPEG 0\nval/n99/new.JPEG 1"
+    )
+    both = f"test.txt, line 2: class 1 is in folder {CLASSES[1]} in the training list, and in folder n99 here"
+    with pytest.raises(ValueError, match=f"{both}.*train.txt, line"):
+        load_source("imagenet_lt", imagenet, "test")
+
+
+def test_a_test_list_over_a_single_folder_agrees_with_any_numbers(imagenet):
+    for k in range(3):
+        write_picture(imagenet / "val_256" / f"{k}.png", 200 + k)
+    (imagenet / "ImageNet_LT_test.txt").write_text("".join(f"val_256/{k}.png {k}\n" for k in range(3)))
+    assert load_source("imagenet_lt", imagenet, "test").targets.tolist() == [0, 1, 2]
+
+
+def test_where_a_class_has_several_folders_another_class_in_one_is_said(imagenet):
+    write_picture(imagenet / "train" / "more" / "0.png", 200)
+    with (imagenet / "ImageNet_LT_train.txt").open("a") as file:
+        file.write("train/more/0.png 2\n")
+    test = imagenet / "ImageNet_LT_test.txt"
+    assert load_source("imagenet_lt", imagenet, "test").notes == ()
+    test.write_text(test.read_text().replace("00000002.JPEG 1", "00000002.JPEG 0"))
+    assert load_source("imagenet_lt", imagenet, "test").notes[0].startswith("1 lines of ImageNet_LT_test.txt give")
+
+
+@pytest.mark.parametrize("spelling", ["./a b/0 0.png", "a b/../a b/0 0.png", "a b//0 0.png"])
+def test_a_picture_is_known_by_any_spelling_of_its_path(places, spelling):
+    with (places / "train.txt").open("a") as file:
+        file.write(f"{spelling} 2\n")
+    with pytest.raises(ValueError, match="line 12: class 2, and class 0 in line 3"):
+        load_source("listed", places)
+
+
+def test_paths_may_be_absolute_or_lead_out_of_the_root(places, tmp_path):
+    write_picture(tmp_path / "elsewhere" / "x.png", 90)
+    write_picture(tmp_path / "elsewhere" / "y.png", 91)
+    (places / "test.txt").write_text(f"{tmp_path}/elsewhere/x.png 0\n../elsewhere/y.png 1\n")
+    source = load_source("listed", places, "test")
+    assert [source.encoded(i) for i in (0, 1)] == [(tmp_path / "elsewhere" / f"{n}.png").read_bytes() for n in "xy"]
+
+
+def test_backslashes_in_paths_are_pointed_at(places):
+    (places / "test.txt").write_text("a b\\0 3.png 0\n")
+    with pytest.raises(DatasetMissing, match="write paths with / instead of"):
+        load_source("listed", places, "test")
+
+
+def test_several_missing_pictures_are_counted_and_the_first_named(places):
+    for i in range(3):
+        (places / "a b" / f"1 {i}.png").unlink()
+    with pytest.raises(DatasetMissing, match="3 of 9 listed pictures are missing, such as .*1 0.png, .*1 1.png, .*1 2"):
+        load_source("listed", places)
+
+
+@pytest.mark.parametrize("content", ["a b/1 3.png 1\n".encode("utf-16"), b"\0\1\2"])
+def test_a_list_in_another_encoding_is_named(places, content):
+    (places / "test.txt").write_bytes(content)
+    with pytest.raises(ValueError, match="test.txt is no list in UTF-8"):
+        load_source("listed", places, "test")
+
+
+def test_names_that_are_not_utf8_and_odd_line_separators_are_kept(places):
+    write_picture(places / "x.png", 77)
+    (places / "x.png").rename(places / os.fsdecode(b"caf\xe9\xe2\x80\xa8.png"))
+    (places / "test.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9\xe2\x80\xa8.png 1\ra b/2 3.png 2\r\n")
+    source = load_source("listed", places, "test")
+    assert source.targets.tolist() == [1, 2] and Image.open(source.images[0]).getpixel((0, 0)) == (77, 77, 77)
+
+
+def test_what_is_said_of_a_list_holds_no_machine_path(places, tmp_path):
+    with (places / "train.txt").open("a") as file:
+        file.write("a b/0 0.png 0\n")
+    assert str(tmp_path) not in " ".join(load_source("listed", places).notes)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_the_validation_list_of_imagenet_lt_is_its_validation_split(imagenet, shards, datasets_cache):
+    held = [f"train/{CLASSES[1]}/{CLASSES[1]}_3.JPEG 1", f"train/{CLASSES[2]}/{CLASSES[2]}_3.JPEG 2"]
+    (imagenet / "ImageNet_LT_val.txt").write_text("\n".join(held))
+    if shards:
+        for split, folder in (("train", "train"), ("validation", "val")):
+            write_shard(imagenet / f"{split}.parquet", sorted((imagenet / folder).rglob("*.JPEG")))
+    splits = load_splits("imagenet_lt", imagenet)
+    assert {split: sorted(source.targets.tolist()) for split, source in splits.items()} == {
+        "train": [0, 0, 0, 0, 1, 1, 2],
+        "val": [1, 2],
+        "test": [0, 0, 1, 1, 2, 2],
+    }
+    stored = {splits["val"].encoded(i) for i in range(2)}
+    assert stored == {(imagenet / line.rpartition(" ")[0]).read_bytes() for line in held}
+    (imagenet / "ImageNet_LT_test.txt").rename(imagenet / "ImageNet_LT_val.txt")
+    assert load_splits("imagenet_lt", imagenet).keys() == {"train", "test"}
+    with pytest.raises(ValueError, match="has a test split of 6 pictures, so dataset.test_fraction"):
+        load_splits("imagenet_lt", imagenet, test_fraction=0.5)
+
+
+def write_shard(file: Path, pictures: list[Path]) -> None:
+    """ImageNet's pictures as `datasets` stores them, with their names."""
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as Picture
+
+    columns = {
+        "image": [{"bytes": picture.read_bytes(), "path": picture.name} for picture in pictures],
+        "label": [CLASSES.index(picture.parent.name) for picture in pictures],
+    }
+    features = Features(image=Picture(), label=ClassLabel(names=CLASSES))
+    Dataset.from_dict(columns, features=features).to_parquet(str(file))
