@@ -50,11 +50,12 @@ def check_batch(rows: Tensor, targets: object, num_classes: int) -> None:
     assert isinstance(targets, Tensor)
     if kind == "soft":
         _check_shares(targets)
-    elif targets.device.type == "cpu" and not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
-        raise ValueError(
-            f"targets must lie in 0..{num_classes - 1} for {num_classes} classes, got {int(targets.min())} to "
-            f"{int(targets.max())}"
-        )
+    elif targets.device.type == "cpu":
+        low, high = (
+            int(end) for end in targets.long().aminmax()
+        )  # torch cannot compare unsigned numbers of all widths
+        if not 0 <= low <= high < num_classes:
+            raise ValueError(f"targets must lie in 0..{num_classes - 1} for {num_classes} classes, got {low} to {high}")
 
 
 def _kind_of_targets(targets: object, rows: Tensor, num_classes: int) -> str | None:

@@ -175,7 +175,7 @@ class NearestETFHead(Head):
 
     def linear_map(self, embedded: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if not self.training:
-            if not torch.compiler.is_compiling():  # nor exporting: what is made of the head has its rows already
+            if _has_values(self.weight):
                 self._restore_frame()
             return self.weight, self.bias
         if targets is None:
@@ -287,6 +287,17 @@ def _fill(means: Tensor, seen: Tensor) -> Tensor:
     """Class means (K, d) with those of the classes never seen, seen (K,) = 0, at the center of the others."""
     known = (seen > 0).unsqueeze(1)
     return torch.where(known, means, (means * known).sum(0) / known.sum())
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether code may ask for the numbers of a tensor: not while torch compiles, exports, maps or sees shapes."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or tensor.is_meta
+        or type(tensor) is not Tensor
+        or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
+    )
 
 
 def _version(tensor: Tensor) -> int:

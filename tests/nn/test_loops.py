@@ -131,7 +131,7 @@ def test_a_saved_head_is_loaded_strictly():
     assert_same_state(head, other)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32])
 @pytest.mark.parametrize("head", HEADS)
 def test_targets_may_be_whole_numbers_of_any_width(head, dtype):
     torch.manual_seed(0)
@@ -247,3 +247,24 @@ def test_uneven_inputs_are_refused_before_a_process_waits_for_ever(tmp_path):
     torch.multiprocessing.spawn(join, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         assert "expected as many batches in each, got uneven inputs" in (tmp_path / str(rank)).read_text()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_ensemble_of_heads_is_mapped_like_a_loop(seed, training):
+    torch.manual_seed(seed)
+    heads = [NearestETFHead(8, 5, rotation_seed=k).double().train(training) for k in range(3)]
+    (features, targets), inputs = batch(seed), (batch(seed)[0],)
+    inputs = (features, targets) if training else inputs
+    parameters, buffers = torch.func.stack_module_state(heads)
+    buffers = {name: tensor.clone() for name, tensor in buffers.items()}
+    template = copy.deepcopy(heads[0])
+    found = torch.func.vmap(lambda p, b: torch.func.functional_call(template, (p, b), inputs))(parameters, buffers)
+    torch.testing.assert_close(found, torch.stack([head(*inputs) for head in heads]))
+
+
+def test_a_head_tells_its_shapes_without_numbers():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert NearestETFHead(8, 5).eval()(torch.randn(6, 8)).shape == (6, 5)
