@@ -442,7 +442,7 @@ for tag, pattern, first in (
     ("merge", r"<<", ["<"]),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), first)
-# What YAML 1.1 reads as a number or a truth, and 1.2 as something else: whoever writes it may mean either.
+# What YAML 1.1 reads as a number or a truth, and 1.2 as something else: a user may mean either.
 _AMBIGUOUS = {
     re.compile(pattern): f"{advice}; quote it where it is text"
     for pattern, advice in {

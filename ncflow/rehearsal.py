@@ -37,7 +37,7 @@ def rehearse(
 
 
 def _shapes(backbone: nn.Module, image_size: int) -> int:
-    """The width of the features of two images, after one backward; with numbers where that is quick, or asked for."""
+    """The width of the features of two images, after one backward; with numbers where that is quick, or needed."""
     backbone.train()
     if image_size <= QUICK_SIZE and sum(parameter.numel() for parameter in backbone.parameters()) <= QUICK_WEIGHTS:
         with _undisturbed():

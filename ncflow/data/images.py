@@ -30,7 +30,7 @@ class SplitMissing(DatasetMissing):
 
 
 class PictureDamaged(ValueError):
-    """A picture that cannot be decoded; the message says why, and whoever knows its name adds it."""
+    """A picture that cannot be decoded; the message says why, and the caller adds its name."""
 
 
 class PictureFile(Protocol):
@@ -145,7 +145,7 @@ def decode_image(content: bytes) -> Image.Image:
         return _upright(lookup(_CONVERSIONS, image.mode, "image mode")(image), _orientation(image))
     except MemoryError:
         raise
-    except Exception as error:  # of damaged files Pillow's decoders raise whatever they run into
+    except Exception as error:  # on damaged files Pillow's decoders raise errors of any kind
         reason = " ".join(str(error).split()).replace("<_io.BytesIO object at ", "<file at ")
         raise PictureDamaged(reason or type(error).__name__) from error
 

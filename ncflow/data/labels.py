@@ -1,6 +1,6 @@
 """Class labels as users write them, joined by name and never by number.
 
-One file may store names, another numbers that stand for names in an order of its own, a third numbers alone. Each is
+One file may store names, another numbers that stand for names in another order, a third numbers alone. Each is
 read as names; the training files say which classes there are.
 """
 
@@ -64,7 +64,7 @@ def class_names(training: Sequence[Labels]) -> list[str]:
 
 
 def numbering_note(names: Sequence[str]) -> str | None:
-    """What to say where classes are whole numbers other than 0..K-1: they are numbered anew."""
+    """What to say where classes are whole numbers other than 0..K-1: they get new numbers."""
     if not all(map(_is_whole, names)) or list(names) == [str(k) for k in range(len(names))]:
         return None
     return f"labels {shown(names)} are numbered 0 to {len(names) - 1}, and stay as the names of the classes"

@@ -210,7 +210,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _record(path: Path) -> Path:
-    """Where this machine keeps the listing of the source of a snapshot: beside it, for times differ per machine."""
+    """Where this machine keeps the listing of a snapshot's source: next to it, because times differ per machine."""
     return path.parent / f".{path.name}.source.json"
 
 

@@ -142,7 +142,7 @@ SOURCES: dict[str, Source] = {
     "parquet": _parquet,
     **{f"ufm{num_classes}": numbered_source(num_classes) for num_classes in _UFM_CLASSES},
 }
-# Sources of a user's own files, which may have a validation split beside a test split.
+# Sources of a user's own files, which may have a validation split and a test split.
 OWN_VALIDATION = {"imagenet", "imagenet_lt", "imagefolder", "listed", "parquet"}
 # How many classes a source has, where that is known before it is read; a folder of ImageNet's may hold some of them.
 NUM_CLASSES: dict[str, int] = {

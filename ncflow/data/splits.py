@@ -18,7 +18,7 @@ TEST_STREAM = 2**30  # of random numbers: those of the tail and of the validatio
 def load_splits(
     name: str, root: Any = None, *, test_fraction: float = 0.0, seed: int = 0, **options: Any
 ) -> dict[str, ImageSource]:
-    """train and test, and val where the source has a validation split beside a test split.
+    """train and test, and val where the source has both a validation and a test split.
 
     `test_fraction` of each class of a source with one split only becomes the test split, chosen by `seed`. It is a
     ValueError where there is a test split already, as is none without it.

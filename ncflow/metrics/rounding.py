@@ -33,7 +33,7 @@ class Rounding:
     def level(self, num_rows: int = 2) -> Tensor:
         """The singular value (0-dim) up to which a matrix of so many rows is nothing but rounding.
 
-        max(rows, d)·eps·norm: whatever made a number in this precision added up d products. Half precision adds up in
+        max(rows, d)·eps·norm: a number in this precision is usually a sum of d products. Half precision adds up in
         float32 and rounds once, so that its level is 2·eps·norm; d·eps would exceed one.
         """
         factor = torch.where(self.eps > HALF, 2.0, float(max(num_rows, self.num_features)))

@@ -212,8 +212,10 @@ class NearestETFHead(Head):
 
     def _keep(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The state that a batch meets: num_updates (K,), class_means (K, d), weight (K, d); kept for `_recall`."""
+        if torch.compiler.is_compiling():
+            return self.num_updates.clone(), self.class_means.clone(), _only_once(self.weight)
         state = self.num_updates.clone(), self.class_means.clone(), self.weight.clone()
-        self._before = None if torch.compiler.is_compiling() else (targets.detach(), *state)
+        self._before = targets.detach(), *state
         return state
 
     def _recall(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,6 +300,22 @@ def _has_values(tensor: Tensor) -> bool:
         or type(tensor) is not Tensor
         or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
     )
+
+
+@torch.library.custom_op("ncflow::only_once", mutates_args=())
+def _only_once(tensor: Tensor) -> Tensor:
+    """A copy, in a compiled forward; an error where compiled code repeats it after the state has moved."""
+    if is_recomputed():
+        raise ValueError(
+            "the nearest-ETF head is inside of torch.utils.checkpoint in compiled code, which repeats it with the next "
+            "step's class means; compile it without checkpointing, or leave the head out of what is checkpointed"
+        )
+    return tensor.clone()
+
+
+@_only_once.register_fake
+def _shape_of_copy(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor)
 
 
 def _version(tensor: Tensor) -> int:
