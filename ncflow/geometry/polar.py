@@ -95,7 +95,7 @@ class _PolarFactor(torch.autograd.Function):
 
 
 def regrad(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of `inputs` for that of the function's value, as part of the graph, also where an input requires none."""
+    """The gradients of `inputs` for that of the function's value, as part of the graph."""
     with torch.enable_grad():
         leaves = [value if value.requires_grad else value.detach().requires_grad_() for value in inputs]
         return torch.autograd.grad(function(*leaves), leaves, grad, create_graph=True)
