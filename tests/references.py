@@ -22,13 +22,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Problem:
-    """features (N, d), targets (N,), a classifier weight (K, d) and bias (K,), class_counts (K,) of the train split."""
+    """features (N, d), targets (N,), a classifier weight (K, d) and bias (K,), class_counts (K,) of the train split.
+
+    ood (M, d): features of no known class.
+    """
 
     features: Array
     targets: NDArray[np.int64]
     weight: Array
     bias: Array
     class_counts: Sequence[int]
+    ood: Array | None = None
 
     @property
     def labels(self) -> list[int]:
@@ -75,7 +79,9 @@ def draw_problem(
     means = random.normal(size=(len(sizes), num_features))
     features = means[targets] + spread * random.normal(size=(len(targets), num_features)) + offset
     weight = means + 0.5 * random.normal(size=means.shape)
-    return Problem(features, targets, weight, random.normal(size=len(sizes)), class_counts)
+    bias = random.normal(size=len(sizes))
+    ood = random.normal(size=(11, num_features)) + offset
+    return Problem(features, targets, weight, bias, class_counts, ood)
 
 
 def contrast_basis(num_classes: int) -> Array:
@@ -230,6 +236,18 @@ def equiangularity(rows: Array) -> float:
     return float(np.std([cosine(a, b) for a, b in combinations(rows, 2)], ddof=1))
 
 
+def maximal_angle(rows: Array) -> float:
+    return float(np.mean([abs(cosine(a, b) + 1 / (len(rows) - 1)) for a, b in combinations(rows, 2)]))
+
+
+def exact_orthogonal_distance(rows: Array) -> float:
+    """2 - 2/sqrt(K) ‖A‖_* of A of unit norm, with 40 digits."""
+    with mpmath.workdps(40):
+        s = mpmath.svd_r(mpmath.matrix(rows.tolist()), compute_uv=False)
+        size = mpmath.sqrt(mpmath.fsum(x * x for x in s))
+        return float(2 - 2 * mpmath.fsum(s) / size / mpmath.sqrt(len(rows)))
+
+
 def etf_error(gram: Array) -> float:
     return unit_distance(gram, np.eye(len(gram)) - 1 / len(gram))
 
@@ -244,8 +262,46 @@ def gnc2_log(rows: Array) -> float:
     return float(np.mean([-math.log(np.linalg.norm(a - b)) for a, b in permutations(units, 2)]))
 
 
-def alignment(problem: Problem) -> float:
-    return float(np.mean([cosine(w, m) for w, m in zip(problem.rows, problem.centered_means, strict=True)]))
+def gnc2_spread(rows: Array) -> float:
+    units = [row / np.linalg.norm(row) for row in rows]
+    return float(np.std([-math.log(np.linalg.norm(a - b)) for a, b in combinations(units, 2)], ddof=1))
+
+
+def many(count: int) -> bool:
+    return count > 100
+
+
+def medium(count: int) -> bool:
+    return 20 <= count <= 100
+
+
+def few(count: int) -> bool:
+    return count < 20
+
+
+def quotient_of(problem: Problem, in_group: Callable[[int], bool]) -> float:
+    """tr Σ_W over the samples of the group, one by one, and tr Σ_B over all classes."""
+    means = dict(zip(problem.labels, problem.means, strict=True))
+    samples = zip(problem.features, problem.targets, strict=True)
+    squares = [np.sum((h - means[y]) ** 2) for h, y in samples if in_group(problem.class_counts[y])]
+    return float(np.mean(squares) / np.trace(scatters(problem)[1]))
+
+
+def cdnv_of(problem: Problem, in_group: Callable[[int], bool]) -> float:
+    groups = {k: problem.features[problem.targets == k] for k in problem.labels}
+    means = {k: rows.mean(0) for k, rows in groups.items()}
+    variances = {k: np.mean([np.sum((h - means[k]) ** 2) for h in rows]) for k, rows in groups.items()}
+    terms = [
+        (variances[i] + variances[j]) / (2 * np.sum((means[i] - means[j]) ** 2))
+        for i, j in permutations(problem.labels, 2)
+        if in_group(problem.class_counts[i])
+    ]
+    return float(np.mean(terms))
+
+
+def alignment(problem: Problem, in_group: Callable[[int], bool] = lambda count: True) -> float:
+    rows = zip(problem.rows, problem.centered_means, problem.labels, strict=True)
+    return float(np.mean([cosine(w, m) for w, m, k in rows if in_group(problem.class_counts[k])]))
 
 
 def uniformity(problem: Problem) -> float:
@@ -260,6 +316,34 @@ def ncc_mismatch(problem: Problem) -> float:
     means = problem.means
     nearest = [problem.labels[np.argmin([np.linalg.norm(h - m) for m in means])] for h in problem.features]
     return float(np.mean(problem.logits.argmax(1) != nearest))
+
+
+def ncc_accuracy(problem: Problem) -> float:
+    means = problem.means
+    nearest = [problem.labels[np.argmin([np.linalg.norm(h - m) for m in means])] for h in problem.features]
+    return float(np.mean(nearest == problem.targets))
+
+
+def ood_cosine(problem: Problem) -> float:
+    assert problem.ood is not None
+    return float(np.mean([abs(cosine(mean, problem.ood.mean(0))) for mean in problem.means]))
+
+
+def squared_error_parts(problem: Problem) -> tuple[float, float, float]:
+    """½ mean‖·‖² of outputs less their class's mean output, of that less the one-hot target, and of W's less the best.
+
+    The best outputs are those of the least squares fit with a bias; all over the classes that have samples.
+    """
+    inputs = np.column_stack([problem.features, np.ones(len(problem.features))])
+    wanted = np.array([[float(y == k) for k in problem.labels] for y in problem.targets])
+    best = inputs @ np.linalg.lstsq(inputs, wanted, rcond=None)[0]
+    means = {k: best[problem.targets == k].mean(0) for k in problem.labels}
+    of_class = np.array([means[y] for y in problem.targets])
+    given = problem.features @ problem.rows.T + problem.bias[problem.labels]
+    within, between, rest = (
+        float(np.mean(np.sum(gap**2, axis=1)) / 2) for gap in (best - of_class, of_class - wanted, given - best)
+    )
+    return within, between, rest
 
 
 def bias_collapse(problem: Problem) -> float:
@@ -286,9 +370,15 @@ def minority_cosine(problem: Problem) -> float:
     return float(np.mean([cosine(problem.weight[i], problem.weight[j]) for i, j in combinations(rare, 2)]))
 
 
-def norm_slope(problem: Problem) -> float:
-    norms = np.linalg.norm(problem.weight, axis=1)
-    return float(np.polyfit(np.log(problem.class_counts), np.log(norms), 1)[0])
+def majority_minority_cosine(problem: Problem) -> float:
+    number = max(2, round(len(problem.weight) / 3))
+    order = sorted(range(len(problem.weight)), key=lambda k: problem.class_counts[k])
+    rare, frequent = order[:number], order[number:]
+    return float(np.mean([cosine(problem.weight[i], problem.weight[j]) for i in rare for j in frequent]))
+
+
+def norm_slope(rows: Array, sizes: Sequence[int]) -> float:
+    return float(np.polyfit(np.log(sizes), np.log([np.linalg.norm(row) for row in rows]), 1)[0])
 
 
 def seli_error_weight(problem: Problem) -> float:
@@ -318,6 +408,20 @@ def tail_accuracy(problem: Problem) -> float:
 def top5(problem: Problem) -> float:
     best = [np.argsort(z)[-5:] for z in problem.logits]
     return float(np.mean([y in five for y, five in zip(problem.targets, best, strict=True)]))
+
+
+def macro_f1(problem: Problem) -> float:
+    scores, decided = [], problem.logits.argmax(1)
+    for k in problem.labels:
+        hits = np.sum((decided == k) & (problem.targets == k))
+        precision = hits / np.sum(decided == k) if hits else 0.0
+        sensitivity = hits / np.sum(problem.targets == k)
+        scores.append(2 * precision * sensitivity / (precision + sensitivity) if hits else 0.0)
+    return float(np.mean(scores))
+
+
+def nll(problem: Problem) -> float:
+    return float(np.mean([cross_entropy(z, int(y)) for z, y in zip(problem.logits, problem.targets, strict=True)]))
 
 
 def ece(problem: Problem) -> float:
@@ -421,7 +525,8 @@ def objective(
 
 
 def cross_entropy(logits: Array, target: int) -> float:
-    return math.log(sum(math.exp(logit) for logit in logits)) - float(logits[target])
+    gaps = [float(logit - logits[target]) for logit in logits]
+    return max(gaps) + math.log(sum(math.exp(gap - max(gaps)) for gap in gaps))
 
 
 def squared_error(logits: Array, target: int) -> float:
@@ -432,13 +537,21 @@ METRICS: dict[str, Callable[[Problem], float]] = {
     "acc/overall": lambda p: float(np.mean(p.logits.argmax(1) == p.targets)),
     "acc/balanced": lambda p: group_accuracy(p, lambda count: True),
     "acc/top5": top5,
-    "acc/many": lambda p: group_accuracy(p, lambda count: count > 100),
-    "acc/medium": lambda p: group_accuracy(p, lambda count: 20 <= count <= 100),
-    "acc/few": lambda p: group_accuracy(p, lambda count: count < 20),
+    "acc/many": lambda p: group_accuracy(p, many),
+    "acc/medium": lambda p: group_accuracy(p, medium),
+    "acc/few": lambda p: group_accuracy(p, few),
     "acc/tail20": tail_accuracy,
+    "acc/worst": lambda p: min(recall(p, k) for k in p.labels),
+    "acc/macro_f1": macro_f1,
     "nc1/pinv": pinv,
     "nc1/quotient": quotient,
     "nc1/cdnv": cdnv,
+    "nc1/quotient_many": lambda p: quotient_of(p, many),
+    "nc1/quotient_medium": lambda p: quotient_of(p, medium),
+    "nc1/quotient_few": lambda p: quotient_of(p, few),
+    "nc1/cdnv_many": lambda p: cdnv_of(p, many),
+    "nc1/cdnv_medium": lambda p: cdnv_of(p, medium),
+    "nc1/cdnv_few": lambda p: cdnv_of(p, few),
     "nc1/vci": vci,
     "nc1/numerical_rank": numerical_rank,
     "nc2/equinorm_means": lambda p: equinorm(p.centered_means),
@@ -446,17 +559,32 @@ METRICS: dict[str, Callable[[Problem], float]] = {
     "nc2/equinorm_gap": lambda p: abs(equinorm(p.centered_means) - equinorm(p.weight)),
     "nc2/equiangularity_means": lambda p: equiangularity(p.centered_means),
     "nc2/equiangularity_weight": lambda p: equiangularity(p.weight),
+    "nc2/maximal_angle_means": lambda p: maximal_angle(p.centered_means),
+    "nc2/maximal_angle_weight": lambda p: maximal_angle(p.weight),
     "nc2/etf_error_means": lambda p: etf_error(p.centered_means @ p.centered_means.T),
     "nc2/etf_error_weight": lambda p: etf_error(p.weight @ p.weight.T),
     "nc2/etf_distance_means": lambda p: exact_etf_distance(p.means),
     "nc2/etf_distance_weight": lambda p: exact_etf_distance(p.weight),
+    "nc2/orthogonal_error_means": lambda p: unit_distance(p.means @ p.means.T, np.eye(len(p.means))),
+    "nc2/orthogonal_error_weight": lambda p: unit_distance(p.weight @ p.weight.T, np.eye(len(p.weight))),
+    "nc2/orthogonal_distance_means": lambda p: exact_orthogonal_distance(p.means),
+    "nc2/orthogonal_distance_weight": lambda p: exact_orthogonal_distance(p.weight),
     "nc2/gnc2_log": lambda p: gnc2_log(p.centered_means),
+    "nc2/gnc2_spread": lambda p: gnc2_spread(p.centered_means),
     "nc3/self_duality": lambda p: unit_distance(p.rows, p.centered_means) ** 2,
     "nc3/etf_error": lambda p: etf_error(p.rows @ p.centered_means.T),
     "nc3/alignment": alignment,
+    "nc3/alignment_many": lambda p: alignment(p, many),
+    "nc3/alignment_medium": lambda p: alignment(p, medium),
+    "nc3/alignment_few": lambda p: alignment(p, few),
     "nc3/uniformity": uniformity,
     "nc3/etf_gap": etf_gap,
     "nc4/ncc_mismatch": ncc_mismatch,
+    "nc4/ncc_accuracy": ncc_accuracy,
+    "nc5/ood_cosine": ood_cosine,
+    "squared_error/within": lambda p: squared_error_parts(p)[0],
+    "squared_error/means": lambda p: squared_error_parts(p)[1],
+    "squared_error/classifier": lambda p: squared_error_parts(p)[2],
     "bias/collapse": bias_collapse,
     "margin/mean": lambda p: float(np.mean(margins(p))),
     "margin/min": lambda p: min(margins(p)),
@@ -464,8 +592,11 @@ METRICS: dict[str, Callable[[Problem], float]] = {
     "drift/norm_balanced": lambda p: float(np.linalg.norm(p.means.mean(0))),
     "drift/relative": drift_relative,
     "imbalance/minority_cosine": minority_cosine,
+    "imbalance/majority_minority_cosine": majority_minority_cosine,
     "imbalance/seli_error_weight": seli_error_weight,
     "imbalance/seli_error_means": seli_error_means,
-    "imbalance/norm_slope": norm_slope,
+    "imbalance/norm_slope": lambda p: norm_slope(p.weight, p.class_counts),
+    "imbalance/norm_slope_means": lambda p: norm_slope(p.centered_means, [p.class_counts[k] for k in p.labels]),
     "calibration/ece": ece,
+    "calibration/nll": nll,
 }

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ncflow.geometry.inputs import counts_tensor
 from ncflow.lookup import lookup
 from ncflow.metrics.accuracy import class_recalls
 from ncflow.metrics.analysis import Analysis
-from ncflow.metrics.checks import as_tensors, check_inputs
+from ncflow.metrics.checks import as_tensors, check_counts, check_inputs, check_ood
 from ncflow.metrics.moments import ClassMoments
 from ncflow.metrics.rounding import EPS, precision
 from ncflow.metrics.table import METRICS, SCATTER, SPECTRA, Formula
@@ -34,6 +33,7 @@ def collapse_metrics(
     num_classes: int | None = None,
     class_counts: Sequence[int] | Tensor | None = None,
     train_means: Tensor | None = None,
+    ood_features: Tensor | None = None,
     moments: ClassMoments | None = None,
     only: Collection[str] | None = None,
 ) -> dict[str, float]:
@@ -42,14 +42,18 @@ def collapse_metrics(
     Tensors, or NumPy arrays; targets are whole numbers of any width.
     Logits are features · weightᵀ + bias. class_counts (K,) and train_means (K, d), with NaN rows for classes never
     seen, are those of the training split, for the groups of classes and for nc4; default: of these features. K is
-    num_classes, else the length of weight, class_counts or train_means, else the largest target plus one. A metric
+    num_classes, else the length of weight, class_counts or train_means, else the largest target plus one.
+    ood_features (M, d) are of samples of no known class, for nc5. A metric
     that is not defined for the input (one class, all features equal, an empty group) is absent, never NaN. Computed
     in float64. `moments`: those of the features, where they are known already. `only`: the names of the metrics wanted;
     what they do not need is not computed. Names, ranges and values at collapse: docs/metrics.md. Raises ValueError for
     shapes that do not fit, targets out of range, features that are not finite, and unknown names.
     """
     features, targets, weight, bias, train_means = as_tensors(features, targets, weight, bias, train_means)
+    (ood_features,) = as_tensors(ood_features)
     num_classes = check_inputs(features, targets, weight, bias, num_classes, class_counts, train_means)
+    if ood_features is not None:
+        check_ood(ood_features, features)
     targets = targets.long()
     wanted = METRICS if only is None else {name: lookup(METRICS, name, "metric") for name in only}
     scatter = not SCATTER.isdisjoint(wanted)
@@ -62,6 +66,7 @@ def collapse_metrics(
         samples=(features, targets),
         classifier=_float64(weight, bias),
         train_means=None if train_means is None else train_means.double(),
+        ood=None if ood_features is None else _as_one_class(ood_features),
         scatter=scatter,
         weight_eps=EPS if weight is None else precision(weight),
         means_eps=EPS if train_means is None else precision(train_means),
@@ -87,6 +92,11 @@ def moment_metrics(
     return _defined(analysis, METRICS)
 
 
+def _as_one_class(features: Tensor) -> ClassMoments:
+    targets = torch.zeros(len(features), dtype=torch.long, device=features.device)
+    return ClassMoments.from_features(features, targets, 1, scatter=False)
+
+
 def _float64(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """The classifier in float64; no bias is a bias of 0."""
     if weight is None:
@@ -96,10 +106,9 @@ def _float64(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor
 
 
 def _train_counts(class_counts: Sequence[int] | Tensor | None, moments: ClassMoments) -> Tensor:
-    counts = moments.counts if class_counts is None else counts_tensor(class_counts).to(moments.counts)
-    if counts.shape != moments.counts.shape or not bool((counts >= 0).all()):
-        raise ValueError(f"class_counts must hold {len(moments.counts)} sizes >= 0, got {counts.tolist()}")
-    return counts
+    return (
+        moments.counts if class_counts is None else check_counts(class_counts, len(moments.counts)).to(moments.counts)
+    )
 
 
 def _defined(analysis: Analysis, formulas: Mapping[str, Formula]) -> dict[str, float]:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ncflow.geometry import seli_frame
-from ncflow.metrics.accuracy import accuracies
+from ncflow.metrics import nc1, squared_error
+from ncflow.metrics.accuracy import accuracies, shot_groups
 from ncflow.metrics.frame import Frame
 from ncflow.metrics.moments import ClassMoments, GramSum, variances_along, variances_of
-from ncflow.metrics.nc4 import Decisions, decide
+from ncflow.metrics.nc4 import Decisions, decide, nearest_classes
 from ncflow.metrics.rounding import EPS, Rounding, differ
 from ncflow.metrics.spectra import spectral_ratios
 
@@ -22,9 +23,9 @@ class Analysis:
     """The moments of a split, with its samples and a classifier where there are any, and facts of the training split.
 
     samples: features (N, d) and targets (N,); classifier: weight (K, d) and bias (K,) in float64; class_counts (K,);
-    train_means (K, d), NaN for a class without one. `scatter` says that Σ_W is wanted, and worked out from the samples
-    where the moments do not hold it. weight_eps and means_eps are the precision in which weight and train_means came.
-    What is not defined here is None.
+    train_means (K, d), NaN for a class without one; ood: the moments of features of no known class, as of one class.
+    `scatter` says that Σ_W is wanted, and worked out from the samples where the moments do not hold it. weight_eps and
+    means_eps are the precision in which weight and train_means came. What is not defined here is None.
     """
 
     moments: ClassMoments
@@ -32,6 +33,7 @@ class Analysis:
     samples: tuple[Tensor, Tensor] | None = None
     classifier: tuple[Tensor, Tensor] | None = None
     train_means: Tensor | None = None
+    ood: ClassMoments | None = None
     scatter: bool = False
     weight_eps: float = EPS
     means_eps: float = EPS
@@ -87,6 +89,27 @@ class Analysis:
         return variances_along(*self.samples, self.moments, axes) if self.samples else None
 
     @cached_property
+    def whitened(self) -> Tensor | None:
+        """The centered means (d, r) in units of the scatter within classes, if Σ_W is known and the means differ."""
+        return nc1.whiten(self.present, self.within_cov) if self.means and self.within_cov is not None else None
+
+    @cached_property
+    def least_squares(self) -> tuple[Tensor, Tensor] | None:
+        """What the best classifier leaves of the squared error: within classes, and of their means."""
+        return None if self.whitened is None else squared_error.least_squares(self.present, self.whitened)
+
+    @cached_property
+    def uncentered_means(self) -> Frame | None:
+        """The class means (K', d) as they are, if they differ."""
+        return Frame(self.present.means, self.present.rounding) if self.means else None
+
+    @cached_property
+    def shot_groups(self) -> dict[str, Tensor]:
+        """Masks (K',) of the many-, medium- and few-shot classes among those with samples; no empty ones."""
+        groups = shot_groups(self.class_counts[self.moments.counts > 0])
+        return {name: group for name, group in groups.items() if bool(group.any())}
+
+    @cached_property
     def seli(self) -> tuple[Tensor, Tensor] | None:
         """SELI's classifier and class means (K, K), if every class has training samples."""
         return _seli(self.class_counts)
@@ -116,6 +139,15 @@ class Analysis:
         """Whether there are several of these means, so that one of them is nearest."""
         known = self.nearest[self.nearest.isfinite().all(1)]
         return len(known) > 1 and differ(known, self.nearest_rounding)
+
+    @cached_property
+    def nearest_classes(self) -> Tensor | None:
+        """The class (N,) of the nearest of these means for every sample, if there are several."""
+        if self.samples is None or not self.nearest_differ:
+            return None
+        if self.decisions is not None:
+            return self.decisions.nearest_means
+        return nearest_classes(*self.samples, self.nearest, self.moments.sample_mean)
 
     @cached_property
     def features_differ(self) -> bool:

@@ -35,7 +35,7 @@ def check_inputs(
         num_classes = next(sizes, int(targets.max()) + 1)
     check_targets(targets, num_classes)
     if "class_counts" in given:
-        _check_counts(given.pop("class_counts"), num_classes)
+        check_counts(given.pop("class_counts"), num_classes)
     for name, tensor in given.items():
         _check_rows(name, tensor, (num_classes, features.shape[1]))
     return num_classes
@@ -69,6 +69,16 @@ def check_samples(features: Tensor, targets: Tensor, *, fewest: int = 0) -> None
         raise ValueError(f"targets must be {expected}, one per feature, got {tuple(targets.shape)} {targets.dtype}")
 
 
+def check_ood(ood_features: Tensor, features: Tensor) -> None:
+    """Raise where these are not floats (M, d), M >= 1, of the same d as the features (N, d), and all finite."""
+    check_tensors(ood_features=ood_features)
+    shape, width = tuple(ood_features.shape), features.shape[1]
+    if len(shape) != 2 or not ood_features.is_floating_point() or not shape[0] or shape[1] != width:
+        raise ValueError(f"ood_features must be floats (M, {width}), M >= 1, got {shape} {ood_features.dtype}")
+    if not bool(torch.linalg.vector_norm(ood_features.double()).square().isfinite()):
+        raise OutOfRange("ood_features hold NaN, infinities or numbers too large to square")
+
+
 def check_targets(targets: Tensor, num_classes: int) -> None:
     """Raise where this is no number of classes, or where a target is not below it."""
     check_whole(num_classes=num_classes)
@@ -77,9 +87,12 @@ def check_targets(targets: Tensor, num_classes: int) -> None:
         raise ValueError(f"targets must lie in 0..{num_classes - 1} for {num_classes} classes, got {low}..{high}")
 
 
-def _check_counts(counts: Tensor, num_classes: int) -> None:
+def check_counts(class_counts: Sequence[int] | Tensor, num_classes: int) -> Tensor:
+    """The sizes (K,) of the classes as a tensor; raises where they are not K sizes >= 0."""
+    counts = counts_tensor(class_counts)
     if counts.shape != (num_classes,) or not bool((counts >= 0).all()):
         raise ValueError(f"class_counts must hold {num_classes} sizes >= 0, got {counts.tolist()}")
+    return counts
 
 
 def _check_rows(name: str, tensor: Tensor, shape: tuple[int, int]) -> None:

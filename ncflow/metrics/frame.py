@@ -81,6 +81,24 @@ class Frame:
         return (s / torch.linalg.vector_norm(s) - 1 / math.sqrt(len(s))).square().sum()
 
     @property
+    def has_room_for_orthogonal_rows(self) -> bool:
+        """Whether K orthogonal rows fit into d dimensions, and the rows are not all 0."""
+        return self.rows.shape[1] >= self.rows.shape[0] and bool(self.rows.any())
+
+    @property
+    def orthogonal_distance(self) -> Tensor:
+        """Squared distance of the rows, not centered, to the nearest frame of K orthogonal rows of one norm.
+
+        Both of unit Frobenius norm: Σ(s - 1/sqrt(K))² over their singular values, K <= d.
+        """
+        squares = torch.linalg.eigvalsh(self.gram)
+        ideal = 1 / math.sqrt(len(squares))
+        if bool(squares[0] > WELL_CONDITIONED * squares[-1]):
+            return ((squares - ideal**2) / (squares.sqrt() + ideal)).square().sum()
+        unit = self.rows / torch.linalg.matrix_norm(self.rows)
+        return (torch.linalg.svdvals(unit) - ideal).square().sum()
+
+    @property
     def nearest_etf_contrasts(self) -> Tensor:
         """The contrasts (K-1, d), orthonormal rows, of the nearest simplex ETF of Frobenius norm sqrt(K-1)."""
         u, _, vh = self.svd

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ncflow.metrics.pairs import pairwise_cosines
+from ncflow.metrics.pairs import pairwise_cosines, unit_rows
 
 
 def minority_cosine(weight: Tensor, class_counts: Tensor) -> Tensor:
@@ -16,7 +16,18 @@ def minority_cosine(weight: Tensor, class_counts: Tensor) -> Tensor:
 
     -1/(K-1) for a simplex ETF, 1 when the minority classes have collapsed onto each other. Fang et al. 2021.
     """
-    return pairwise_cosines(weight[rarest(class_counts, max(2, round(len(weight) / 3)))]).mean()
+    return pairwise_cosines(weight[_minority(class_counts)]).mean()
+
+
+def majority_minority_cosine(weight: Tensor, class_counts: Tensor) -> Tensor:
+    """Mean cosine between classifier rows of the rarest third of the classes (at least two) and those of the others.
+
+    -1/(K-1) for a simplex ETF. Not defined for two classes, which are the rarest both. Fang et al. 2021.
+    """
+    minority = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+    minority[_minority(class_counts)] = True
+    unit = unit_rows(weight)
+    return (unit[minority] @ unit[~minority].mT).mean()
 
 
 def seli_error(gram: Tensor, ideal_rows: Tensor) -> Tensor:
@@ -28,11 +39,20 @@ def seli_error(gram: Tensor, ideal_rows: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - ideal / torch.linalg.matrix_norm(ideal))
 
 
-def norm_slope(weight: Tensor, class_counts: Tensor) -> Tensor:
-    """Least-squares slope of log‖w_k‖ on log n_k. 0 at collapse; not defined when all classes are of one size."""
+def norm_slope(rows: Tensor, class_counts: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+    """Least-squares slope of the log norm of rows (K, d) on log n_k. 0 at collapse.
+
+    Not defined when all classes are of one size, or where a row is no longer than `blur`, which is rounding.
+    """
     sizes = class_counts.log()
     sizes = sizes - sizes.mean()
-    return sizes @ torch.linalg.vector_norm(weight, dim=1).log() / sizes.square().sum()
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    return sizes @ norms.masked_fill(norms <= blur, torch.nan).log() / sizes.square().sum()
+
+
+def _minority(class_counts: Tensor) -> Tensor:
+    """The indices of the rarest third of the classes, at least two."""
+    return rarest(class_counts, max(2, round(len(class_counts) / 3)))
 
 
 def rarest(class_counts: Tensor, number: int) -> Tensor:

@@ -28,32 +28,56 @@ def quotient(moments: ClassMoments) -> Tensor:
     return within / moments.centered_means.square().sum(1).mean()
 
 
+def quotient_of(moments: ClassMoments, classes: Tensor) -> Tensor:
+    """The same with Σ_W of the samples of some classes (K,), a mask; weighted by samples, groups average to the whole.
+
+    >= 0, 0 at collapse.
+    """
+    within = moments.within_traces[classes].sum() / moments.counts[classes].sum()
+    return within / moments.centered_means.square().sum(1).mean()
+
+
 def cdnv(moments: ClassMoments) -> Tensor:
     """Class-distance normalized variance: mean over i≠j of (v_i + v_j)/(2‖μ_i - μ_j‖²), v = E‖h - μ‖².
 
     >= 0, 0 at collapse. Galanti, György and Hutter 2022.
     """
+    return _cdnv_of_pairs(moments).mean()
+
+
+def cdnv_of(moments: ClassMoments, classes: Tensor) -> Tensor:
+    """The mean over the classes i in a mask (K,), and over all j≠i. Weighted by classes, groups average to the whole.
+
+    >= 0, 0 at collapse.
+    """
+    i, j = pairs(len(classes), classes.device)
+    times = classes[i].double() + classes[j].double()  # a pair counts for each of its classes that is in the group
+    inside = times > 0  # a pair of other classes may coincide
+    terms = _cdnv_of_pairs(moments)[inside] * times[inside]
+    return terms.sum() / (classes.sum() * (len(classes) - 1))
+
+
+def _cdnv_of_pairs(moments: ClassMoments) -> Tensor:
+    """(v_i + v_j)/(2‖μ_i - μ_j‖²) of the pairs i < j (K(K-1)/2,); infinite where two means coincide."""
     variances = moments.within_traces / moments.counts
     i, j = pairs(len(variances), variances.device)
     squares = squared_distances(moments.centered_means)
-    squares = torch.where(squares > moments.rounding.level().square(), squares, 0)  # coinciding means: infinite
-    return ((variances[i] + variances[j]) / (2 * squares)).mean()
+    squares = torch.where(squares > moments.rounding.level().square(), squares, 0)
+    return (variances[i] + variances[j]) / (2 * squares)
 
 
-def vci(moments: ClassMoments, within_cov: Tensor) -> Tensor:
+def vci(moments: ClassMoments, whitened: Tensor) -> Tensor:
     """Variability collapse index 1 - tr(Σ_T⁺ Σ_B)/min(d, K-1), Σ_T = Σ_W + Σ_B. In [0, 1], 0 at collapse.
 
     Xu and Liu 2023.
     With Σ_B = MMᵀ, I - Mᵀ(Σ_W + MMᵀ)⁺M = (I + MᵀΣ_W⁻¹M)⁻¹: the complement itself, which does not cancel at collapse.
-    Of X = Σ_W^(-1/2) M, its trace is ‖R⁻¹‖² with the R factor of I stacked on X, for RᵀR = I + XᵀX.
+    Of X = Σ_W^(-1/2) M (d, r), which `whiten` gives, its trace is ‖R⁻¹‖² with RᵀR = I + XᵀX.
     """
-    s, axes = moments.between_axes
-    largest_rank = min(len(moments.means) - 1, len(within_cov))
-    whitened = _whiten((s.unsqueeze(1) * axes).mT, within_cov, moments)
-    identity = torch.eye(len(s), dtype=s.dtype, device=s.device)
-    triangle = torch.linalg.qr(torch.cat([identity, whitened]), mode="r").R
-    inverse = torch.linalg.solve_triangular(triangle, identity, upper=True)
-    return (inverse.square().sum() + (largest_rank - len(s))) / largest_rank
+    rank = whitened.shape[1]
+    largest_rank = min(moments.means.shape[0] - 1, moments.means.shape[1])
+    identity = torch.eye(rank, dtype=whitened.dtype, device=whitened.device)
+    inverse = torch.linalg.solve_triangular(unit_plus_gram(whitened), identity, upper=True)
+    return (inverse.square().sum() + (largest_rank - rank)) / largest_rank
 
 
 def numerical_rank(spectral_ratios: Tensor) -> Tensor:
@@ -64,11 +88,19 @@ def numerical_rank(spectral_ratios: Tensor) -> Tensor:
     return spectral_ratios[spectral_ratios.isfinite()].mean()
 
 
-def _whiten(columns: Tensor, within: Tensor, moments: ClassMoments) -> Tensor:
-    """Σ_W^(-1/2) times columns (d, r), up to a rotation: through the Cholesky factor where Σ_W is safely invertible.
+def unit_plus_gram(columns: Tensor) -> Tensor:
+    """The triangle R (r, r) with RᵀR = I + XᵀX for X (d, r): the R factor of I stacked on X, without squaring X."""
+    identity = torch.eye(columns.shape[1], dtype=columns.dtype, device=columns.device)
+    return torch.linalg.qr(torch.cat([identity, columns]), mode="r").R
+
+
+def whiten(moments: ClassMoments, within: Tensor) -> Tensor:
+    """X = Σ_W^(-1/2) M (d, r) for Σ_B = MMᵀ, up to a rotation of R^d: Cholesky where Σ_W is safely invertible.
 
     Directions without any within-class variance separate perfectly; a floor at rounding level stands in for their 0.
     """
+    s, axes = moments.between_axes
+    columns = (s.unsqueeze(1) * axes).mT
     eps = torch.finfo(columns.dtype).eps
     rounding = len(within) * eps * torch.maximum(within.trace(), eps * moments.means.square().sum(1).mean())
     _, fails = torch.linalg.cholesky_ex(within - 10 * rounding * torch.eye(len(within)).to(within))

@@ -27,9 +27,14 @@ def etf_error(weight: Tensor, centered_means: Tensor) -> Tensor:
 
 def alignment(weight: Tensor, centered_means: Tensor, blur: Tensor | float = 0.0) -> Tensor:
     """Mean cosine of w_k and μ̃_k. In [-1, 1], 1 at collapse. Not defined where a μ̃_k is no longer than `blur`."""
+    return alignments(weight, centered_means, blur).mean()
+
+
+def alignments(weight: Tensor, centered_means: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+    """Cosine (K,) of w_k and μ̃_k, NaN where a μ̃_k is no longer than `blur`. In [-1, 1], 1 at collapse."""
     short = torch.linalg.vector_norm(centered_means, dim=1) <= blur
     cosines = torch.nn.functional.cosine_similarity(weight, centered_means, dim=1, eps=0.0)
-    return cosines.masked_fill(short, torch.nan).mean()
+    return cosines.masked_fill(short, torch.nan)
 
 
 def uniformity(weight: Tensor, centered_means: Tensor) -> Tensor:

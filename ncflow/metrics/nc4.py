@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ncflow.metrics.moments import CHUNK, float64_chunks
-from ncflow.metrics.pairs import nearest_distances
+from ncflow.metrics.pairs import nearest_distances, pairs, squared_distances
 from ncflow.metrics.rounding import Rounding
 
 FEW = 64  # so few class means are multiplied with along with the classifier, at nearly no cost
@@ -20,18 +20,19 @@ class Decisions:
     """What a classifier decides about N samples; the fields stay small whatever d and K are.
 
     predictions (N,), ranks (N,): how many classes score higher than the target, confidences (N,): largest softmax
-    probability, nearest_means (N,): class of the nearest mean, margins (N,): cosine to the target's row minus the
-    largest other cosine.
+    probability, losses (N,): cross-entropy, nearest_means (N,): class of the nearest mean, margins (N,): cosine to the
+    target's row minus the largest other cosine.
     """
 
     predictions: Tensor
     ranks: Tensor
     confidences: Tensor
+    losses: Tensor
     nearest_means: Tensor
     margins: Tensor
 
 
-FIELDS = (torch.int64, torch.int64, torch.float64, torch.int64, torch.float64)
+FIELDS = (torch.int64, torch.int64, torch.float64, torch.float64, torch.int64, torch.float64)
 
 
 def decide(
@@ -64,15 +65,44 @@ def decide(
             products, nearest = h @ rows.mT, nearest_means.of(h, y)
         logits = products + bias
         best, predictions = logits.max(1)
-        ranks = (logits > logits.gather(1, y.unsqueeze(1))).sum(1)
-        confidences = 1 / logits.sub_(best.unsqueeze(1)).exp_().sum(1)
+        own = logits.gather(1, y.unsqueeze(1))
+        ranks = (logits > own).sum(1)
+        exponentials = logits.sub_(best.unsqueeze(1)).exp_().sum(1)
+        confidences, losses = 1 / exponentials, exponentials.log() + (best - own.squeeze(1))
         aligned = products.sub_(along_center)
         cosines = aligned.sub_(aligned.mean(1, keepdim=True)).mul_(scale)
         sizes = torch.linalg.vector_norm(h.sub_(sample_mean), dim=1)
         margins = (_margins(cosines, y) * _inverse(sizes, feature_blur)).clamp(-2, 2)
-        for result, found in zip(results, (predictions, ranks, confidences, nearest, margins), strict=True):
-            result.copy_(found)
+        found = (predictions, ranks, confidences, losses, nearest, margins)
+        for result, values in zip(results, found, strict=True):
+            result.copy_(values)
     return made
+
+
+def nearest_classes(features: Tensor, targets: Tensor, class_means: Tensor, sample_mean: Tensor) -> Tensor:
+    """The class (N,) of the mean that is nearest to each of the features (N, d), as `decide` finds it."""
+    means = _NearestMeans.among(class_means, sample_mean)
+    few = len(class_means) <= FEW
+    chunks = float64_chunks(features, targets)
+    return torch.cat([means.by_products(h @ means.rows.mT) if few else means.of(h, y) for h, y in chunks])
+
+
+def ncc_accuracy(nearest: Tensor, targets: Tensor, class_means: Tensor, rounding: Rounding) -> Tensor:
+    """Share of samples whose nearest class mean (N,) is that of their own class. In [0, 1], 1 at collapse.
+
+    Means (K, d) that are one and the same up to rounding cannot be told apart: the first of these classes gets all.
+    """
+    return (_first_of_equals(class_means, rounding)[nearest] == targets).double().mean()
+
+
+def _first_of_equals(class_means: Tensor, rounding: Rounding) -> Tensor:
+    """For each class (K,) the first one whose mean is the same up to rounding: most often itself."""
+    (known,) = torch.where(class_means.isfinite().all(1))
+    means = class_means[known]
+    i, j = pairs(len(known), known.device)
+    same = squared_distances(means - means.mean(0)) <= rounding.level().square()
+    first = torch.arange(len(class_means), device=known.device)
+    return first.scatter_reduce(0, known[j[same]], known[i[same]], "amin")
 
 
 def ncc_mismatch(decisions: Decisions, class_means: Tensor, rounding: Rounding) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ncflow.metrics import moment_metrics
-from ncflow.metrics.checks import as_tensors, check_samples
+from ncflow.metrics.checks import as_tensors, check_counts, check_samples
 from ncflow.metrics.moments import ClassMoments
 
 FIELDS = [field.name for field in dataclasses.fields(ClassMoments)]
@@ -23,6 +24,8 @@ class NeuralCollapse(Metric):
     Holds K·d + d² float64 numbers, whatever the number of samples. With `classifier`, any module with .weight (K, d)
     and perhaps .bias (K,), the metrics of the classifier and of its duality with the class means join in. Metrics
     that need the samples again (nc1/numerical_rank, nc4, margins, accuracies) are `collapse_metrics`' alone.
+    class_counts (K,) are the sizes of the classes in the training split. Give them on a test split: groups of classes
+    follow them. Default: the sizes in the stream. Raises ValueError for sizes that are not K numbers >= 0.
     """
 
     full_state_update = True  # moments merge jointly; torchmetrics' shortcut reduces every state on its own
@@ -34,10 +37,17 @@ class NeuralCollapse(Metric):
     eps: Tensor
 
     def __init__(
-        self, num_classes: int, num_features: int, *, classifier: torch.nn.Module | None = None, **options: Any
+        self,
+        num_classes: int,
+        num_features: int,
+        *,
+        class_counts: Sequence[int] | Tensor | None = None,
+        classifier: torch.nn.Module | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self.num_classes = num_classes
+        self.class_counts = None if class_counts is None else check_counts(class_counts, num_classes)
         # In a tuple, so that the classifier's parameters do not become the metric's.
         self._classifier = (classifier,)
         empty = ClassMoments.empty(num_classes, num_features)
@@ -68,4 +78,5 @@ class NeuralCollapse(Metric):
         if not bool(moments.counts.any()):
             return {}
         classifier = self._classifier[0]
-        return moment_metrics(moments, getattr(classifier, "weight", None), getattr(classifier, "bias", None))
+        weight, bias = (getattr(classifier, name, None) for name in ("weight", "bias"))
+        return moment_metrics(moments, weight, bias, class_counts=self.class_counts)

@@ -7,6 +7,7 @@ import math
 import pytest
 import references
 import torch
+from sklearn.metrics import f1_score
 
 from ncflow.metrics import accuracy, class_recalls, collapse_metrics
 
@@ -32,7 +33,9 @@ def test_it_is_what_its_definition_says(seed, sizes):
 
 def test_groups_are_means_of_recalls_not_shares_of_samples():
     found = accuracies([0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1], [200, 5])
-    assert found == {"overall": 5 / 6, "balanced": 0.75, "many": 1.0, "few": 0.5, "tail20": 0.5}
+    f1 = pytest.approx((8 / 9 + 2 / 3) / 2)  # 4 hits of 5 decisions and 4 samples; 1 of 1 and 2
+    groups = {"overall": 5 / 6, "balanced": 0.75, "many": 1.0, "few": 0.5, "tail20": 0.5, "worst": 0.5}
+    assert found == groups | {"macro_f1": f1}
 
 
 def test_the_borders_of_the_groups_are_101_100_20_and_19():
@@ -68,3 +71,18 @@ def test_top5_counts_ranks_below_five_and_is_absent_for_five_classes():
 def test_recalls_are_per_class_and_nan_for_a_class_without_samples():
     recalls = class_recalls(torch.tensor([0, 1, 1, 3]), torch.tensor([0, 0, 1, 3]), 4).tolist()
     assert recalls[:2] == [0.5, 1] and math.isnan(recalls[2]) and recalls[3] == 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("num_classes", [2, 7, 30])  # of 30 classes some have no samples, some no decisions
+def test_macro_f1_is_that_of_scikit_learn_over_classes_with_samples(seed, num_classes):
+    generator = torch.Generator().manual_seed(seed)
+    predictions, targets = torch.randint(num_classes, (2, 40), generator=generator).tolist()
+    labels = sorted(set(targets))
+    expected = f1_score(targets, predictions, labels=labels, average="macro", zero_division=0)
+    assert accuracies(predictions, targets, [9] * num_classes)["macro_f1"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_worst_class_may_be_any_and_one_without_samples_is_none():
+    assert accuracies([0, 0, 1, 2], [0, 1, 1, 2], [9] * 4)["worst"] == 0.5
+    assert accuracies([0, 0, 0], [0, 1, 2], [9] * 3)["worst"] == 0

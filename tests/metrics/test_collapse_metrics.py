@@ -43,7 +43,8 @@ def documented() -> dict[str, list[str]]:
 
 
 def evaluate(problem: references.Problem, **options) -> dict[str, float]:
-    return collapse_metrics(*problem.tensors, class_counts=problem.class_counts, **options)
+    ood = None if problem.ood is None else torch.from_numpy(problem.ood)
+    return collapse_metrics(*problem.tensors, class_counts=problem.class_counts, **{"ood_features": ood} | options)
 
 
 def number(text: str, num_classes: int) -> float:
@@ -55,6 +56,9 @@ def number(text: str, num_classes: int) -> float:
         "√K": math.sqrt(k),
         "√2": math.sqrt(2),
         "2/√3": 2 / math.sqrt(3),
+        "½": 0.5,
+        "√(2−2√(1−1/K))": math.sqrt(2 - 2 * math.sqrt(1 - 1 / k)),
+        "2−2√(1−1/K)": 2 - 2 * math.sqrt(1 - 1 / k),
         "−log 2": -math.log(2),
         "K/(K−1)": k / (k - 1),
         "−1/(K−1)": -1 / (k - 1),
@@ -93,7 +97,7 @@ def test_what_is_not_absent_is_what_its_definition_says(name):
 def test_every_value_is_finite_and_in_its_documented_range(name):
     table, problem = documented(), PROBLEMS[name]
     for metric, value in evaluate(problem).items():
-        low, high = (number(end, len(problem.weight)) for end in table[metric][1].strip("[]()").split(", "))
+        low, high = (number(end, len(problem.weight)) for end in table[metric][1][1:-1].split(", "))
         assert math.isfinite(value)
         assert low <= value <= high + 1e-12, metric
 
@@ -113,7 +117,8 @@ def test_every_metric_but_sizes_ignores_scale_and_rotation():
     problem = PROBLEMS["ordinary"]
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))
     found = evaluate(problem)
-    turned = dataclasses.replace(problem, features=problem.features @ turn, weight=problem.weight @ turn)
+    arrays = {"features": problem.features, "weight": problem.weight, "ood": problem.ood}
+    turned = dataclasses.replace(problem, **{name: array @ turn for name, array in arrays.items()})
     assert evaluate(turned) == pytest.approx(found, rel=1e-9)
     scaled = evaluate(dataclasses.replace(problem, features=2 * problem.features, weight=problem.weight / 2))
     sizes = {"drift/norm": 2 * found["drift/norm"], "drift/norm_balanced": 2 * found["drift/norm_balanced"]}
@@ -124,24 +129,39 @@ def test_the_names_of_the_classes_do_not_matter():
     problem, order = PROBLEMS["ordinary"], np.array([3, 5, 0, 1, 4, 2])
     back = np.argsort(order)
     renamed = references.Problem(
-        problem.features, back[problem.targets], problem.weight[order], problem.bias[order], np.array(COUNTS)[order]
+        problem.features,
+        back[problem.targets],
+        problem.weight[order],
+        problem.bias[order],
+        np.array(COUNTS)[order],
+        problem.ood,
     )
     assert evaluate(renamed) == pytest.approx(evaluate(problem), rel=1e-9)
 
 
 # What is absent, and why.
 OF_THE_MEANS = {name for name in references.METRICS if name.startswith(("nc1/", "nc3/"))} - {"nc1/numerical_rank"}
-OF_THE_MEANS |= {name for name in references.METRICS if name.endswith("_means")} | {"nc2/equinorm_gap", "nc2/gnc2_log"}
+OF_THE_MEANS |= {name for name in references.METRICS if name.endswith("_means") or name.startswith("squared_error/")}
+OF_THE_MEANS |= {"nc2/equinorm_gap", "nc2/gnc2_log", "nc2/gnc2_spread"}
+OF_THE_NEAREST = {"nc4/ncc_mismatch", "nc4/ncc_accuracy"}
 ETFS = {"nc2/etf_distance_means", "nc2/etf_distance_weight", "nc3/etf_gap"}
 MARGINS = {"margin/mean", "margin/min"}
+ORTHOGONAL = {"nc2/orthogonal_distance_means", "nc2/orthogonal_distance_weight"}
+ONE_PAIR = {"nc2/equiangularity_means", "nc2/equiangularity_weight", "nc2/gnc2_spread"}
+
+
+def of_group(group: str) -> set[str]:
+    """The metrics of the classes of a group."""
+    return {name for name in references.METRICS if name.endswith(f"_{group}")} | {f"acc/{group}"}
 
 
 @pytest.mark.parametrize(
     "case, absent",
     [
         ("ordinary", set()),
-        ("too few features for an ETF", ETFS),
-        ("two classes", {"nc2/equiangularity_means", "nc2/equiangularity_weight", "acc/top5", "acc/medium"}),
+        ("too few features for an ETF", ETFS | ORTHOGONAL),
+        ("as many features as an ETF needs", ORTHOGONAL),
+        ("two classes", ONE_PAIR | {"acc/top5", "imbalance/majority_minority_cosine"} | of_group("medium")),
         ("absent classes", set()),
     ],
 )
@@ -152,13 +172,13 @@ def test_only_what_is_not_defined_is_absent(case, absent):
 def test_one_class_alone_has_neither_nc1_nor_nc2_nor_nc3():
     problem = references.draw_problem(0, sizes=(12, 0, 0, 0, 0, 0))
     absent = set(references.METRICS) - set(evaluate(problem))
-    assert absent == OF_THE_MEANS | {"nc4/ncc_mismatch", "acc/medium", "acc/few", "acc/tail20"}
+    assert absent == OF_THE_MEANS | OF_THE_NEAREST | {"acc/medium", "acc/few", "acc/tail20"}
     features, targets, *_ = problem.tensors
     alone = {"drift/norm", "drift/norm_balanced", "drift/relative", "nc1/numerical_rank"}
     assert set(collapse_metrics(features, targets)) == alone
     with_classifier = collapse_metrics(features, targets, torch.ones(1, 8), torch.ones(1))
     assert set(with_classifier) >= {"bias/collapse", "acc/overall"} | alone
-    assert not any(name.startswith(("nc2", "nc3", "imbalance", "margin")) for name in with_classifier)
+    assert not any(name.startswith(("nc2", "nc3", "imbalance", "margin", "squared")) for name in with_classifier)
 
 
 @pytest.mark.parametrize("feature", [0.0, 0.1, 1 / 3])
@@ -168,8 +188,8 @@ def test_a_network_that_died_has_no_geometry(feature, repeat):
     problem = references.draw_problem(0)
     same = np.full((73 * repeat, 8), feature) + (feature != 0) * np.linspace(0, 1, 8)
     dead = dataclasses.replace(problem, features=same, targets=np.tile(problem.targets, repeat))
-    rank = {"nc1/numerical_rank", "drift/relative"} if feature == 0 else set()
-    assert set(references.METRICS) - set(evaluate(dead)) == OF_THE_MEANS | {"nc4/ncc_mismatch"} | MARGINS | rank
+    rank = {"nc1/numerical_rank", "drift/relative", "nc5/ood_cosine"} if feature == 0 else set()
+    assert set(references.METRICS) - set(evaluate(dead)) == OF_THE_MEANS | OF_THE_NEAREST | MARGINS | rank
 
 
 @pytest.mark.parametrize("row", [0.0, 0.1])
@@ -179,8 +199,10 @@ def test_a_classifier_of_equal_rows_has_neither_margin_nor_nearest_etf(row):
     gone = MARGINS | {"nc2/etf_distance_weight", "nc3/etf_gap"}
     if row == 0:  # no norm and no direction either
         gone |= {"nc2/equinorm_weight", "nc2/equinorm_gap", "nc2/equiangularity_weight", "nc2/etf_error_weight"}
-        gone |= {"nc3/self_duality", "nc3/etf_error", "nc3/alignment", "imbalance/minority_cosine"}
-        gone |= {"imbalance/seli_error_weight", "imbalance/norm_slope"}
+        gone |= {"nc2/maximal_angle_weight", "nc2/orthogonal_error_weight", "nc2/orthogonal_distance_weight"}
+        gone |= {name for name in references.METRICS if name.startswith("nc3/alignment")}
+        gone |= {"nc3/self_duality", "nc3/etf_error", "imbalance/minority_cosine"}
+        gone |= {"imbalance/majority_minority_cosine", "imbalance/seli_error_weight", "imbalance/norm_slope"}
     assert set(references.METRICS) - set(found) == gone
 
 
@@ -195,7 +217,8 @@ def test_collapsed_minorities_have_no_single_nearest_etf_but_a_distance():
 def test_without_a_classifier_only_the_features_are_measured():
     features, targets, *_ = PROBLEMS["ordinary"].tensors
     of_features = {name for name in OF_THE_MEANS if not name.startswith("nc3")} - {"nc2/equinorm_gap"}
-    of_features |= {"nc1/numerical_rank", "drift/norm", "drift/norm_balanced", "drift/relative"}
+    of_features |= {"nc1/numerical_rank", "drift/norm", "drift/norm_balanced", "drift/relative", "nc4/ncc_accuracy"}
+    of_features -= {"squared_error/classifier"}
     found = collapse_metrics(features, targets, class_counts=COUNTS)
     assert set(found) == of_features
     whole = evaluate(PROBLEMS["ordinary"])
@@ -213,18 +236,23 @@ def test_no_bias_is_a_bias_of_zero():
 def test_class_counts_default_to_those_of_the_features():
     problem = PROBLEMS["ordinary"]
     own = np.bincount(problem.targets).tolist()
-    assert collapse_metrics(*problem.tensors) == collapse_metrics(*problem.tensors, class_counts=own)
-    moved = {name for name, value in evaluate(problem).items() if value != collapse_metrics(*problem.tensors).get(name)}
+    alone = collapse_metrics(*problem.tensors)
+    assert alone == collapse_metrics(*problem.tensors, class_counts=own)
+    given = evaluate(problem, ood_features=None)
+    moved = {name for name, value in given.items() if value != alone.get(name)}
+    groups = set.union(*map(of_group, ("many", "medium", "few")))
     assert moved >= {"acc/many", "imbalance/norm_slope", "imbalance/seli_error_weight", "imbalance/seli_error_means"}
-    assert all(name.startswith(("acc/", "imbalance/")) for name in moved)
+    assert all(name.startswith(("acc/", "imbalance/")) or name in groups for name in moved)
 
 
 def test_classes_without_training_samples_have_no_seli_geometry():
-    found = collapse_metrics(*PROBLEMS["ordinary"].tensors, class_counts=[150, 60, 30, 20, 8, 0])
+    problem = dataclasses.replace(PROBLEMS["ordinary"], class_counts=[150, 60, 30, 20, 8, 0])
+    found = evaluate(problem)
     assert set(references.METRICS) - set(found) == {
         "imbalance/seli_error_means",
         "imbalance/seli_error_weight",
         "imbalance/norm_slope",
+        "imbalance/norm_slope_means",
     }
 
 
@@ -234,7 +262,7 @@ def test_the_nearest_means_are_those_of_training_and_a_class_never_seen_is_nobod
     assert evaluate(problem, train_means=means) == pytest.approx(evaluate(problem), rel=1e-12)
     shifted = evaluate(problem, train_means=means.roll(1, 0))
     differing = {name for name, value in evaluate(problem).items() if value != pytest.approx(shifted[name], rel=1e-12)}
-    assert differing == {"nc4/ncc_mismatch"}
+    assert differing == OF_THE_NEAREST
     means[1] = torch.nan
     _, targets, weight, _ = problem.tensors
     decided = evaluate(dataclasses.replace(problem, bias=np.where(np.arange(6) == 1, 1e6, 0)), train_means=means)
@@ -255,7 +283,7 @@ def test_the_metrics_of_moments_are_a_part_of_all():
     moments = ClassMoments.from_features(features, targets, 6)
     found, whole = moment_metrics(moments, weight, bias, class_counts=COUNTS), evaluate(PROBLEMS["ordinary"])
     assert found == pytest.approx({name: whole[name] for name in found}, rel=1e-12)  # the scatter is summed otherwise
-    missing = {name for name in whole if name.startswith(("acc/", "margin/", "nc4/", "calibration/"))}
+    missing = {name for name in whole if name.startswith(("acc/", "margin/", "nc4/", "nc5/", "calibration/"))}
     assert set(whole) - set(found) == missing | {"nc1/numerical_rank"}
 
 
@@ -291,15 +319,16 @@ def test_the_scatter_is_built_once_and_only_for_the_metrics_that_need_it(monkeyp
 
     monkeypatch.setattr(ClassMoments, "from_features", with_moments)
     monkeypatch.setattr(analysis, "spectral_ratios", class_by_class)
-    evaluate(PROBLEMS["ordinary"], only=only)
+    evaluate(PROBLEMS["ordinary"], ood_features=None, only=only)
     assert found == built
 
 
 def test_moments_that_are_known_are_not_computed_again(monkeypatch):
     features, targets, *_ = PROBLEMS["ordinary"].tensors
-    known, whole = ClassMoments.from_features(features, targets, 6), evaluate(PROBLEMS["ordinary"])
+    known = ClassMoments.from_features(features, targets, 6)
+    whole = evaluate(PROBLEMS["ordinary"], ood_features=None)
     monkeypatch.setattr(ClassMoments, "from_features", None)
-    assert evaluate(PROBLEMS["ordinary"], moments=known) == pytest.approx(whole, rel=1e-12)
+    assert evaluate(PROBLEMS["ordinary"], ood_features=None, moments=known) == pytest.approx(whole, rel=1e-12)
 
 
 @pytest.mark.parametrize("case", PROBLEMS)
@@ -313,7 +342,8 @@ def test_moments_without_a_scatter_have_the_metrics_that_need_none():
     features, targets, weight, bias = PROBLEMS["ordinary"].tensors
     full = moment_metrics(ClassMoments.from_features(features, targets, 6), weight, bias)
     bare = ClassMoments.from_features(features, targets, 6, scatter=False)
-    assert moment_metrics(bare, weight, bias) == {name: full[name] for name in full.keys() - {"nc1/vci", "nc1/pinv"}}
+    need_it = {"nc1/vci", "nc1/pinv", "squared_error/within", "squared_error/means", "squared_error/classifier"}
+    assert moment_metrics(bare, weight, bias) == {name: full[name] for name in full.keys() - need_it}
     assert bare.merge(bare).within_scatter is None
 
 
@@ -410,7 +440,9 @@ def test_a_thousand_classes_are_feasible():
     features = weight[targets] + 0.1 * torch.randn(10_000, 256, generator=generator)
     found = collapse_metrics(features, targets, weight)
     assert found["acc/overall"] == 1
-    assert set(references.METRICS) - set(found) == ETFS | {"acc/many", "acc/medium", "imbalance/norm_slope"}
+    slopes = {"imbalance/norm_slope", "imbalance/norm_slope_means"}
+    absent = ETFS | ORTHOGONAL | slopes | {"nc5/ood_cosine"} | of_group("many") | of_group("medium")
+    assert set(references.METRICS) - set(found) == absent
 
 
 ARRAYS = {

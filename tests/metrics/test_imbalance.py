@@ -21,6 +21,7 @@ def seli_errors(rows: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor,
 
 FUNCTIONS = {
     "imbalance/minority_cosine": imbalance.minority_cosine,
+    "imbalance/majority_minority_cosine": imbalance.majority_minority_cosine,
     "imbalance/seli_error_weight": lambda rows, counts: seli_errors(rows, counts)[0],
     "imbalance/norm_slope": imbalance.norm_slope,
 }
@@ -87,3 +88,18 @@ def test_the_rarest_among_equals_are_the_later_ones():
 def test_norms_that_are_a_power_of_the_class_size_have_it_as_slope(power):
     rows = 3 * simplex_etf(6, dtype=torch.float64) * (COUNTS**power).unsqueeze(1)
     assert imbalance.norm_slope(rows, COUNTS).item() == pytest.approx(power, abs=1e-14)
+
+
+def test_a_row_that_is_rounding_has_no_norm_to_follow():
+    rows = simplex_etf(6, dtype=torch.float64)
+    rows[3] *= 1e-17
+    assert not imbalance.norm_slope(rows, COUNTS, blur=1e-12).isfinite()
+    assert imbalance.norm_slope(rows, COUNTS).isfinite()
+
+
+def test_the_rare_and_the_others_have_an_etfs_cosine_and_minus_one_when_opposite():
+    assert imbalance.majority_minority_cosine(simplex_etf(6, dtype=torch.float64), COUNTS).item() == pytest.approx(-0.2)
+    rows = torch.ones(6, 3, dtype=torch.float64)
+    rows[4:] *= -2
+    assert imbalance.majority_minority_cosine(rows, COUNTS).item() == pytest.approx(-1)
+    assert imbalance.majority_minority_cosine(rows, COUNTS.flip(0)).item() == pytest.approx(0)

@@ -19,7 +19,7 @@ FUNCTIONS = {
     "nc1/pinv": lambda m: nc1.pinv(m, variances_of(m.within_cov, m.between_axes[1])),
     "nc1/quotient": nc1.quotient,
     "nc1/cdnv": nc1.cdnv,
-    "nc1/vci": lambda m: nc1.vci(m, m.within_cov),
+    "nc1/vci": lambda m: nc1.vci(m, nc1.whiten(m, m.within_cov)),
 }
 
 
@@ -172,3 +172,26 @@ def test_a_class_of_zero_features_is_left_out_of_the_numerical_rank(seed, per_cl
     seen = targets != 2
     assert numerical_rank(features, targets, 6) == pytest.approx(numerical_rank(features[seen], targets[seen], 6))
     assert "nc1/numerical_rank" not in collapse_metrics(features * 0, targets)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_groups_that_cover_all_classes_average_to_the_whole(seed):
+    features, targets, *_ = references.draw_problem(seed).tensors
+    moments = ClassMoments.from_features(features, targets, 6)
+    groups = [torch.tensor(mask) > 0 for mask in ([1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 1], [0, 0, 0, 1, 1, 0])]
+    shares = [moments.counts[group].sum() / moments.counts.sum() for group in groups]
+    quotients = sum(share * nc1.quotient_of(moments, group) for share, group in zip(shares, groups, strict=True))
+    assert quotients.item() == pytest.approx(nc1.quotient(moments).item(), rel=1e-12)
+    cdnvs = sum(group.double().mean() * nc1.cdnv_of(moments, group) for group in groups)
+    assert cdnvs.item() == pytest.approx(nc1.cdnv(moments).item(), rel=1e-12)
+
+
+def test_merged_means_leave_the_groups_that_they_are_not_in():
+    rows = torch.eye(4, 6, dtype=torch.float64)
+    rows[3] = rows[2]
+    noise = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets = torch.arange(4).repeat_interleave(10)
+    noise[20:30] = noise[30:]
+    found = collapse_metrics(rows[targets] + 0.1 * noise, targets, class_counts=[500, 400, 5, 5])
+    assert "nc1/cdnv" not in found and "nc1/cdnv_few" not in found
+    assert found["nc1/cdnv_many"] > 0 and found["nc1/quotient_few"] > 0

@@ -8,8 +8,9 @@ import pytest
 import references
 import torch
 
-from ncflow.geometry import simplex_etf
-from ncflow.metrics import nc2
+from ncflow.geometry import random_orthonormal, simplex_etf
+from ncflow.metrics import collapse_metrics, nc2
+from ncflow.metrics.frame import Frame
 from ncflow.metrics.pairs import pairwise_cosines
 
 SEEDS = range(3)
@@ -18,6 +19,8 @@ ROWS = {
     "nc2/equiangularity_means": nc2.equiangularity,
     "nc2/etf_error_means": lambda rows: nc2.etf_error(rows @ rows.mT),
     "nc2/gnc2_log": nc2.gnc2_log,
+    "nc2/gnc2_spread": nc2.gnc2_spread,
+    "nc2/maximal_angle_means": nc2.maximal_angle,
 }
 
 
@@ -40,6 +43,8 @@ def test_a_simplex_etf_has_equal_norms_equal_angles_and_no_error(num_classes, nu
     assert nc2.equinorm(rows).item() == pytest.approx(0, abs=1e-13)
     assert nc2.equiangularity(rows).item() == pytest.approx(0, abs=1e-13)
     assert nc2.etf_error(rows @ rows.mT).item() == pytest.approx(0, abs=1e-13)
+    assert nc2.maximal_angle(rows).item() == pytest.approx(0, abs=1e-13)
+    assert nc2.gnc2_spread(rows).item() == pytest.approx(0, abs=1e-13)
     cosines = pairwise_cosines(rows)
     torch.testing.assert_close(cosines, torch.full_like(cosines, -1 / (num_classes - 1)))
 
@@ -79,3 +84,33 @@ def test_it_does_not_change_when_rows_are_rotated_or_scaled(name):
 def test_a_row_without_direction_has_no_angle():
     rows = torch.cat([torch.zeros(1, 4), torch.eye(4)[:3]]).double()
     assert pairwise_cosines(rows).isnan().tolist() == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("num_classes, num_features", [(2, 2), (5, 5), (10, 30)])
+def test_orthogonal_rows_of_one_norm_have_no_orthogonal_error_and_no_distance(num_classes, num_features):
+    rows = 3 * random_orthonormal(num_features, num_classes, dtype=torch.float64).mT
+    assert nc2.orthogonal_error(rows @ rows.mT).item() == pytest.approx(0, abs=1e-13)
+    assert Frame(rows).orthogonal_distance.item() == pytest.approx(0, abs=1e-13)
+    assert nc2.maximal_angle(rows).item() == pytest.approx(1 / (num_classes - 1))
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_orthogonal_distance_is_exact_for_rows_of_any_rank(seed, merged):
+    rows = torch.from_numpy(references.draw_problem(seed).weight)
+    if merged:
+        rows[5] = rows[4]
+    found = Frame(rows).orthogonal_distance.item()
+    assert found == pytest.approx(references.exact_orthogonal_distance(rows.numpy()), rel=1e-12)
+
+
+def test_the_means_behind_a_relu_are_orthogonal_and_no_etf():
+    """The optimum behind a ReLU on balanced classes: orthogonal before centering, a simplex ETF after it."""
+    targets = torch.arange(5).repeat(3)
+    found = collapse_metrics(torch.eye(5, 8, dtype=torch.float64)[targets], targets)
+    assert found["nc2/orthogonal_error_means"] == pytest.approx(0, abs=1e-13)
+    assert found["nc2/orthogonal_distance_means"] == pytest.approx(0, abs=1e-13)
+    assert found["nc2/etf_error_means"] == pytest.approx(0, abs=1e-13)
+    moved = collapse_metrics(etf(5, 8)[targets], targets)
+    assert moved["nc2/orthogonal_distance_means"] == pytest.approx(2 - 2 * math.sqrt(4 / 5))
+    assert moved["nc2/orthogonal_error_means"] == pytest.approx(math.sqrt(2 - 2 * math.sqrt(4 / 5)))

@@ -50,6 +50,13 @@ def test_decisions_are_those_of_a_loop_over_samples(few, seed, offset, spread):
     mismatch = nc4.ncc_mismatch(made, *nearest_means(problem)).item()
     assert mismatch == pytest.approx(references.ncc_mismatch(problem))
     assert 1 not in made.nearest_means  # a class without a mean is nobody's nearest
+    found, means = of_samples(problem), nearest_means(problem)
+    features, targets, *_ = problem.tensors
+    alone = nc4.nearest_classes(features, targets, means[0], found.sample_mean)
+    np.testing.assert_array_equal(alone, made.nearest_means)
+    assert nc4.ncc_accuracy(alone, targets, *means).item() == pytest.approx(references.ncc_accuracy(problem))
+    losses = [references.cross_entropy(row, y) for row, y in zip(logits, problem.targets, strict=True)]
+    np.testing.assert_allclose(made.losses, losses, rtol=1e-9, atol=1e-12)
 
 
 def test_the_length_of_a_chunk_does_not_matter(monkeypatch):
@@ -107,6 +114,13 @@ def test_the_bias_is_measured_at_the_mean_of_the_samples(seed):
     features, _, weight, bias = problem.tensors
     found = nc4.bias_collapse(weight, bias, features.mean(0)).item()
     assert found == pytest.approx(references.bias_collapse(problem))
+
+
+def test_of_classes_with_one_mean_the_first_gets_all_samples():
+    means = torch.tensor([[0.0, 1], [2, 2], [torch.nan, 0], [2, 2 + 1e-15], [5, 5]], dtype=torch.float64)
+    nearest, targets = torch.tensor([0, 1, 3, 3, 4]), torch.tensor([0, 1, 1, 3, 4])
+    rounding = Rounding.of(means[[0, 1, 3, 4]])
+    assert nc4.ncc_accuracy(nearest, targets, means, rounding).item() == pytest.approx(0.8)
 
 
 def test_huge_logits_do_not_overflow_the_confidence():

@@ -144,3 +144,22 @@ def test_two_processes_are_one(tmp_path: Path):
         assert together == pytest.approx(whole(), rel=1e-10)
         assert again == together
         assert own == share
+
+
+def test_groups_follow_the_training_sizes_that_are_given():
+    """A balanced test stream: without the sizes of training no class would be rare."""
+    counts = [3, 8, 0, 60, 20, 150]
+    moments = ClassMoments.from_features(FEATURES, TARGETS, 6)
+    found = updated(30, 31, classifier=classifier(), class_counts=counts).compute()
+    assert found == pytest.approx(moment_metrics(moments, WEIGHT, BIAS, class_counts=counts), rel=1e-10)
+    assert (
+        found["imbalance/minority_cosine"]
+        != updated(61, classifier=classifier()).compute()["imbalance/minority_cosine"]
+    )
+    assert {"nc1/cdnv_many", "nc3/alignment_few"} <= found.keys()
+
+
+@pytest.mark.parametrize("counts", [[1, 2, 3], [1, 2, 3, 4, 5, -6], "sizes"])
+def test_training_sizes_that_do_not_fit_are_refused_at_once(counts):
+    with pytest.raises(ValueError, match="class_counts must hold"):
+        NeuralCollapse(6, 8, class_counts=counts)

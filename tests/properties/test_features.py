@@ -16,8 +16,17 @@ from ncflow.metrics import ClassMoments, NeuralCollapse, collapse_metrics
 from ncflow.metrics.table import METRICS
 
 Inputs = dict[str, Any]
-SHARES = ("acc/", "nc4/", "calibration/", "nc1/vci", "drift/relative")  # in [0, 1]
-SCALED = ("bias/", "drift/norm", "nc3/uniformity", "acc/", "calibration/", "nc4/", "nc1/numerical_rank")  # by h and W
+SHARES = ("acc/", "nc4/", "nc5/", "calibration/ece", "nc1/vci", "drift/relative")  # in [0, 1]
+SCALED = (
+    "bias/",
+    "drift/norm",
+    "nc3/uniformity",
+    "acc/",
+    "calibration/",
+    "nc4/",
+    "nc1/numerical_rank",
+    "squared_error/",
+)
 
 
 @st.composite
@@ -37,6 +46,7 @@ def problems(draw: st.DrawFn, *, fewest: int = 1) -> Inputs:
         "bias": randn(num_classes),
         "class_counts": torch.randint(1, 200, (num_classes,), generator=generator).tolist(),
         "train_means": randn(num_classes, num_features),
+        "ood_features": randn(3, num_features),
         "num_classes": num_classes,
     }
 
@@ -78,6 +88,7 @@ SPOILS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "weight": MISSHAPEN | NOT_FINITE | NARROW,
     "bias": MISSHAPEN | NOT_FINITE | {"a column": lambda t: t.unsqueeze(1)},
     "train_means": MISSHAPEN | NARROW | {"inf": spoiled(math.inf)},
+    "ood_features": {how: way for how, way in MISSHAPEN.items() if how != "longer"} | NOT_FINITE | NARROW,
     "class_counts": {str(value): last(value) for value in (-1, math.nan, math.inf, None, "3", [3], 1j)}
     | {"shorter": lambda c: c[1:], "a number": lambda c: 3, "a matrix": lambda c: torch.tensor([c])}
     | {"too long a number": last(10**400)},
@@ -136,6 +147,7 @@ def degenerate(draw: st.DrawFn) -> Inputs:
         "class_counts": [
             lambda c: [0] * len(c), lambda c: [1, *[0] * (len(c) - 1)], lambda c: [10**15] * len(c), lambda c: None,
         ],
+        "ood_features": [lambda t: t * 0, lambda t: t.double() * 1e300, lambda t: t.double() * 1e-320, lambda t: None],
         "train_means": [lambda t: t * math.nan, lambda t: t * 0, lambda t: t.double() * 1e150, lambda t: None],
     }  # fmt: skip
     for argument in draw(st.lists(st.sampled_from(sorted(ways)), max_size=4, unique=True)):
@@ -160,7 +172,7 @@ def test_what_is_legal_gives_finite_numbers_in_their_range_or_no_number(problem)
 @given(problems(fewest=4), st.integers(-450, 450), st.integers(-450, 450))
 def test_features_and_classifiers_of_any_size_have_the_geometry_of_those_of_size_one(problem, of_features, of_weight):
     def measured(h: float, w: float) -> dict[str, float]:
-        scaled = {"features": h, "train_means": h, "weight": w}
+        scaled = {"features": h, "ood_features": h, "train_means": h, "weight": w}
         found = collapse_metrics(**problem | {name: problem[name].double() * 2.0**k for name, k in scaled.items()})
         return {name: value for name, value in found.items() if not name.startswith(SCALED)}
 

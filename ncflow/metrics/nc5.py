@@ -1,0 +1,17 @@
+"""NC5: the mean of features of no known class is orthogonal to every class mean."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ncflow.metrics.pairs import unit_rows
+
+
+def ood_cosine(
+    class_means: Tensor, ood_mean: Tensor, blur: Tensor | float = 0.0, ood_blur: Tensor | float = 0.0
+) -> Tensor:
+    """Mean over classes of |cos(μ_k, μ_ood)| for means (K, d) and (d,), not centered. In [0, 1], 0 at collapse.
+
+    Not defined where a mean is no longer than its `blur`, which is rounding. Ben Ammar et al. 2024, https://arxiv.org/abs/2310.06823.
+    """
+    return (unit_rows(class_means, blur) @ unit_rows(ood_mean.unsqueeze(0), ood_blur)[0]).abs().mean()

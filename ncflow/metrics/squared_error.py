@@ -1,0 +1,54 @@
+"""The mean squared error of one-hot targets, split into what each part of neural collapse still costs.
+
+Of the loss ½E‖Wh + b - e_y‖² over samples, the best W and b leave two parts: one for the scatter within classes (NC1),
+one for class means that no classifier can tell apart (NC2, NC3). The rest is how far W and b are from the best. After
+Han, Papyan and Donoho 2022, https://arxiv.org/abs/2106.02073. Theirs has weight decay and equal classes. Ours has a
+bias and classes of any sizes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ncflow.metrics.moments import ClassMoments
+from ncflow.metrics.nc1 import unit_plus_gram
+
+
+def least_squares(moments: ClassMoments, whitened: Tensor) -> tuple[Tensor, Tensor]:
+    """The two parts of the least loss that any W and b reach: (within classes, of the means), 0-dim each.
+
+    moments: of classes that are all present. whitened (d, r): X = Σ_W^(-1/2) M for Σ_B = MMᵀ, as `nc1.whiten` gives it.
+    Both >= 0, 0 at collapse, together at most (1 - Σπ²)/2 with the class shares π.
+
+    With A the rows sqrt(π_k)(μ_k - μ_N), Z = A Σ_W^(-1/2) = QT and an orthonormal Q (K, r), the best W solves r
+    equations: V = (I + TTᵀ)⁻¹ Qᵀ sqrt(Π) leaves ½‖TᵀV‖² within classes and ½‖V‖² between their means. A direction of
+    sqrt(Π) outside of Q and sqrt(π) is one in which the means do not differ, and is left whole.
+    """
+    s, axes = moments.between_axes
+    shares = moments.counts / moments.num_samples
+    roots = shares.sqrt()
+    coordinates = (roots.unsqueeze(1) * (moments.means - moments.sample_mean)) @ axes.mT / s
+    basis, triangle = torch.linalg.qr(coordinates)
+    transfer = triangle @ torch.linalg.qr(whitened, mode="r").R.mT
+    wanted = basis.mT * roots
+    root = unit_plus_gram(transfer.mT)
+    left = torch.cholesky_solve(wanted, root, upper=True)
+    missed = _missed(basis, roots)
+    return (transfer.mT @ left).square().sum() / 2, (left.square().sum() + missed) / 2
+
+
+def loss(moments: ClassMoments, within_cov: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """½E‖Wh + b - e_y‖² of W (K', d), b (K',) over samples of K' classes with Σ_W (d, d). >= 0."""
+    shares = moments.counts / moments.num_samples
+    errors = weight @ moments.means.mT + bias.unsqueeze(1)
+    errors -= torch.eye(len(bias), dtype=errors.dtype, device=errors.device)
+    return (((weight @ within_cov) * weight).sum() + errors.square().sum(0) @ shares) / 2
+
+
+def _missed(basis: Tensor, roots: Tensor) -> Tensor:
+    """Squared norm of sqrt(Π) outside of Q (K, r) and the unit vector sqrt(π) (K,); exactly 0 where these are all."""
+    if basis.shape[1] == len(basis) - 1:
+        return roots.new_zeros(())
+    outside = roots.diag() - roots.outer(roots.square()) - basis @ (basis.mT * roots)
+    return outside.square().sum()
