@@ -44,7 +44,7 @@ def nearest_etf(
     _check_anchor(class_means, proximal, anchor)
     search = lookup(SOLVERS, solver, "solver")
     check_options(search, solver_options, f"solver '{solver}'")
-    if smooth.is_transformed():
+    if smooth.is_transformed(class_means):
         if search is not _closed_form:
             raise ValueError(f"solver '{solver}' searches outside of torch; under torch.func use 'closed_form'")
         return _smooth(class_means, anchor, proximal)
@@ -94,7 +94,6 @@ class _NearestETF(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         class_means, anchor, unit, norm, *saved = ctx.saved_tensors
         if torch.is_grad_enabled():  # a graph of the gradient is wanted, for derivatives of higher order
-            smooth.check_rank(_target(unit, None if anchor is None else anchor.detach(), ctx.proximal))
             given = (class_means,) if anchor is None else (class_means, anchor)
             found = polar.regrad(lambda means, anchor=None: _smooth(means, anchor, ctx.proximal), given, grad)
             return *found, *((None,) * (4 - len(found)))

@@ -22,17 +22,21 @@ SINGULAR = "a polar factor has no derivative where its matrix loses rank"
 
 def smooth_polar_factor(a: Tensor) -> Tensor:
     """The polar factor of a (..., k, d), k <= d, in float64; differentiable to any order where a has full rank."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or a.is_meta:
         traced: Tensor = _traced(a)
         return traced
     factor: Tensor = _Polar.apply(a)
     return factor
 
 
-def is_transformed() -> bool:
-    """Whether torch.func, forward-mode differentiation or torch.compile looks on, which need the smooth way."""
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether torch.func, forward-mode differentiation or torch.compile looks on, or a tensor is but its shape.
+
+    These need the smooth way, which asks for no number outside of an operation.
+    """
     return (
-        torch.compiler.is_compiling()
+        tensor.is_meta
+        or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
     )
@@ -41,17 +45,10 @@ def is_transformed() -> bool:
 def derivative(a: Tensor, factor: Tensor, direction: Tensor) -> Tensor:
     """The derivative of the factor of a (..., k, d) along a direction: of any order, for it is made of such maps."""
     h = a @ factor.mT
-    h = (h + h.mT) / 2
+    h = _OfFullRank.apply((h + h.mT) / 2)
     inner = direction @ factor.mT
     skew: Tensor = _Sylvester.apply(h, inner - inner.mT)
     return skew @ factor + torch.linalg.solve(h, direction - inner @ factor)
-
-
-def check_rank(a: Tensor) -> None:
-    """Raise where a (..., k, d) loses rank, up to rounding."""
-    s = torch.linalg.svdvals(a)
-    if not bool((s[..., -1] > s[..., 0] * (a.shape[-2] * polar.EPS)).all()):
-        raise OutOfRange(SINGULAR)
 
 
 class _Polar(torch.autograd.Function):
@@ -77,6 +74,33 @@ class _Polar(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None], a: Tensor) -> tuple[Tensor, int]:
         return _Polar.apply(a.movedim(in_dims[0] or 0, 0)), 0
+
+
+class _OfFullRank(torch.autograd.Function):
+    """H (..., k, k), unless it loses rank up to rounding: as a function of its own it sees numbers under torch.func."""
+
+    @staticmethod
+    def forward(h: Tensor) -> Tensor:
+        s = torch.linalg.eigvalsh(h)
+        if not bool((s[..., 0] > s[..., -1] * (s.shape[-1] * polar.EPS)).all()):
+            raise OutOfRange(SINGULAR)
+        return h.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+    @staticmethod
+    def jvp(ctx: Any, direction: Tensor) -> Tensor:
+        return direction.clone()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None], h: Tensor) -> tuple[Tensor, int]:
+        return _OfFullRank.apply(h.movedim(in_dims[0] or 0, 0)), 0
 
 
 class _Sylvester(torch.autograd.Function):
@@ -120,17 +144,19 @@ def _shape(a: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("ncflow::polar_derivative", mutates_args=())
-def _traced_derivative(a: Tensor, factor: Tensor, direction: Tensor) -> Tensor:
-    return derivative(a, factor, direction)
+def _traced_derivative(a: Tensor, direction: Tensor) -> Tensor:
+    """The gradient that uncompiled code has, also where the matrix loses rank."""
+    _, method, saved = polar.solve(a, polar.choose_method(a.dtype, a.device))
+    return polar.pullback(method, saved, direction).clone()
 
 
 @_traced_derivative.register_fake
-def _shape_of_derivative(a: Tensor, factor: Tensor, direction: Tensor) -> Tensor:
+def _shape_of_derivative(a: Tensor, direction: Tensor) -> Tensor:
     return torch.empty_like(a)
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0], output)
+    ctx.save_for_backward(inputs[0])
 
 
 def _gradient(ctx: Any, grad: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ncflow.geometry.inputs import OutOfRange, check_tensors, check_whole, counts_tensor
 
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+
 
 def check_inputs(
     features: Tensor,
@@ -42,8 +44,12 @@ def check_inputs(
 
 
 def as_tensors(*values: Any) -> list[Any]:
-    """NumPy arrays as tensors over the same memory; anything else as it is."""
-    return [_from_numpy(value) if isinstance(value, np.ndarray) else value for value in values]
+    """NumPy arrays as tensors over the same memory; anything else as it is, but for unsigned tensors wider than uint8.
+
+    Of those torch knows neither minimum nor order.
+    """
+    tensors = [_from_numpy(value) if isinstance(value, np.ndarray) else value for value in values]
+    return [value.long() if isinstance(value, Tensor) and value.dtype in UNSIGNED else value for value in tensors]
 
 
 def _from_numpy(array: npt.NDArray[Any]) -> Any:

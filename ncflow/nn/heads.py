@@ -8,7 +8,9 @@ mode weight and bias are stored tensors that state_dict carries, so no decision 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -54,7 +56,8 @@ class Head(nn.Module):
     def classify(self, embedded: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, K) of embedded features (B, d); the targets (B,) matter only to heads that follow class means."""
         # Outside autocast: a K x d product is cheap, and bfloat16 logits would blur the geometry that is measured.
-        with torch.autocast(embedded.device.type, enabled=False):
+        kind = embedded.device.type
+        with torch.autocast(kind if torch.amp.is_autocast_available(kind) else "cpu", enabled=False):  # meta has none
             weight, bias = self.linear_map(embedded, self.given_targets if targets is None else targets)
             return F.linear(embedded, weight, bias)
 
@@ -121,6 +124,21 @@ class FixedETFHead(Head):
         return self.weight, self.bias
 
 
+@dataclass
+class _Kept:
+    """A batch's targets and the state that it met, for a forward that is repeated.
+
+    earlier: the targets of the forward before, if nobody has repeated that one yet. with_gradient: whether this one
+    ran with gradients. repeated: whether somebody has repeated it.
+    """
+
+    targets: Tensor
+    state: tuple[Tensor, Tensor, Tensor]
+    earlier: Tensor | None
+    with_gradient: bool
+    repeated: bool = False
+
+
 class NearestETFHead(Head):
     """The simplex ETF W nearest to running class means of the features, and the bias -Wμ that centers the features.
 
@@ -170,8 +188,18 @@ class NearestETFHead(Head):
         self.register_buffer("center", torch.zeros(num_features))
         self.register_buffer("class_means", torch.zeros(num_classes, num_features))
         self.register_buffer("num_updates", torch.zeros(num_classes, dtype=torch.long))
-        self._before: tuple[Tensor, ...] | None = None  # the last batch's targets, and the state that it met
-        self._frame = -1  # version of the rows that are known to be an ETF
+        self._before: _Kept | None = None
+        self._frame: tuple[weakref.ref[Tensor], int] | None = None  # rows known to be an ETF, how often written to
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is known of these very tensors: a copy has others."""
+        return self.__dict__ | {"_before": None, "_frame": None}
+
+    def train(self, mode: bool = True) -> NearestETFHead:
+        super().train(mode)
+        if not mode and _has_values(self.weight) and bool(self.weight.isfinite().all()):
+            self._restore_frame()  # now, since code that exports or compiles cannot look at numbers
+        return self
 
     def linear_map(self, embedded: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if not self.training:
@@ -208,41 +236,57 @@ class NearestETFHead(Head):
         self.weight.copy_(etf)
         self.bias.copy_(-(etf @ self.center))
         if not torch.compiler.is_compiling():
-            self._frame = _version(self.weight)
+            self._know_frame()
 
     def _keep(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The state that a batch meets: num_updates (K,), class_means (K, d), weight (K, d); kept for `_recall`."""
         if torch.compiler.is_compiling():
             return self.num_updates.clone(), self.class_means.clone(), _only_once(self.weight)
         state = self.num_updates.clone(), self.class_means.clone(), self.weight.clone()
-        self._before = targets.detach(), *state
+        before = self._before
+        earlier = None if before is None or before.repeated else before.targets
+        self._before = _Kept(targets.detach(), state, earlier, torch.is_grad_enabled())
         return state
 
     def _recall(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The state that the last batch met, for torch.utils.checkpoint, which runs forward twice."""
-        if self._before is None or not torch.equal(self._before[0], targets):
+        kept, remedy = self._before, "call backward after each forward, or leave the head out of torch.utils.checkpoint"
+        if kept is None or not torch.equal(kept.targets, targets):
             raise ValueError(
                 "the nearest-ETF head is recomputed for a batch that is not its last one, so that its class means have "
-                "moved; call backward after each forward, or leave the head out of torch.utils.checkpoint"
+                f"moved; {remedy}"
             )
-        _, seen, means, weight = self._before
-        return seen, means, weight
+        unsure = kept.repeated or not kept.with_gradient
+        if unsure and kept.earlier is not None and torch.equal(kept.earlier, targets):
+            raise ValueError(
+                "the nearest-ETF head is recomputed after two forwards with the same targets, and cannot tell which of "
+                f"them is meant; {remedy}"
+            )
+        kept.repeated = True
+        return kept.state
 
     @torch.no_grad()
     def _restore_frame(self) -> None:
         """Make the stored rows an ETF again where something else wrote them, as averages of models do.
 
         The average of ETFs is none. The nearest ETF to the stored class means is, as near to the average as `proximal`
-        asks for.
+        asks for. Averages that round num_updates to 0 leave no means to go by: then it is the nearest to the rows.
         """
-        if self._frame == _version(self.weight):
+        rows, version = self._frame or (None, 0)
+        untouched = rows is not None and rows() is self.weight and version == self.weight._version
+        if untouched and _has_unit_rows(self.weight):
             return
-        if self.num_updates.any() and not _is_frame(self.weight):
-            anchor = nearest_etf(self.weight)
-            etf = nearest_etf(_fill(self.class_means, self.num_updates), proximal=self.proximal, anchor=anchor)
+        if self.weight.any() and not _is_frame(self.weight):  # zeros are rows that nobody has loaded yet
+            etf = nearest_etf(self.weight)
+            if self.num_updates.any():
+                etf = nearest_etf(_fill(self.class_means, self.num_updates), proximal=self.proximal, anchor=etf)
             self.weight.copy_(etf)
             self.bias.copy_(-(self.weight @ self.center))
-        self._frame = _version(self.weight)
+        self._know_frame()
+
+    def _know_frame(self) -> None:
+        """Note that the rows are an ETF, until somebody writes them; nobody counts the writes of inference mode."""
+        self._frame = None if self.weight.is_inference() else (weakref.ref(self.weight), self.weight._version)
 
     @torch.no_grad()
     def diagnostics(self, *, solver: bool = False) -> dict[str, float]:
@@ -318,9 +362,9 @@ def _shape_of_copy(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor)
 
 
-def _version(tensor: Tensor) -> int:
-    """How often a tensor has been written to; of those of inference mode nobody counts."""
-    return -1 if tensor.is_inference() else tensor._version
+def _has_unit_rows(weight: Tensor) -> bool:
+    """Whether rows (K, d) are units up to rounding. Averages are shorter, also those that a write to .data hides."""
+    return bool((torch.linalg.vector_norm(weight, dim=1) - 1).abs().max() < 64 * torch.finfo(weight.dtype).eps)
 
 
 def _is_frame(weight: Tensor) -> bool:

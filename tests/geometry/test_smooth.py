@@ -129,3 +129,13 @@ def test_means_of_one_value_up_to_their_rounding_pull_nowhere(dtype):
     etf.sum().backward()
     assert not means.grad.any()
     assert etf_distance(means.detach()).item() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("jacobian", [torch.func.jacrev, torch.func.jacfwd])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_torch_func_refuses_a_derivative_where_rank_is_lost(jacobian, mapped):
+    means = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    means[2] = means[1]
+    function = torch.func.vmap(jacobian(nearest_etf)) if mapped else jacobian(nearest_etf)
+    with pytest.raises(ValueError, match="no derivative where its matrix loses rank"):
+        function(torch.stack([torch.eye(4, 6).double(), means]) if mapped else means)

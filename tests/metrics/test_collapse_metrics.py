@@ -463,3 +463,10 @@ def test_arrays_and_targets_of_any_width_give_the_same_numbers(kind, dtype):
     arrays = (features, targets.astype(dtype), weight, bias)
     found = collapse_metrics(*map(ARRAYS[kind], arrays))
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int16])
+def test_tensors_of_targets_of_any_width_give_the_same_numbers(dtype):
+    features, targets, *classifier = PROBLEMS["ordinary"].tensors
+    expected = collapse_metrics(features, targets, *classifier)
+    assert collapse_metrics(features, targets.to(dtype), *classifier) == expected

@@ -51,6 +51,31 @@ def test_checkpointing_changes_neither_gradient_nor_state(seed, head, use_reentr
     assert_same_state(plain, repeated)
 
 
+@pytest.mark.parametrize("views", ["two", "one twice", "one without gradients"])
+def test_two_forwards_of_the_same_targets_are_not_repeated_in_doubt(views):
+    """Contrastive learning shows a batch twice: the state that the first forward met is gone."""
+    head = NearestETFHead(8, 5).double()
+    (first, targets), (second, _) = batch(0), batch(1)
+    second = first if views == "one twice" else second
+    loss = F.cross_entropy(checkpoint(head, first, targets, use_reentrant=False), targets)
+    if views == "one without gradients":
+        with torch.no_grad():
+            head(second, targets)
+    else:
+        loss = loss + F.cross_entropy(checkpoint(head, second, targets, use_reentrant=False), targets)
+    with pytest.raises(ValueError, match="after two forwards with the same targets"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_steps_of_full_batches_with_the_same_targets_are_repeated(use_reentrant):
+    head = NearestETFHead(8, 5).double()
+    features, targets = batch(0)
+    for _ in range(3):
+        F.cross_entropy(checkpoint(head, features, targets, use_reentrant=use_reentrant), targets).backward()
+    assert head.num_updates.max() == 3
+
+
 def test_a_batch_that_is_not_the_last_one_is_not_repeated():
     head = NearestETFHead(8, 5).double()
     (first, targets), (second, others) = batch(0), batch(1)
@@ -98,6 +123,68 @@ def test_an_average_of_models_has_an_etf_again(head, average):
     )
     torch.testing.assert_close(logits, F.linear(averaged.module.embed(features), weight, bias))
     assert torch.equal(averaged(features), logits)
+
+
+def is_etf(weight: torch.Tensor) -> bool:
+    ideal = simplex_etf(len(weight), dtype=torch.float64)
+    return torch.allclose(weight.double() @ weight.double().mT, ideal @ ideal.mT, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def all_floats(average, model):
+    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        mean.copy_(0.9 * mean + 0.1 * value)  # of counts, too: they stay 0
+
+
+@torch.no_grad()
+def without_counts(average, model):
+    for name, mean in average.state_dict().items():
+        if mean.is_floating_point():
+            mean.mul_(0.9).add_(model.state_dict()[name], alpha=0.1)
+
+
+@torch.no_grad()
+def unseen(average, model):
+    for mean, value in zip(average.buffers(), model.buffers(), strict=True):
+        mean.data.copy_((0.9 * mean + 0.1 * value).to(mean.dtype))
+
+
+@pytest.mark.parametrize("update", [all_floats, without_counts, unseen])
+@pytest.mark.parametrize("before", [0, 1, 3])  # a copy must not inherit what is known of the original's rows
+def test_averages_that_others_write_have_an_etf_again(update, before):
+    model = NearestETFHead(8, 5).double()
+    for step in range(before):
+        model(*batch(step))
+    average = copy.deepcopy(model).eval()
+    for step in range(6):
+        features, targets = batch(10 + step)
+        model(features + 3 * step * torch.eye(8)[:5].double()[targets], targets)
+        update(average, model)
+        average(features)
+        assert is_etf(average.weight), step
+
+
+def test_rows_written_in_inference_mode_are_an_etf_again():
+    with torch.inference_mode():
+        head = NearestETFHead(8, 5).double()
+        head.load_state_dict({name: 0.9 * value for name, value in head.state_dict().items()})
+        head.eval()(batch(0)[0])
+        assert is_etf(head.weight)
+
+
+@pytest.mark.parametrize("way", ["export", "compile"])
+def test_an_average_leaves_the_house_with_an_etf(way):
+    """Code that is traced cannot look at the rows; eval() does."""
+    torch._dynamo.reset()
+    head = NearestETFHead(8, 5).double()
+    head(*batch(0))
+    head.weight.mul_(0.9)
+    head.eval()
+    features = batch(1)[0].detach()
+    program = torch.compile(head, backend="eager", fullgraph=True)
+    program = torch.export.export(head, (features,)).module() if way == "export" else program
+    torch.testing.assert_close(program(features), head(features))
+    assert is_etf(head.weight)
 
 
 def test_a_head_that_trained_is_evaluated_as_it_is():
@@ -268,6 +355,28 @@ def test_a_head_tells_its_shapes_without_numbers():
 
     with FakeTensorMode():
         assert NearestETFHead(8, 5).eval()(torch.randn(6, 8)).shape == (6, 5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_on_the_meta_device_trains_without_numbers(head):
+    head = create_head(head, 8, 5).to("meta")
+    features = torch.empty(6, 8, device="meta", requires_grad=True)
+    logits = head(features, torch.empty(6, dtype=torch.long, device="meta"))
+    logits.sum().backward()
+    assert logits.shape == head.eval()(features).shape == (6, 5)
+    assert features.grad.shape == (6, 8)
+
+
+@pytest.mark.parametrize("proximal", [0.0, 1e-3])
+def test_a_compiled_head_has_the_same_gradient_while_classes_are_missing(proximal):
+    torch._dynamo.reset()
+    plain = NearestETFHead(8, 5, proximal=proximal).double()
+    compiled = torch.compile(copy.deepcopy(plain), backend="aot_eager", fullgraph=True)
+    features, targets = batch(0)
+    again, targets = features.detach().clone().requires_grad_(), targets % 3
+    F.cross_entropy(plain(features, targets), targets).backward()
+    F.cross_entropy(compiled(again, targets), targets).backward()
+    torch.testing.assert_close(again.grad, features.grad, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

@@ -66,4 +66,14 @@ def test_unequal_sizes_are_refused():
         balanced_ce_optimum([5, 4], lambda_w=1e-3, lambda_h=1e-3)
 
 
-NOT_ZERO = {"nc1/numerical_rank": 1, "nc2/gnc2_log": "-log of the distance of unit rows", "nc3/alignment": 1}
+NOT_ZERO = {
+    "nc1/numerical_rank": 1,
+    "nc2/gnc2_log": "-log of the distance of unit rows",
+    "nc3/alignment": 1,
+    "nc3/alignment_few": 1,
+    "nc4/ncc_accuracy": 1,
+    "nc2/orthogonal_error_means": "an ETF is not orthogonal",
+    "nc2/orthogonal_error_weight": "an ETF is not orthogonal",
+    "nc2/orthogonal_distance_means": "an ETF is not orthogonal",
+    "nc2/orthogonal_distance_weight": "an ETF is not orthogonal",
+}
