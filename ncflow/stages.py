@@ -14,6 +14,7 @@ import ncflow
 from ncflow.assembly import build_classifier, check, load_splits, objective, snapshot_name, start
 from ncflow.data import Snapshot
 from ncflow.data.manifest import find_manifest
+from ncflow.files import write_text
 from ncflow.imports import IMPORTED, run_digest
 from ncflow.params import Params, make_params, read_yaml
 from ncflow.recording import CONFIG, PROVENANCE, record
@@ -131,7 +132,7 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
     _refuse_if_different(measured, logged, tolerance=0.0 if same else ELSEWHERE, folder=folder)
     if accelerator.is_main_process:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(measured, indent=1) + "\n")
+        write_text(out, json.dumps(measured, indent=1) + "\n")
     return measured
 
 

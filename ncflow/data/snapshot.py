@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +22,7 @@ from ncflow.data.manifest import COUNTS, MANIFEST, damaged, read_manifest, write
 from ncflow.data.overlap import shared_with_training
 from ncflow.data.parquet import ContentDamaged, read_images, read_targets, write_split
 from ncflow.data.recipe import SOURCE_OPTIONS, Parts, PathLike, Recipe
+from ncflow.files import beside
 from ncflow.lookup import unknown
 
 if TYPE_CHECKING:
@@ -58,7 +55,7 @@ class Snapshot:
         if recipe.on_damaged == "skip":
             splits, left_out = without_damaged(splits, recipe.own_root)
             description |= {"damaged": left_out} if left_out else {}
-        with _beside(path) as temporary:
+        with beside(path) as temporary:
             folder = temporary / path.name
             folder.mkdir()
             manifest = write_manifest(folder, description | _write_splits(folder, splits, recipe) | sums)
@@ -193,20 +190,6 @@ def _plain(choice: Any) -> str:
     """A choice as a manifest has it, which may be anybody's file: what is no number and no name is not shown."""
     name = isinstance(choice, str) and re.fullmatch(r"[\w .=+-]{1,80}", choice)
     return repr(choice) if name or choice is None or isinstance(choice, int | float) else "another one"
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`; a disk that is full or must not be written to is an error that names `path`."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-            yield Path(temporary)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            raise
-        reason = os.strerror(error.errno)
-        raise OSError(f"cannot write {path}: {reason}; mend this, and the same command makes it") from error
 
 
 def _record(path: Path) -> Path:

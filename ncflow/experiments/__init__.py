@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ncflow.experiments.groups import EXPERIMENTS, PUBLISHED, quickstart
+from ncflow.files import write_text
 from ncflow.lookup import lookup
 from ncflow.params import Params, make_params
 
@@ -48,7 +49,7 @@ def write_configs(group: str, folder: str | Path, base: Params | None = None, **
     files = [Path(folder) / group / f"{run.exp_name}.yaml" for run in runs]
     for run, file in zip(runs, files, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(run.resolved(), sort_keys=False), encoding="utf-8")
+        write_text(file, yaml.safe_dump(run.resolved(), sort_keys=False))
     return files
 
 

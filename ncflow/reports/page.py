@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from ncflow.files import beside, replace_folder
 from ncflow.reports.arms import Arm, arms, facets, knobs, labels
 from ncflow.reports.beside import lengths_figure, predictions, theory_table, without_theory
 from ncflow.reports.curves import classwise_figure, curves_figure
@@ -23,6 +24,7 @@ from ncflow.reports.predictions import ASSUMPTIONS, predict
 from ncflow.reports.runs import Run, config_differences, read_runs
 from ncflow.reports.tables import as_html, summary_table
 
+PAGE, FIGURES = "index.html", "figures"
 FEW = 6  # pictures of arms that the page shows unasked; more are folded away
 
 
@@ -38,23 +40,30 @@ class Picture(NamedTuple):
 def write_report(
     run_folders: Iterable[str | Path], out_dir: str | Path, *, title: str = "Neural collapse report"
 ) -> Path:
-    """Write index.html, figures/*.png, summary.json, curves.csv and statistics.csv; the page's path."""
+    """Write index.html, figures/*.png, summary.json, curves.csv and statistics.csv; the page's path.
+
+    They take the place of an earlier report's, whose other figures go, once all of them are whole.
+    """
     runs = read_runs(run_folders)
     out_dir = Path(out_dir)
     sections: dict[str, list[dict[str, Any]]] = {}
-    (out_dir / "figures").mkdir(parents=True, exist_ok=True)
-    for picture in _pictures(arms(runs)):
-        png = to_png(picture.figure)
-        (out_dir / "figures" / f"{picture.name}.png").write_bytes(png)
-        inches = picture.figure.get_figwidth()
-        shown = {"name": picture.name, "about": picture.about, "inches": inches, "image": _data_uri(png)}
-        sections.setdefault(picture.section, []).append(shown)
-    write_summary(runs, out_dir / "summary.json")
-    write_curves(runs, out_dir / "curves.csv")
-    write_statistics(runs, out_dir / "statistics.csv")
-    page = out_dir / "index.html"
-    page.write_text(_render(runs, sections, title), encoding="utf-8")
-    return page
+    with beside(out_dir) as new:
+        (new / FIGURES).mkdir()
+        for picture in _pictures(arms(runs)):
+            png = to_png(picture.figure)
+            (new / FIGURES / f"{picture.name}.png").write_bytes(png)
+            inches = picture.figure.get_figwidth()
+            shown = {"name": picture.name, "about": picture.about, "inches": inches, "image": _data_uri(png)}
+            sections.setdefault(picture.section, []).append(shown)
+        write_summary(runs, new / "summary.json")
+        write_curves(runs, new / "curves.csv")
+        write_statistics(runs, new / "statistics.csv")
+        (new / PAGE).write_text(_render(runs, sections, title), encoding="utf-8")
+        out_dir.mkdir(exist_ok=True)
+        replace_folder(new / FIGURES, out_dir / FIGURES)
+        for name in ("summary.json", "curves.csv", "statistics.csv", PAGE):  # the page last: it is what people open
+            (new / name).replace(out_dir / name)
+    return out_dir / PAGE
 
 
 def _pictures(compared: Sequence[Arm]) -> Iterator[Picture]:
@@ -148,4 +157,4 @@ def _shared_config(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _training(run: Run) -> dict[str, Any]:
     """How the training went, from its last epoch and its clock."""
-    return {"run": run.name, "seconds": sum(record["seconds"] for record in run.history), **run.history[-1]}
+    return run.history[-1] | {"run": run.name, "seconds": sum(record["seconds"] for record in run.history)}

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from ncflow.files import write_text
+
 FOLDER, SNAPSHOTS = "suites", "snapshots"
 
 
@@ -42,5 +44,5 @@ def _tracked(root: Path, name: str, folder: Path) -> Path:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         output = {"path": folder.relative_to(root).as_posix()}
-        file.write_text(yaml.safe_dump({"wdir": "../..", "outs": [output]}, sort_keys=False))
+        write_text(file, yaml.safe_dump({"wdir": "../..", "outs": [output]}, sort_keys=False))
     return file

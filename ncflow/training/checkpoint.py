@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ncflow.files import publish, write_text
 from ncflow.training.evaluation import Evaluation
-from ncflow.training.files import publish, read_tensors, write_atomically, write_tensors
+from ncflow.training.files import read_tensors, write_tensors
 from ncflow.training.loop import EpochRecord
 
 FINAL_MODEL = "final_model.pth"
@@ -57,7 +58,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> Path:
         """A text file such as the resolved configuration."""
-        return self._publish(write_atomically(self.kept / name, lambda file: file.write(text.encode())))
+        return self._publish(write_text(self.kept / name, text))
 
     def write_record(
         self, record: EpochRecord, head: nn.Module, class_counts: Sequence[int], *, save_logits: bool = False

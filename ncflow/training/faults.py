@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ncflow.files import UNWRITABLE, unwritable
 
 
 class OutOfMemory(MemoryError):
@@ -32,15 +33,9 @@ def explained_faults(*, batch_size: int | str, precision: str) -> Iterator[None]
         ) from error
 
 
-def unwritable(place: object, reason: object) -> OSError:
-    """The error that says what cannot be written, why, and what to do."""
-    return OSError(f"cannot write {place}: {reason}; mend this, and the same command goes on from the last whole epoch")
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or on a CPU, where torch raises RuntimeErrors that only their text tells."""
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in PHRASES)
 
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of no error in reading
 PHRASES = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")

@@ -21,7 +21,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from torch import nn
 
-from ncflow.training.files import read_tensors, write_atomically, write_tensors
+from ncflow.files import write_atomically
+from ncflow.training.files import read_tensors, write_tensors
 
 State = dict[str, Any]
 KEPT = 2  # the newest states: where the last is damaged, the one before it is used

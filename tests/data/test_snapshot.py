@@ -58,7 +58,9 @@ def test_a_disk_that_is_full_is_named_and_nothing_of_the_snapshot_stays(tmp_path
 
     monkeypatch.setattr(snapshot_module, "write_split", full)
     path = tmp_path / "digits"
-    words = re.escape(f"cannot write {path}: No space left on device; mend this, and the same command makes it")
+    words = re.escape(
+        f"cannot write {path}: No space left on device; make room or allow it, and give the same command again"
+    )
     with pytest.raises(OSError, match=words):
         Snapshot.create(path, name="digits")
     assert list(tmp_path.iterdir()) == []

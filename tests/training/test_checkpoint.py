@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ncflow.files import write_atomically
 from ncflow.nn import HEADS
 from ncflow.training import EpochRecord, RunFolder, evaluate_splits, load_model
-from ncflow.training.files import write_atomically, write_tensors
+from ncflow.training.files import write_tensors
 
 PLAIN = EpochRecord(epoch=1, lr=0.1, loss=2.0, accuracy=0.5, seconds=1.5, images_per_second=300.0)
 TENSORS = {"predictions", "targets", "drift_vector", "class_means", "class_counts", "weight"}
@@ -247,7 +248,7 @@ def test_a_full_disk_is_named_with_the_file_and_leaves_nothing_half_written(tmp_
 
     path = write_tensors(tmp_path / "model.pth", {"a": torch.zeros(3)})
     before = path.read_bytes()
-    with pytest.raises(OSError, match=rf"cannot write {path}: No space left on device; .* the same command goes on"):
+    with pytest.raises(OSError, match=rf"cannot write {path}: No space left on device; .* the same command again"):
         write_atomically(path, lambda file: torch.save({"a": torch.zeros(10_000)}, Full(file)))
     assert names(tmp_path) == {"model.pth"} and path.read_bytes() == before
 

@@ -7,13 +7,13 @@ import os
 
 import pytest
 
+from ncflow.files import UNWRITABLE
 from ncflow.training import explained_faults
-from ncflow.training.faults import UNWRITABLE
 
 
 @pytest.mark.parametrize("number", UNWRITABLE)
 def test_what_a_disk_refuses_is_named_with_its_place_and_what_to_do(number):
-    words = f"cannot write models/run: {os.strerror(number)}; mend this, and the same command goes on"
+    words = f"cannot write models/run: {os.strerror(number)}; make room or allow it, and give the same command again"
     with pytest.raises(OSError, match=words), explained_faults(batch_size=64, precision="fp32"):
         raise OSError(number, os.strerror(number), "models/run")
 

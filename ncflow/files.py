@@ -1,0 +1,126 @@
+"""Files and folders that are complete or not there: written next to their place, synced, renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of no error in reading
+LOCK = "lock"  # held in a temporary folder by the process that fills it
+YOUNG = 5  # seconds in which a temporary folder may not have its lock yet
+
+
+def write_text(path: Path, text: str) -> Path:
+    """A text file in UTF-8: the new one or the one before, never a part."""
+    return write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
+    """Let `write` fill a temporary sibling, sync it to the disk and give it the name `path`.
+
+    Where the disk is full or may not be written, what was there stays, and an OSError says what to do.
+    """
+    with _sibling(path) as temporary, temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def publish(source: Path, path: Path) -> Path:
+    """Give a complete file a second name, in one step; a copy where the file system cannot."""
+    with _sibling(path) as temporary:
+        try:
+            temporary.hardlink_to(source)
+        except OSError:
+            shutil.copy2(source, temporary)
+    return path
+
+
+@contextmanager
+def _sibling(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; what has it at the end takes the place of `path`, unless something failed."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        raise _explained(path, error) from error
+    finally:  # renaming one name of a file to another of its names leaves both
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _explained(path: Path, error: Exception) -> Exception:
+    """The same error with the file and what to do in it; torch hides that of the disk behind one of its own."""
+    cause = error if isinstance(error, OSError) else error.__context__
+    if not isinstance(cause, OSError):
+        return error
+    return unwritable(path, cause.strerror or cause)
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A temporary folder next to `path`, for what will take its place; those that killed processes left are removed.
+
+    A disk that is full or may not be written to is an OSError that names `path`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as name, FileLock(Path(name, LOCK)):
+            yield Path(name)
+    except OSError as error:
+        if error.errno not in (*UNWRITABLE, errno.EACCES) or not _is_below(error.filename, path.parent):
+            raise
+        raise unwritable(path, os.strerror(error.errno or 0)) from error
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Let a folder take the place of another one, with all that is in it."""
+    old = new.with_name(f"{new.name}.old")
+    with suppress(FileNotFoundError):
+        path.rename(old)
+    new.rename(path)
+    _sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def unwritable(place: object, reason: object) -> OSError:
+    """The error that says what cannot be written, why, and what to do."""
+    return OSError(f"cannot write {place}: {reason}; make room or allow it, and give the same command again")
+
+
+def _sweep(path: Path) -> None:
+    """Remove the temporary folders for `path` whose process is dead: it has left its lock."""
+    ours = re.compile(rf"\.{re.escape(path.name)}-[a-z0-9_]{{8}}")
+    for folder in path.parent.iterdir():
+        if not ours.fullmatch(folder.name) or folder.is_symlink() or time.time() - folder.stat().st_mtime < YOUNG:
+            continue
+        with suppress(OSError, Timeout), FileLock(folder / LOCK, timeout=0):
+            shutil.rmtree(folder)
+
+
+def _is_below(file: Any, folder: Path) -> bool:
+    """Whether an error is about a file in this folder; one that names no file may be."""
+    return file is None or Path(os.fsdecode(file)).is_relative_to(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name survives a power failure once its folder is synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
