@@ -285,14 +285,20 @@ def bench(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the UI answers at.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address that it answers at; 0.0.0.0: all of this machine.")] = "127.0.0.1",
+    experiment: Annotated[
+        str | None, typer.Option(metavar="NAME", help="MLflow experiment to open; default: that of the environment.")
+    ] = None,
+) -> None:
     """Start the MLflow UI on this machine and print the address that opens straight on the runs."""
     from ncflow import tracking
     from ncflow.reports.highlights import HIGHLIGHTS
 
     columns = ["tags.head", *(f"metrics.{key}" for key in HIGHLIGHTS)]
-    with tracking.ui(_root(), port=port, columns=columns) as server:
-        _say(f"compare runs at {tracking.ui_address(port)} (Ctrl-C stops)")
+    with tracking.ui(_root(), port=port, host=host, columns=columns, experiment=experiment) as (server, address):
+        _say(f"compare runs at {address} (Ctrl-C stops)")
         server.wait()
 
 
@@ -403,10 +409,10 @@ def _failures(jobs: list[Job]) -> str:
 def _report(folders: list[Path], out: Path, title: str) -> None:
     from ncflow import stages
     from ncflow.reports import as_text
-    from ncflow.tracking import ui_address
+    from ncflow.tracking import ui_command
 
     page, table = stages.report(folders, out, title=title)
-    _say(f"\n{as_text(table)}\n\nreport:       {page}\ncompare runs: `uv run ncflow ui`, then {ui_address()}")
+    _say(f"\n{as_text(table)}\n\nreport:       {page}\ncompare runs: {ui_command(_root())}")
 
 
 def _count(text: str) -> int | None:

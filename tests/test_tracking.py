@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import pytest
@@ -65,6 +67,10 @@ def read(root: Path, run_id: str | None) -> Any:
         return mlflow.get_run(run_id)
 
 
+def artifacts_of(run: Any) -> Path:
+    return Path(url2pathname(urlsplit(run.info.artifact_uri).path))
+
+
 # Where runs are kept
 
 
@@ -100,7 +106,8 @@ def test_a_temporary_copy_made_by_dvc_has_its_own_files_and_the_store_of_the_rea
 
 def test_the_default_store_is_the_one_mlflow_uses_in_the_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
-    assert tracking.tracking_uri(root) == stores._import_mlflow().get_tracking_uri()
+    theirs = stores._import_mlflow().get_tracking_uri()
+    assert stores.sqlite_file(tracking.tracking_uri(root)) == stores.sqlite_file(theirs)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +146,7 @@ def test_artifacts_of_any_experiment_are_kept_in_the_project(root: Path, tmp_pat
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
         with tracking.start_run(root=root, name="a", config={}) as run:
             run.artifact(root / "params.yaml")
-        kept = Path(read(root, run.run_id).info.artifact_uri)
+        kept = artifacts_of(read(root, run.run_id))
         assert kept.is_relative_to(root / "mlruns") and (kept / "params.yaml").is_file()
     assert list(tmp_path.iterdir()) == []
 
@@ -357,7 +364,7 @@ def test_what_is_said_again_after_an_interruption_is_there_once(root: Path, tmp_
             uri = run.model(TinyClassifier(), torch.randn(1, 3, 8, 8))
     assert runs[0] == runs[1]
     held = read(root, runs[0])
-    files = sorted(file.name for file in (Path(held.info.artifact_uri) / "images").iterdir())
+    files = sorted(file.name for file in (artifacts_of(held) / "images").iterdir())
     with tracking.store(root) as mlflow:
         points = mlflow.MlflowClient().get_metric_history(runs[0], "loss")
         table = mlflow.load_table("table.json", run_ids=[runs[0]])
@@ -384,7 +391,7 @@ def test_image_files_are_named_as_mlflow_names_them(root: Path) -> None:
         run.images({"ours": image}, step=3)
         run.mlflow.log_image(image, key="mlflows", step=3, synchronous=True)
         assert "mlflow.loggedImages" in read(root, run.run_id).data.tags
-    folder = Path(read(root, run.run_id).info.artifact_uri) / "images"
+    folder = artifacts_of(read(root, run.run_id)) / "images"
     ours, theirs = (sorted(folder.glob(f"{key}+*")) for key in ("ours", "mlflows"))
     sizes = [[Image.open(file).size for file in files] for files in (ours, theirs)]
     plain = [[re.sub(r"\+timestamp\+\d+\+[0-9a-f-]{36}", "", file.name) for file in files] for files in (ours, theirs)]
@@ -505,7 +512,7 @@ def test_images_are_kept_by_key_and_step(root: Path) -> None:
     with tracking.start_run(root=root, name="images", config={}) as run:
         for step in (0, 3):
             run.images({"gram": image, "confusion": image}, step=step)
-    folder = Path(read(root, run.run_id).info.artifact_uri) / "images"
+    folder = artifacts_of(read(root, run.run_id)) / "images"
     names = {file.name.partition("+timestamp+")[0] for file in folder.glob("*.png")}
     assert names == {f"{key}+step+{step}" for key in ("gram", "confusion") for step in (0, 3)}
 
@@ -526,7 +533,7 @@ def test_files_and_folders_are_copied(root: Path, tmp_path: Path) -> None:
     with tracking.start_run(root=root, name="files", config={}) as run:
         run.artifacts(tmp_path, "run")
         run.artifact(tmp_path / "metrics.json")
-    kept = Path(read(root, run.run_id).info.artifact_uri)
+    kept = artifacts_of(read(root, run.run_id))
     assert (kept / "run" / "metrics.json").read_text() == (kept / "metrics.json").read_text() == "{}"
 
 
@@ -591,14 +598,99 @@ def test_the_ui_refuses_a_port_in_use_and_runs_that_are_on_a_server(root: Path, 
         pass
 
 
-@pytest.mark.slow
-def test_the_ui_answers_once_entered_and_is_gone_after_leaving(root: Path) -> None:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tracking.ui(root, port=port) as server:
-        assert server.poll() is None
-        with urllib.request.urlopen(tracking.ui_address(port)) as page:
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_the_ui_answers_once_entered_and_is_gone_after_leaving(root: Path) -> None:
+    port = free_port()
+    with tracking.ui(root, port=port) as (server, address):
+        assert server.poll() is None and address == tracking.ui_address(port)
+        with urllib.request.urlopen(address) as page:
             assert b"MLflow" in page.read()
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["--experiment", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"])
+def test_the_ui_opens_on_the_experiment_that_is_meant(root: Path, asked: str, monkeypatch: Any) -> None:
+    with tracking.store(root) as mlflow:
+        name = f"tails {asked}"
+        number = mlflow.create_experiment(name)
+    if asked != "--experiment":
+        monkeypatch.setenv(asked, number if asked.endswith("ID") else name)
+    with tracking.ui(root, port=free_port(), experiment=name if asked == "--experiment" else None) as (_, address):
+        assert f"/experiments/{number}/" in address
+    with tracking.store(root) as mlflow:
+        assert "mlflow.sharedViewState.ncflow" in mlflow.get_experiment(number).tags
+
+
+def test_an_experiment_that_is_not_there_or_was_deleted_is_refused_by_name(root: Path, monkeypatch: Any) -> None:
+    with tracking.store(root) as mlflow:
+        number = mlflow.create_experiment("gone")
+        mlflow.delete_experiment(number)
+    restore = rf"'gone' was deleted.*experiments restore --experiment-id {number}"
+    with pytest.raises(ValueError, match=restore), tracking.ui(root, experiment="gone"):
+        pass
+    absent = pytest.raises(ValueError, match="no experiment 'other' of --experiment.*Default")
+    with absent, tracking.ui(root, experiment="other"):
+        pass
+    for variable, value in (("MLFLOW_EXPERIMENT_NAME", "gone"), ("MLFLOW_EXPERIMENT_ID", number)):
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(ValueError, match=restore), tracking.start_run(root=root, name="a", config={}):
+            pass
+        monkeypatch.delenv(variable)
+
+
+@pytest.mark.parametrize("deleted", ["run", "experiment"])
+def test_what_is_deleted_while_it_is_written_is_named_with_the_command_that_restores_it(
+    root: Path, deleted: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"doomed {deleted}")
+    said = pytest.raises(ValueError, match=rf"{deleted} '.*' was deleted.*{deleted}s restore --{deleted}-id")
+    with said, tracking.start_run(root=root, name="mine", config={}, attempt=f"doomed {deleted}") as run:
+        run.metrics({"loss": 1.0}, step=1)
+        if deleted == "run":
+            run.mlflow.delete_run(run.run_id)
+        else:
+            run.mlflow.delete_experiment(run.mlflow.active_run().info.experiment_id)
+        run.metrics({"loss": 0.5}, step=2)
+    with tracking.store(root) as mlflow:  # as the message says
+        if deleted == "run":
+            mlflow.MlflowClient().restore_run(run.run_id)
+        else:
+            mlflow.MlflowClient().restore_experiment(mlflow.get_run(run.run_id).info.experiment_id)
+    with tracking.start_run(root=root, name="mine", config={}, attempt=f"doomed {deleted}") as again:
+        again.metrics({"loss": 0.5}, step=2)
+    assert again.run_id == run.run_id
+
+
+COMMANDS = {
+    "the project's own": ({}, "`uv run ncflow ui`"),
+    "an experiment": ({"MLFLOW_EXPERIMENT_NAME": "my tails"}, "`uv run ncflow ui --experiment 'my tails'`"),
+    "the usual one": ({"MLFLOW_EXPERIMENT_ID": "0"}, "`uv run ncflow ui`"),
+    "another store": (
+        {"MLFLOW_TRACKING_URI": "sqlite:////else where/a.db"},
+        "`MLFLOW_TRACKING_URI='sqlite:////else where/a.db' uv run ncflow ui`",
+    ),
+    "a server": ({"MLFLOW_TRACKING_URI": "https://me:secret@tracking.example"}, "open https://me:…@tracking.example"),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_the_hint_opens_the_store_and_the_experiment_that_were_used(tmp_path, case, monkeypatch) -> None:
+    variables, command = COMMANDS[case]
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    assert tracking.ui_command(tmp_path) == command
+
+
+def test_the_hint_names_the_project_where_it_is_another_folder(tmp_path, monkeypatch) -> None:
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert tracking.ui_command(tmp_path / "project") == f"`uv run ncflow ui` in {tmp_path / 'project'}"

@@ -1,7 +1,7 @@
 """Runs in MLflow, of which this is the only home."""
 
 from ncflow.tracking.interruption import Interrupted, end_if_asked, interruptible
-from ncflow.tracking.pages import ui, ui_address
+from ncflow.tracking.pages import ui, ui_address, ui_command
 from ncflow.tracking.runs import RunLogger, start_run
 from ncflow.tracking.stores import git_commit, project_root, store, tracking_uri
 
@@ -17,4 +17,5 @@ __all__ = [
     "tracking_uri",
     "ui",
     "ui_address",
+    "ui_command",
 ]

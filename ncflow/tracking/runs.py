@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ncflow.tracking.experiments import find_experiment, refuse_deleted
 from ncflow.tracking.interruption import interruptible
 from ncflow.tracking.stores import store
 
@@ -46,6 +47,8 @@ def start_run(
     with store(root) as mlflow, interruptible():
         all_tags = _strings({**(tags or {}), "mlflow.runColor": color, "attempt": attempt})
         run_id = _lost_run(mlflow, attempt) or _opened_run(mlflow)
+        if run_id is None:
+            find_experiment(mlflow)
         run = mlflow.start_run(run_id, run_name=name, tags=all_tags)
         failed_store = mlflow.exceptions.MlflowException
         try:
@@ -59,6 +62,9 @@ def start_run(
                 mlflow.set_tags(_strings({"error": f"{type(error).__name__}: {error}"}))
             with _in_haste(), suppress(failed_store):
                 mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+            if isinstance(error, failed_store):
+                with suppress(failed_store):
+                    refuse_deleted(mlflow, run.info.run_id)
             raise
         mlflow.end_run("FINISHED")
 

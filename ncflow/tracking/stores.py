@@ -10,11 +10,14 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
+
+from ncflow.tracking.moved import ARTIFACTS, follow_project, location_of
 
 
 def project_root(start: Path | None = None) -> Path:
@@ -34,10 +37,28 @@ def tracking_uri(root: Path) -> str:
     root = _original(root)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///"):
-        return f"sqlite:///{quote(str(root / unquote(uri.removeprefix('sqlite:///'))))}"
+        return sqlite_uri(root / sqlite_file(uri))
     if urlsplit(uri).scheme in ("", "file") and uri not in _NAMED_STORES:
         return (root / unquote(urlsplit(uri).path)).as_uri()
     return uri
+
+
+def sqlite_uri(file: Path) -> str:
+    """A database's address, in which only what SQLAlchemy takes for something else is quoted."""
+    return f"sqlite:///{str(file).replace('%', '%25').replace('?', '%3F')}"
+
+
+def sqlite_file(uri: str) -> Path:
+    """The file of such an address, relative or not."""
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
+
+
+def is_writable(uri: str) -> bool:
+    """Whether a store may be written to, as far as one can tell: a database needs its file and its folder."""
+    if not uri.startswith("sqlite:///"):
+        return True
+    file = sqlite_file(uri)
+    return os.access(file.parent, os.W_OK) and (not file.exists() or os.access(file, os.W_OK))
 
 
 @contextmanager
@@ -45,13 +66,14 @@ def store(root: Path) -> Iterator[Any]:
     """Inside, the module mlflow, which is yielded, reads and writes the project's store; outside, what it did before.
 
     The first to come creates the database while the others wait: MLflow's own creation breaks it for good when several
-    processes start together. A store that fails is an OSError that says so.
+    processes start together. A store that may not be written to is opened as it is, to be looked at. One that fails is
+    an OSError that says so.
     """
     mlflow, uri = _import_mlflow(), tracking_uri(root)
     before = os.environ.get("MLFLOW_TRACKING_URI")
     try:
         if uri.startswith("sqlite:///"):
-            _create_database(uri, root)
+            _open_database(uri, root)
         mlflow.set_tracking_uri(uri)
         yield mlflow
     except mlflow.exceptions.MlflowException as error:
@@ -72,7 +94,7 @@ def git_commit(root: Path) -> str | None:
 
 def artifact_root(root: Path) -> str:
     """Where MLflow would put artifacts if it ran in `root`; left to itself it takes the folder it happens to run in."""
-    return str(_original(root) / "mlruns")
+    return location_of(_original(root) / ARTIFACTS)
 
 
 def _import_mlflow() -> Any:
@@ -80,29 +102,40 @@ def _import_mlflow() -> Any:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import mlflow
+    from mlflow.store.db import utils
 
+    # It makes the folder of a database under its quoted name, next to the real one.
+    make_parents = getattr(utils._make_parent_dirs_if_sqlite, "__wrapped__", utils._make_parent_dirs_if_sqlite)
+    utils._make_parent_dirs_if_sqlite = wraps(make_parents)(lambda uri: make_parents(unquote(uri)))
     # Of a database that fails it would print the statements and its own insides, beside the error that says all.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow
 
 
-def _create_database(uri: str, root: Path) -> None:
-    """Tables, default experiment and the one MLFLOW_EXPERIMENT_NAME asks for, where missing; one process at a time."""
+def _open_database(uri: str, root: Path) -> None:
+    """Tables, default experiment and the one MLFLOW_EXPERIMENT_NAME asks for, where missing; one process at a time.
+
+    Locations follow a project that has moved. Where nothing may be written, nothing is.
+    """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy import Engine, event
     from sqlalchemy.exc import DatabaseError
 
     if not event.contains(Engine, "connect", _wait_for_others):
         event.listen(Engine, "connect", _wait_for_others)
-    file = Path(unquote(uri.removeprefix("sqlite:///"))).resolve()
+    file, project = sqlite_file(uri).resolve(), _original(root)
+    if file.exists() and not is_writable(uri):
+        _tell(follow_project(file, project, writable=False))
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
         try:
             if not file.exists():
                 _create_tables(file, root)
+            _tell(follow_project(file, project, writable=True))
             tables = SqlAlchemyStore(uri, artifact_root(root))
-        except DatabaseError as error:
-            reason = f"{error.orig}; mend it, and give the same command again"
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            reason = f"{getattr(error, 'orig', error)}; mend it, and give the same command again"
             raise OSError(f"MLflow's store {file} cannot be opened: {reason}") from error
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
         if experiment and tables.get_experiment_by_name(experiment) is None:
@@ -119,10 +152,15 @@ def _create_tables(file: Path, root: Path) -> None:
         for name, ending in itertools.product((partial, file), ("-journal", "-wal", "-shm")):
             name.with_name(name.name + ending).unlink(missing_ok=True)
         partial.unlink(missing_ok=True)
-        SqlAlchemyStore(f"sqlite:///{quote(str(partial))}", artifact_root(root)).engine.dispose()
+        SqlAlchemyStore(sqlite_uri(partial), artifact_root(root)).engine.dispose()
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _tell(text: str | None) -> None:
+    if text:
+        logging.getLogger("ncflow").warning("%s", text)
 
 
 def _wait_for_others(connection: Any, record: object) -> None:

@@ -145,7 +145,7 @@ def test_mlflow_and_its_server_tell_nobody_unless_the_user_wants_it(unset, monke
     library = MagicMock()  # not MLflow itself, which takes seconds
     library.exceptions.MlflowException = LookupError
     monkeypatch.setitem(sys.modules, "mlflow", library)
-    monkeypatch.setattr(stores, "_create_database", lambda uri, root: None)
+    monkeypatch.setattr(stores, "_open_database", lambda uri, root: None)
     with pytest.raises(Started) as server, tracking.ui(tmp_path, port=1):
         pass
     for environment in (server.value.args[0], os.environ):

@@ -1,0 +1,51 @@
+"""MLflow's experiments: which one is meant, and what to do where it is not there any more."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def find_experiment(mlflow: Any, asked: str | None = None) -> Any:
+    """The experiment of this name or ID, else the one that the environment names, else MLflow's default.
+
+    Raises ValueError for one that is not there, and for one that was deleted, with the command that restores it.
+    """
+    if asked is not None:
+        found, source = _by_name(mlflow, asked) or _by_id(mlflow, asked), "--experiment"
+    elif name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+        found, asked, source = _by_name(mlflow, name), name, "MLFLOW_EXPERIMENT_NAME"
+    else:
+        asked = os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+        found, source = _by_id(mlflow, asked), "MLFLOW_EXPERIMENT_ID"
+    if found is None:
+        names = sorted(experiment.name for experiment in mlflow.search_experiments())
+        raise ValueError(f"there is no experiment '{asked}' of {source} in MLflow; there are {', '.join(names)}")
+    if found.lifecycle_stage == "deleted":
+        raise ValueError(
+            f"experiment '{found.name}' was deleted in MLflow; restore it with `uv run mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}`, or name another one in MLFLOW_EXPERIMENT_NAME"
+        )
+    return found
+
+
+def refuse_deleted(mlflow: Any, run_id: str) -> None:
+    """Raise ValueError where a run, or its experiment, was deleted, with the command that restores it."""
+    run = mlflow.get_run(run_id)
+    find_experiment(mlflow, run.info.experiment_id)
+    if run.info.lifecycle_stage == "deleted":
+        raise ValueError(
+            f"run '{run.info.run_name}' was deleted in MLflow; restore it with `uv run mlflow runs restore --run-id "
+            f"{run_id}` and give the same command again, which then resumes it; without that, it starts a new run"
+        )
+
+
+def _by_name(mlflow: Any, name: str) -> Any:
+    return mlflow.get_experiment_by_name(name)
+
+
+def _by_id(mlflow: Any, experiment_id: str) -> Any:
+    try:
+        return mlflow.get_experiment(experiment_id)
+    except mlflow.exceptions.MlflowException:  # no such ID, or text that is none
+        return None
