@@ -304,7 +304,7 @@ def ui(
 
 def main() -> None:
     """Run the command line; what a user can mend is one message, not a traceback. SIGTERM is heard from here on."""
-    from ncflow.tracking import interruptible
+    from ncflow.tracking import TEMPFAIL, interruptible
 
     try:
         with interruptible():
@@ -312,7 +312,7 @@ def main() -> None:
     except (ValueError, FloatingPointError, MemoryError, OSError) as error:
         _fail(str(error))
     except SystemExit as stop:
-        if stop.code == os.EX_TEMPFAIL and type(stop) is not SystemExit:  # those of our own say why
+        if stop.code == TEMPFAIL and type(stop) is not SystemExit:  # those of our own say why
             print(f"ncflow: {stop}", file=sys.stderr)
         raise
     except KeyboardInterrupt:

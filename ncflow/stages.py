@@ -20,7 +20,7 @@ from ncflow.params import Params, make_params, read_yaml
 from ncflow.recording import CONFIG, PROVENANCE, record
 from ncflow.reports import Table, read_runs, summary_table, write_report
 from ncflow.reports.curves import HEAD_LOOKS
-from ncflow.tracking import end_if_asked, git_commit, interruptible, start_run
+from ncflow.tracking import RESUMES, end_if_asked, git_commit, interruptible, start_run
 from ncflow.training import (
     RunFolder,
     StateFolder,
@@ -62,7 +62,7 @@ def train(
     finished epoch, in the same MLflow run. SIGTERM raises Interrupted.
     """
     how = params.train
-    with interruptible(), explained_faults(batch_size=how.batch_size, precision=how.precision):
+    with interruptible(RESUMES), explained_faults(batch_size=how.batch_size, precision=how.precision):
         check(params)
         keep_freed_memory()
         accelerator = create_accelerator(how.device)

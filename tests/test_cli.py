@@ -129,7 +129,7 @@ def test_sigterm_while_a_command_is_still_being_imported_says_start_me_again(pro
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (project, ROOT)))}
     done = subprocess.run([sys.executable, "-m", "ncflow", *words], capture_output=True, text=True, env=environment)
     assert done.returncode == 75
-    assert done.stderr == "ncflow: stopped by SIGTERM; the same command goes on after the last finished epoch\n"
+    assert done.stderr == "ncflow: stopped by SIGTERM; give the same command again\n"
 
 
 def test_an_option_that_no_command_has_is_refused(project, monkeypatch, capsys):

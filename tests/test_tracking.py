@@ -27,7 +27,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 
 from ncflow import tracking
-from ncflow.tracking import stores
+from ncflow.tracking import interruption, stores
 
 
 class Output(NamedTuple):
@@ -157,7 +157,7 @@ def test_eight_processes_starting_together_on_no_database_all_succeed_in_silence
         import multiprocessing, sys
         from pathlib import Path
         from ncflow import tracking
-        from ncflow.tracking import stores
+        from ncflow.tracking import interruption, stores
 
         def start(number):
             together.wait()
@@ -274,7 +274,7 @@ def test_a_terminated_process_ends_its_run_and_gets_its_signals_back(root: Path)
         time.sleep(5)
     assert stop.value.code == 75
     assert read(root, run.run_id).info.status == "KILLED"
-    assert read(root, run.run_id).data.tags["error"].endswith("the same command goes on after the last finished epoch")
+    assert read(root, run.run_id).data.tags["error"].endswith("give the same command again")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -296,6 +296,70 @@ def test_a_sigterm_that_nobody_could_catch_is_remembered_and_the_next_one_is_hea
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     tracking.end_if_asked()  # of the signal before nothing is left
+
+
+@pytest.mark.parametrize("number, error", [(signal.SIGTERM, tracking.Interrupted), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_drops_is_raised_at_the_next_look(number: int, error: type[BaseException]) -> None:
+    class Dropping:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+
+    with tracking.interruptible():
+        Dropping()
+        with pytest.raises(error):
+            tracking.end_if_asked()
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+@pytest.mark.parametrize("number, error", [(signal.SIGTERM, tracking.Interrupted), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_waits_for_the_end_of_what_must_not_be_disturbed(number: int, error: type[BaseException]) -> None:
+    done = []
+    with pytest.raises(error), tracking.interruptible():
+        with interruption.undisturbed():
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+            done.append("written")
+        done.append("never")
+    assert done == ["written"]
+
+
+def test_an_impatient_user_is_not_kept_waiting() -> None:
+    with pytest.raises(KeyboardInterrupt), tracking.interruptible(), interruption.undisturbed():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        pytest.fail("the third Ctrl-C is not waited for")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from ncflow import tracking
+with tracking.interruptible(), tracking.start_run(root=Path(sys.argv[1]), name="a", config={"a": 1}) as run:
+    print(run.run_id, flush=True)
+    for step in range(10**6):
+        run.metrics({f"metric {k}": 0.5 for k in range(60)}, step)
+        tracking.end_if_asked()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_at_any_moment_of_logging_end_the_run_soon_and_with_a_reason(root: Path, number: int) -> None:
+    """An exception inside of a transaction left it open, and the last words waited for their own lock."""
+    command = [sys.executable, "-c", WRITER, str(root)]
+    for moment in range(5):
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert writer.stdout is not None
+        run_id = writer.stdout.readline().strip()
+        time.sleep(0.05 + 0.013 * moment)
+        writer.send_signal(number)
+        writer.wait(timeout=15)
+        run = read(root, run_id)
+        assert run.info.status == "KILLED"
+        assert run.data.tags["error"].startswith(("Interrupted", "KeyboardInterrupt"))
 
 
 def test_a_second_sigterm_does_not_disturb_the_clearing_up() -> None:

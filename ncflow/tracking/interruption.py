@@ -1,60 +1,118 @@
-"""SIGTERM, as schedulers send it, becomes an exception: what is open is closed, the exit code says: start me again."""
+"""SIGTERM, as schedulers send it, and Ctrl-C become exceptions: what is open is closed, and the exit code says why."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+TEMPFAIL = 75  # the exit code that says: give the same command again. os.EX_TEMPFAIL, which Windows lacks
+AGAIN = "give the same command again"
+RESUMES = "the same command goes on after the last finished epoch"
+IMPATIENT = 3  # so many times Ctrl-C ends what is not to be disturbed, too
+
 
 class Interrupted(SystemExit):
-    """SIGTERM came, as schedulers send it; the exit code, 75, says that the same command goes on where this one was."""
+    """SIGTERM came, as schedulers send it; the exit code, 75, says that the same command is to be given again."""
 
-    def __init__(self) -> None:
-        super().__init__(os.EX_TEMPFAIL)
+    def __init__(self, advice: str = AGAIN) -> None:
+        super().__init__(TEMPFAIL)
+        self.advice = advice
 
     def __str__(self) -> str:
-        return "stopped by SIGTERM; the same command goes on after the last finished epoch"
+        return f"stopped by SIGTERM; {self.advice}"
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM raises Interrupted, so that a job that its scheduler stops still ends its run.
+def interruptible(advice: str | None = None) -> Iterator[None]:
+    """Inside, SIGTERM raises Interrupted and Ctrl-C KeyboardInterrupt, so that a job that is stopped ends its run.
 
-    Those that come while this clears up change nothing. Where nothing can be raised, as in a `__del__`, Python drops
-    the exception: whoever is at work for long asks `end_if_asked` now and then.
+    `advice` says what the same command does when it is given again. Signals that come while this clears up change
+    nothing. Where nothing can be raised, as in a `__del__`, Python drops the exception: who works for long calls
+    `end_if_asked` now and then.
     """
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    ours = _Handler() if _is_free() else None
     if ours:
-        signal.signal(signal.SIGTERM, _Handler())
+        before = {number: signal.signal(number, ours) for number in (signal.SIGTERM, signal.SIGINT)}
+    handler = _handler()
+    advice_before = handler.advice if handler else AGAIN
+    if handler and advice:
+        handler.advice = advice
     try:
         yield
     finally:
+        if handler:
+            handler.advice = advice_before
         if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number, action in before.items():
+                signal.signal(number, action)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Inside, a signal waits: an exception within a transaction would leave it open, and all others locked out."""
+    handler = _handler()
+    if handler is None or handler.depth:
+        yield
+        return
+    handler.depth += 1
+    try:
+        yield
+    finally:
+        handler.depth -= 1
+        if handler.waiting:
+            handler.waiting = False
+            handler.end()
 
 
 def end_if_asked() -> None:
-    """Raise Interrupted if SIGTERM came since `interruptible` was entered, and what it raised was dropped."""
-    handler = signal.getsignal(signal.SIGTERM)
-    if isinstance(handler, _Handler) and handler.asked:
-        raise Interrupted
+    """Raise if a signal came since `interruptible` was entered, and what it raised was dropped."""
+    handler = _handler()
+    if handler and handler.asked:
+        handler.end()
 
 
 class _Handler:
-    """What SIGTERM calls; `asked` tells whether it has."""
+    """What the signals call. asked: the first that came; waiting: one came that must not disturb yet."""
 
-    asked = False
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.advice = AGAIN
+        self.depth, self.times, self.waiting = 0, 0, False
 
     def __call__(self, number: int, frame: object) -> None:
-        self.asked = True
+        self.asked = self.asked or number
+        self.times += number == signal.SIGINT
+        if self.times >= IMPATIENT:
+            raise KeyboardInterrupt
+        if self.depth:
+            self.waiting = True
+        else:
+            self.end()
+
+    def end(self) -> None:
+        """Raise what the first signal asked for, unless that has been raised and this is the clearing up."""
         if not _clears_up(sys.exception()):
-            raise Interrupted
+            raise KeyboardInterrupt if self.asked == signal.SIGINT else Interrupted(self.advice)
+
+
+def _is_free() -> bool:
+    """Whether the signals are nobody's, and this thread may take them."""
+    main = threading.current_thread() is threading.main_thread()
+    return main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def _handler() -> _Handler | None:
+    """The handler at work, in the thread that it interrupts."""
+    handler = signal.getsignal(signal.SIGTERM)
+    main = threading.current_thread() is threading.main_thread()
+    return handler if main and isinstance(handler, _Handler) else None
 
 
 def _clears_up(handled: BaseException | None) -> bool:
-    """Whether Interrupted was caught, by an `except` or a `finally` that is at work, or by one around it."""
-    return handled is not None and (isinstance(handled, Interrupted) or _clears_up(handled.__context__))
+    """Whether the interruption was caught, by an `except` or a `finally` that is at work, or by one around it."""
+    return handled is not None and (
+        isinstance(handled, Interrupted | KeyboardInterrupt) or _clears_up(handled.__context__)
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ncflow.tracking.experiments import find_experiment, refuse_deleted
-from ncflow.tracking.interruption import interruptible
+from ncflow.tracking.interruption import interruptible, undisturbed
 from ncflow.tracking.stores import store
 
 if TYPE_CHECKING:
@@ -46,27 +46,33 @@ def start_run(
         return
     with store(root) as mlflow, interruptible():
         all_tags = _strings({**(tags or {}), "mlflow.runColor": color, "attempt": attempt})
-        run_id = _lost_run(mlflow, attempt) or _opened_run(mlflow)
-        if run_id is None:
-            find_experiment(mlflow)
-        run = mlflow.start_run(run_id, run_name=name, tags=all_tags)
         failed_store = mlflow.exceptions.MlflowException
+        writing = undisturbed if _is_database(mlflow) else nullcontext  # a server may make one wait for minutes
+        run = None
         try:
-            if "error" in run.data.tags:  # a run that is continued has not failed after all
-                mlflow.delete_tag("error")
-            mlflow.log_params(_strings(_flatten(config, "cfg")))
-            yield RunLogger(mlflow, run.info.run_id, logged={m.key: m.step for m in run.data.to_proto().metrics})
+            with writing():
+                run_id = _lost_run(mlflow, attempt) or _opened_run(mlflow)
+                if run_id is None:
+                    find_experiment(mlflow)
+                run = mlflow.start_run(run_id, run_name=name, tags=all_tags)
+                if "error" in run.data.tags:  # a run that is continued has not failed after all
+                    mlflow.delete_tag("error")
+                mlflow.log_params(_strings(_flatten(config, "cfg")))
+            logged = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+            yield RunLogger(mlflow, run.info.run_id, logged=logged, writing=writing)
         except BaseException as error:
-            # What fails may be the store itself: the first failure is the one to hear of.
-            with _in_haste(), suppress(failed_store):
-                mlflow.set_tags(_strings({"error": f"{type(error).__name__}: {error}"}))
-            with _in_haste(), suppress(failed_store):
-                mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
-            if isinstance(error, failed_store):
-                with suppress(failed_store):
-                    refuse_deleted(mlflow, run.info.run_id)
+            if run is not None:
+                # What fails may be the store itself: the first failure is the one to hear of.
+                with _in_haste(), suppress(failed_store):
+                    mlflow.set_tags(_strings({"error": f"{type(error).__name__}: {error}"}))
+                with _in_haste(), suppress(failed_store):
+                    mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+                if isinstance(error, failed_store):
+                    with suppress(failed_store):
+                        refuse_deleted(mlflow, run.info.run_id)
             raise
-        mlflow.end_run("FINISHED")
+        with writing():
+            mlflow.end_run("FINISHED")
 
 
 @dataclass(frozen=True)
@@ -74,16 +80,20 @@ class RunLogger:
     """What a run can say to MLflow while `start_run` holds it open.
 
     Whatever has a step is there once for each step, even if it is said again after an interruption: `logged` holds the
-    last step of each metric that a continued run has already.
+    last step of each metric that a continued run has already. Inside of `writing` signals wait, where they would leave
+    a database locked.
     """
 
     mlflow: Any
     run_id: str | None
     logged: Mapping[str, int] = field(default_factory=dict)
+    writing: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """All metrics of one step in one call, which is an order of magnitude faster than one by one."""
-        self.mlflow.log_metrics({key: v for key, v in values.items() if step > self.logged.get(key, -1)}, step=step)
+        new = {key: v for key, v in values.items() if step > self.logged.get(key, -1)}
+        with self.writing():
+            self.mlflow.log_metrics(new, step=step)
 
     def images(self, images: Mapping[str, np.ndarray], step: int) -> None:
         """Images (H,W,3) uint8, each key a row of the run's image grid with a slider over the steps."""
@@ -100,7 +110,8 @@ class RunLogger:
                 image.save(file.with_name(f"{file.stem}+compressed.webp"))
             for file in sorted(Path(folder).iterdir()):
                 self.artifact(file, "images")
-        self.mlflow.set_tag("mlflow.loggedImages", True)
+        with self.writing():
+            self.mlflow.set_tag("mlflow.loggedImages", True)
 
     def table(self, columns: Mapping[str, Iterable[Any]], artifact_file: str, step: int) -> None:
         """Columns of equal length, as rows of a step; MLflow compares those of the same `artifact_file` across runs."""
@@ -129,7 +140,8 @@ class RunLogger:
         data = self.mlflow.data
         origin = data.sources.LocalArtifactDatasetSource(source.resolve().as_uri())
         version = data.meta_dataset.MetaDataset(origin, name=name, digest=digest[:36])
-        self.mlflow.log_input(version, context=context)
+        with self.writing():
+            self.mlflow.log_input(version, context=context)
 
     def model(self, classifier: torch.nn.Module, images: torch.Tensor, *, name: str = "model", step: int = 0) -> str:
         """The classifier as the run's logged model; returns its URI. `images` (B,3,S,S) show the input's shape.
@@ -164,7 +176,8 @@ class RunLogger:
     def _writing(self) -> Iterator[None]:
         """Inside, what a disk or a server refuses is said with the place of the artifacts."""
         try:
-            yield
+            with self.writing():
+                yield
         except (OSError, self.mlflow.exceptions.MlflowException) as error:
             where, reason = self.mlflow.active_run().info.artifact_uri, getattr(error, "strerror", None) or error
             raise OSError(
@@ -200,6 +213,11 @@ def _in_haste() -> Iterator[None]:
         del os.environ[_RETRIES]
         if patience is not None:
             os.environ[_RETRIES] = patience
+
+
+def _is_database(mlflow: Any) -> bool:
+    """Whether the store is a database on this machine, whose transactions an exception may leave open."""
+    return str(mlflow.get_tracking_uri()).startswith("sqlite:")
 
 
 def _lost_run(mlflow: Any, attempt: str | None) -> str | None:
