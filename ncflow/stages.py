@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ncflow.params import Params, make_params, read_yaml
 from ncflow.recording import CONFIG, PROVENANCE, record
 from ncflow.reports import Table, read_runs, summary_table, write_report
 from ncflow.reports.curves import HEAD_LOOKS
-from ncflow.tracking import RESUMES, end_if_asked, git_commit, interruptible, start_run
+from ncflow.tracking import RESUMES, end_if_asked, git_commit, interruptible, start_run, watched
 from ncflow.training import (
     RunFolder,
     StateFolder,
@@ -75,15 +76,19 @@ def train(
         classifier, batches, records = start(params, images, accelerator, precision, resume)
         provenance = _provenance(params, images, root, describe(accelerator, precision))
         main = accelerator.is_main_process
-        with start_run(
-            root=root,
-            name=params.exp_name,
-            config=params.resolved(),
-            tags=_tags(params, provenance, group, suite),
-            color=HEAD_LOOKS[params.head.name]["color"],  # a head has one color in the report and in MLflow
-            attempt=states.token() if main else None,
-            enabled=main,
-        ) as run:
+        watch = watched if accelerator.num_processes > 1 else nullcontext
+        with (
+            watch(),
+            start_run(
+                root=root,
+                name=params.exp_name,
+                config=params.resolved(),
+                tags=_tags(params, provenance, group, suite),
+                color=HEAD_LOOKS[params.head.name]["color"],  # a head has one color in the report and in MLflow
+                attempt=states.token() if main else None,
+                enabled=main,
+            ) as run,
+        ):
             if main:
                 run.dataset(provenance["snapshot"]["name"], images.digest, images.path)
                 files = RunFolder(folder, kept=states.files, epoch=resume["epoch"] if resume else 0)

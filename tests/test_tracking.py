@@ -333,6 +333,29 @@ def test_an_impatient_user_is_not_kept_waiting() -> None:
         pytest.fail("the third Ctrl-C is not waited for")
 
 
+DEAF = """
+import sys
+from datetime import timedelta
+from torch.distributed import TCPStore
+from ncflow import tracking
+store = TCPStore("127.0.0.1", 0, 1, True, timedelta(seconds=60))
+with tracking.interruptible("it resumes"), tracking.watched(1.0):
+    print("waiting", flush=True)
+    store.get("what nobody sets")
+"""
+
+
+def test_sigterm_ends_a_process_that_waits_in_foreign_code_for_a_dead_peer() -> None:
+    waiting = subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert waiting.stdout is not None
+    waiting.stdout.readline()
+    time.sleep(0.5)
+    waiting.terminate()
+    _, said = waiting.communicate(timeout=20)
+    assert waiting.returncode == 75
+    assert "stopped by SIGTERM; it resumes, while it waited for another process" in said
+
+
 WRITER = """
 import sys
 from pathlib import Path

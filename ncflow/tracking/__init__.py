@@ -1,6 +1,6 @@
 """Runs in MLflow, of which this is the only home."""
 
-from ncflow.tracking.interruption import RESUMES, TEMPFAIL, Interrupted, end_if_asked, interruptible
+from ncflow.tracking.interruption import RESUMES, TEMPFAIL, Interrupted, end_if_asked, interruptible, watched
 from ncflow.tracking.pages import ui, ui_address, ui_command
 from ncflow.tracking.runs import RunLogger, start_run
 from ncflow.tracking.stores import git_commit, project_root, store, tracking_uri
@@ -20,4 +20,5 @@ __all__ = [
     "ui",
     "ui_address",
     "ui_command",
+    "watched",
 ]

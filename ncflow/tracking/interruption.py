@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,6 +68,40 @@ def undisturbed() -> Iterator[None]:
         if handler.waiting:
             handler.waiting = False
             handler.end()
+
+
+@contextmanager
+def watched(seconds: float = 30.0) -> Iterator[None]:
+    """Inside, SIGTERM ends the process `seconds` later at the latest, also while C++ waits, where no exception comes.
+
+    So waits a collective for a peer that is dead. What was finished stays, and the same command resumes.
+    """
+    handler = _handler()
+    if handler is None:
+        yield
+        return
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)  # written to at once, whatever Python does
+    threading.Thread(target=_watch, args=(heard, handler, seconds), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        told.close()
+
+
+def _watch(heard: socket.socket, handler: _Handler, seconds: float) -> None:
+    with heard:
+        while number := heard.recv(1):
+            if number[0] != signal.SIGTERM:
+                continue
+            until = time.monotonic() + seconds
+            while handler.asked is None and time.monotonic() < until:
+                time.sleep(0.1)
+            if handler.asked is None:
+                os.write(2, f"ncflow: {Interrupted(handler.advice)}, while it waited for another process\n".encode())
+                os._exit(TEMPFAIL)
 
 
 def end_if_asked() -> None:

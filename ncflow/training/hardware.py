@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from ncflow.lookup import lookup
+from ncflow.training.meeting import meet
 
 
 def create_accelerator(device: str = "auto") -> Accelerator:
@@ -25,6 +26,7 @@ def create_accelerator(device: str = "auto") -> Accelerator:
             f"expected a GPU for each of the {here} processes on this machine, got {torch.cuda.device_count()}; "
             "use fewer processes, or train.device=cpu"
         )
+    meet(cpu=cpu)
     accelerator = Accelerator(cpu=cpu, mixed_precision="no")  # `autocast` below, not Accelerate's environment, decides
     if accelerator.num_processes == 1 and _several_were_asked_for():
         raise ValueError(
