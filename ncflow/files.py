@@ -119,6 +119,8 @@ def _is_below(file: Any, folder: Path) -> bool:
 
 def _sync_folder(folder: Path) -> None:
     """A new name survives a power failure once its folder is synced."""
+    if os.name == "nt":  # which opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

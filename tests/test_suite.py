@@ -15,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -471,10 +472,18 @@ def test_each_run_gets_its_share_of_the_cpus_and_says_how_many_processes_it_is(t
 )
 def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch, options, shares):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5, 6,7")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     tasks = started(monkeypatch, tmp_path, len(shares), **options)
     assert [task.gpus for task in tasks] == shares
     assert all(process._share(task)["CUDA_VISIBLE_DEVICES"] == ",".join(task.gpus) for task in tasks)
     assert all(task.processes == len(task.gpus) for task in tasks)
+
+
+@pytest.mark.parametrize("named, count, gpus", [("0,1", 0, []), ("-1", 0, []), ("0,-1,1", 1, ["0"]), ("", 4, [])])
+def test_what_the_environment_names_is_a_gpu_only_if_torch_finds_it(monkeypatch, named, count, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert engines.visible_gpus() == gpus
 
 
 def started(monkeypatch, root, count, **options):

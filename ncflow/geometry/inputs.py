@@ -12,11 +12,24 @@ from torch import Tensor
 LARGEST = 2**17  # a square matrix of so many rows takes 137 GB; what is larger is no number of classes or features
 
 
+WITHOUT_FLOAT64 = {"mps"}  # types of devices
+
+
 class OutOfRange(ValueError):
     """Numbers that are not finite, or too large to square, as those of a training that diverges; says which."""
 
     def __str__(self) -> str:
         return f"{self.args[0]}; did the training diverge?"
+
+
+def has_float64(tensor: Tensor) -> bool:
+    """Whether the device of a tensor computes in float64. Apple's MPS does not: work in it is done on the CPU."""
+    return tensor.device.type not in WITHOUT_FLOAT64
+
+
+def where_float64_is(tensor: Tensor) -> Tensor:
+    """The tensor on its device, or on the CPU where that has no float64."""
+    return tensor if has_float64(tensor) else tensor.cpu()
 
 
 def check_tensors(**values: object) -> None:
@@ -83,6 +96,8 @@ def _check_shares(targets: Tensor) -> None:
 def counts_tensor(class_counts: Sequence[float] | Tensor) -> Tensor:
     """Class sizes (K,) in float64, on their device; a ValueError for what holds no finite number for each class."""
     try:
+        if isinstance(class_counts, Tensor):
+            class_counts = where_float64_is(class_counts)
         counts = torch.as_tensor(class_counts, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"class_counts must hold a number for each class, got {shortened(class_counts)}") from None

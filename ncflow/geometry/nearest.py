@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ncflow.geometry import polar, smooth
 from ncflow.geometry.frames import check_etf_exists, contrasts, from_contrasts, rounding_level
-from ncflow.geometry.inputs import OutOfRange, check_tensors
+from ncflow.geometry.inputs import OutOfRange, check_tensors, where_float64_is
 from ncflow.lookup import check_options, lookup
 
 
@@ -49,8 +49,9 @@ def nearest_etf(
             raise ValueError(f"solver '{solver}' searches outside of torch; under torch.func use 'closed_form'")
         return _smooth(class_means, anchor, proximal)
     chosen = partial(search, **solver_options)
-    etf: Tensor = _NearestETF.apply(class_means, anchor, proximal, chosen)
-    return etf
+    means, anchor = where_float64_is(class_means), None if anchor is None else where_float64_is(anchor)
+    etf: Tensor = _NearestETF.apply(means, anchor, proximal, chosen)
+    return etf.to(class_means.device)
 
 
 def etf_distance(class_means: Tensor) -> Tensor:
@@ -62,10 +63,11 @@ def etf_distance(class_means: Tensor) -> Tensor:
     """
     num_classes, eps = _check_means(class_means), torch.finfo(class_means.dtype).eps
     try:
-        singular_values = torch.linalg.svdvals(contrasts(_unit_means(class_means.double(), eps)[0]))
+        unit, _ = _unit_means(where_float64_is(class_means).double(), eps)
+        singular_values = torch.linalg.svdvals(contrasts(unit))
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         raise OutOfRange(polar.MEANS) from None
-    return (singular_values - 1 / math.sqrt(num_classes - 1)).square().sum(-1).to(class_means.dtype)
+    return (singular_values - 1 / math.sqrt(num_classes - 1)).square().sum(-1).to(class_means)
 
 
 class _NearestETF(torch.autograd.Function):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ncflow.geometry.inputs import OutOfRange, check_tensors
+from ncflow.geometry.inputs import OutOfRange, check_tensors, where_float64_is
 
 Saved = tuple[Tensor, ...]
 Solution = tuple[Tensor, Saved]  # the factor, and what its pullback needs
@@ -39,8 +39,8 @@ def polar_factor(a: Tensor) -> Tensor:
         return smooth.smooth_polar_factor(a.mT.double()).mT.to(a.dtype)
     if not bool(a.isfinite().all()):
         raise ValueError("polar factor needs a finite matrix, got one with NaN or infinities")
-    factor: Tensor = _PolarFactor.apply(a.mT)
-    return factor.mT
+    factor: Tensor = _PolarFactor.apply(where_float64_is(a).mT)
+    return factor.mT.to(a.device)
 
 
 def choose_method(dtype: torch.dtype, device: torch.device) -> str:

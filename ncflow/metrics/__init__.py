@@ -83,6 +83,7 @@ def moment_metrics(
     class_counts: Sequence[int] | Tensor | None = None,
 ) -> dict[str, float]:
     """The metrics that need only the moments of the features: all of NC1 to NC3 but nc1/numerical_rank."""
+    weight, bias = as_tensors(weight, bias)
     analysis = Analysis(
         moments,
         _train_counts(class_counts, moments),

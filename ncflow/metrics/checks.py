@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ncflow.geometry.inputs import OutOfRange, check_tensors, check_whole, counts_tensor
+from ncflow.geometry.inputs import OutOfRange, check_tensors, check_whole, counts_tensor, where_float64_is
 
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
@@ -44,12 +44,18 @@ def check_inputs(
 
 
 def as_tensors(*values: Any) -> list[Any]:
-    """NumPy arrays as tensors over the same memory; anything else as it is, but for unsigned tensors wider than uint8.
+    """NumPy arrays as tensors over the same memory; anything else as it is.
 
-    Of those torch knows neither minimum nor order.
+    Unsigned tensors wider than uint8, of which torch knows neither minimum nor order, become int64. Tensors on a device
+    without float64 move to the CPU.
     """
     tensors = [_from_numpy(value) if isinstance(value, np.ndarray) else value for value in values]
-    return [value.long() if isinstance(value, Tensor) and value.dtype in UNSIGNED else value for value in tensors]
+    return [_usable(value) if isinstance(value, Tensor) else value for value in tensors]
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    tensor = tensor.long() if tensor.dtype in UNSIGNED else tensor
+    return where_float64_is(tensor)
 
 
 def _from_numpy(array: npt.NDArray[Any]) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ncflow.geometry.inputs import OutOfRange, check_whole
-from ncflow.metrics.checks import check_samples, check_targets
+from ncflow.metrics.checks import as_tensors, check_samples, check_targets
 from ncflow.metrics.frame import Frame
 from ncflow.metrics.rounding import EPS, Rounding, precision
 
@@ -55,6 +55,7 @@ class ClassMoments:
         The scatter is nearly all of the work: O(Nd²), without it O(Nd). Raises ValueError for features that hold NaN,
         infinities or numbers too large to square, and for targets that do not fit.
         """
+        features, targets = as_tensors(features, targets)
         check_samples(features, targets)
         check_targets(targets, num_classes)
         targets = targets.long()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
+from ncflow.geometry.inputs import has_float64
 from ncflow.metrics import moment_metrics
 from ncflow.metrics.checks import as_tensors, check_counts, check_samples
 from ncflow.metrics.moments import ClassMoments
@@ -64,6 +66,10 @@ class NeuralCollapse(Metric):
         merged = self.moments().merge(batch)
         for field in FIELDS:
             setattr(self, field, getattr(merged, field))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *options: Any, **named: Any) -> Module:
+        """To another device, unless it has no float64: there the states stay where they are."""
+        return super()._apply(fn, *options, **named) if has_float64(fn(torch.zeros(1))) else self
 
     def moments(self) -> ClassMoments:
         """What has been seen so far, on all processes once the states are synchronized."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ncflow.geometry import nearest_etf
+from ncflow.geometry.inputs import where_float64_is
 
 
 def solution_diagnostics(class_means: Tensor, etf: Tensor, *, proximal: float) -> dict[str, float]:
@@ -20,7 +21,7 @@ def solution_diagnostics(class_means: Tensor, etf: Tensor, *, proximal: float) -
     it by how far W lags behind the means: not at all for δ = 0. Means that all coincide have H̄ = 0. The objective stays
     below 2 for δ = 0. A large δ holds V at W, which may point away from the means: W = -√K H̄ has both at 4.
     """
-    means, anchor = class_means.double(), etf.double()
+    means, anchor = (where_float64_is(rows).double() for rows in (class_means, etf))
     nearest = nearest_etf(means, proximal=proximal, anchor=anchor)
     return {
         "objective": _objective(nearest, means, anchor, proximal),
@@ -39,7 +40,7 @@ def search_diagnostics(
     """
     from ncflow.geometry.riemannian import nearest_etf_riemannian  # pymanopt and JAX, on demand
 
-    means, anchor = class_means.double(), etf.double()
+    means, anchor = (where_float64_is(rows).double() for rows in (class_means, etf))
     _, search = nearest_etf_riemannian(means, proximal=proximal, anchor=anchor, tolerance=tolerance, **options)
     best = _objective(nearest_etf(means, proximal=proximal, anchor=anchor), means, anchor, proximal)
     return {

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncflow.geometry import nearest_etf, simplex_etf
-from ncflow.geometry.inputs import LARGEST, check_batch, check_tensors, check_whole
+from ncflow.geometry.inputs import LARGEST, check_batch, check_tensors, check_whole, where_float64_is
 from ncflow.geometry.nearest import SOLVERS
 from ncflow.lookup import check_options, explained_options, lookup
 from ncflow.nn.diagnostics import search_diagnostics, solution_diagnostics
@@ -370,7 +370,7 @@ def _has_unit_rows(weight: Tensor) -> bool:
 def _is_frame(weight: Tensor) -> bool:
     """Whether rows (K, d) are a simplex ETF up to rounding."""
     num_classes = len(weight)
-    rows = weight.double()
+    rows = where_float64_is(weight).double()
     ideal = torch.eye(num_classes, dtype=rows.dtype, device=rows.device).sub_(1 / num_classes)
     gap = rows @ rows.mT - ideal * (num_classes / (num_classes - 1))
     return bool(gap.abs().max() < 64 * torch.finfo(weight.dtype).eps)

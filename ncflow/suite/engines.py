@@ -87,13 +87,15 @@ class LocalEngine:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; torch says how many there are."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [gpu.strip() for gpu in named.split(",") if gpu.strip()]
+    if named is not None and not named.strip():
+        return []
     import torch
 
-    return [str(gpu) for gpu in range(torch.cuda.device_count())]
+    count = torch.cuda.device_count()  # CUDA ends the list at the first name that is no GPU, such as -1
+    names = [str(gpu) for gpu in range(count)] if named is None else [gpu.strip() for gpu in named.split(",")]
+    return names[:count]
 
 
 def _share_of_gpus(gpus: list[str], slot: int, processes: int) -> tuple[str, ...] | None:

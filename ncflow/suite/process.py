@@ -83,9 +83,17 @@ class Attempt:
         self.ask_to_end()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(grace)
-        with suppress(ProcessLookupError):  # what the process has started itself, too
-            os.killpg(self._process.pid, signal.SIGKILL)
+        kill_group(self._process)
         self._process.wait()
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a session, and what it has started itself; on Windows itself alone."""
+    with suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
 
 
 def run_task(task: Task) -> Ending:
@@ -104,6 +112,8 @@ def run_task(task: Task) -> Ending:
 
 def python(*arguments: str) -> list[str]:
     """The command that starts Python, which is asked to end when its parent has died."""
+    if sys.platform != "linux":  # only Linux promises it
+        return [sys.executable, *arguments]
     return [sys.executable, "-ISc", _END_WITH_PARENT, sys.executable, *arguments]
 
 

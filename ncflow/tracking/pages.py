@@ -124,5 +124,8 @@ def _wait_for(server: subprocess.Popen[bytes], command: str, host: str, port: in
 def _stop(server: subprocess.Popen[bytes]) -> None:
     """End the server with the worker it has started, which is why it leads a process group of its own."""
     with suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGTERM)
+        if hasattr(os, "killpg"):
+            os.killpg(server.pid, signal.SIGTERM)
+        else:  # Windows
+            server.terminate()
     server.wait()
