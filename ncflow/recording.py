@@ -82,9 +82,10 @@ def log_epoch(
     if record.analysis:
         counts = torch.tensor(images.class_counts)
         means, test = record.analysis["train"].class_means.cpu(), record.analysis["test"]
-        cosines = cosine_figure(means, classifier.head.weight.detach().cpu(), class_counts=counts)
+        known: dict[str, Any] = {"class_counts": counts, "class_names": images.class_names}
+        cosines = cosine_figure(means, classifier.head.weight.detach().cpu(), **known)
         confusion = confusion_figure(
-            test.predictions.cpu(), test.targets.cpu(), num_classes=images.num_classes, class_counts=counts
+            test.predictions.cpu(), test.targets.cpu(), num_classes=images.num_classes, **known
         )
         run.images({"cosines": to_image(cosines), "confusion": to_image(confusion)}, step=record.epoch)
         if tabled:

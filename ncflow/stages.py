@@ -166,7 +166,11 @@ def _provenance(params: Params, images: Snapshot, root: Path, hardware: str) -> 
         "torch": torch.__version__,
         "git_commit": git_commit(root),
         "imports": dict(IMPORTED),  # files of the user's own
-        "snapshot": {"name": snapshot_name(params), "digest": images.digest},
+        "snapshot": {
+            "name": snapshot_name(params),
+            "digest": images.digest,
+            "class_names": images.class_names,
+        },
         "hardware": hardware,
     }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ncflow.reports.arms import Arm, labels
 from ncflow.reports.curves import arm_styles, legend_below
+from ncflow.reports.figures import literal
 from ncflow.reports.predictions import EXACT, Prediction, measure, predict, quantities, why_not
 from ncflow.reports.tables import ABSENT, Row, Table, number
 
@@ -74,7 +75,7 @@ def lengths_figure(predicted: Predicted, title: str = "") -> Figure:
         axes.set(xlabel="class, largest first", ylabel=name, ylim=(0, 1.15 * axes.dataLim.y1))
         axes.grid(alpha=0.25)
     legend_below(figure, panels[0])
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(literal(title), fontsize=12)
     return figure
 
 
@@ -88,7 +89,9 @@ def _objectives(arm: Arm) -> tuple[float, list[float]]:
 def _draw(axes: Axes, ideal: Tensor, found: Tensor, label: str, style: Mapping[str, str]) -> None:
     ranks = range(1, len(ideal) + 1)
     axes.plot(ranks, ideal, color=style["color"], linestyle="--", linewidth=1)
-    axes.plot(ranks, found, color=style["color"], marker=style["marker"], linestyle="", markersize=4, label=label)
+    axes.plot(
+        ranks, found, color=style["color"], marker=style["marker"], linestyle="", markersize=4, label=literal(label)
+    )
 
 
 def _lengths(rows: Tensor, scale: bool) -> Tensor:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ncflow.reports.arms import Arm, labels, varying
+from ncflow.reports.figures import literal
 from ncflow.reports.highlights import HIGHLIGHTS, split_and_metric
 from ncflow.reports.runs import Run
 
@@ -35,7 +36,7 @@ def curves_figure(arms: Sequence[Arm], title: str = "") -> Figure:
                 _draw_validation(axes, validation, style)
         _dress_curve(axes, key)
     legend_below(figure, figure.axes[0])
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(literal(title), fontsize=12)
     return figure
 
 
@@ -47,13 +48,13 @@ def classwise_figure(arms: Sequence[Arm], title: str = "") -> Figure:
         sizes = np.concatenate([run.dump["class_counts"].numpy() for run in arm.runs])
         accuracies = np.concatenate([_class_accuracies(run) for run in arm.runs])
         axes.scatter(sizes, accuracies, s=20, alpha=0.35, color=style["color"], marker=style["marker"], linewidths=0)
-        axes.plot(*_mean_by_size(sizes, accuracies), label=label, markersize=4, **style)
+        axes.plot(*_mean_by_size(sizes, accuracies), label=literal(label), markersize=4, **style)
     axes.set_xscale("log")
     axes.set(xlabel="training samples of the class", ylabel="test accuracy of the class", ylim=(-0.03, 1.03))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.25)
     legend_below(figure, axes)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(literal(title), fontsize=12)
     return figure
 
 
@@ -95,7 +96,7 @@ def _draw_curve(axes: Axes, curves: Sequence[Mapping[int, float]], label: str, s
     """Median and range, because both are the same picture on a linear and on a logarithmic axis."""
     epochs = sorted({epoch for curve in curves for epoch in curve})
     values = [[curve[epoch] for curve in curves if epoch in curve] for epoch in epochs]
-    axes.plot(epochs, [np.median(v) for v in values], label=label, markersize=4, **style)
+    axes.plot(epochs, [np.median(v) for v in values], label=literal(label), markersize=4, **style)
     axes.fill_between(
         epochs, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.15, lw=0
     )

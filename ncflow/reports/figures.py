@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 Array: TypeAlias = npt.NDArray[Any]
+LONGEST = 10  # letters of a class name on an axis
 
 
 def cosine_figure(
@@ -20,13 +22,15 @@ def cosine_figure(
     weight: torch.Tensor,
     *,
     class_counts: torch.Tensor | None = None,
+    class_names: Sequence[str] | None = None,
     predicted: tuple[str, torch.Tensor, torch.Tensor] | None = None,
     title: str = "",
 ) -> Figure:
     """Cosines between centered class means (K,d), between classifier rows (K,d), and in the simplex ETF of collapse.
 
     Largest class first where class_counts (K,) are given, so that minority collapse is a red corner at the lower right.
-    `predicted` is the name of a theory with its class means (K,d) and rows (K,d), drawn beside those measured.
+    `predicted` is the name of a theory with its class means (K,d) and rows (K,d), drawn beside those measured. Axes
+    say class_names (K,), or the numbers of the classes.
     """
     order = _largest_first(class_counts, len(class_means))
     panels = {
@@ -44,11 +48,11 @@ def cosine_figure(
     grid = figure.subplots(1, len(panels), gridspec_kw=edges)
     for axes, (name, cosines) in zip(grid, panels.items(), strict=True):
         image = axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
-        axes.set_title(name, fontsize=10)
-        _class_ticks(axes, order, both=axes is grid[0])
+        axes.set_title(literal(name), fontsize=10)
+        _class_ticks(axes, order, class_names, both=axes is grid[0])
     bar = figure.add_axes((1 - 0.8 / inches, 0.1, 0.13 / inches, 0.7))
     figure.colorbar(image, cax=bar, label="cosine", ticks=[-1, -0.5, 0, 0.5, 1])
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(literal(title), fontsize=11)
     return figure
 
 
@@ -58,24 +62,30 @@ def confusion_figure(
     num_classes: int,
     *,
     class_counts: torch.Tensor | None = None,
+    class_names: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
     """Share of each true class (rows) that got each label (columns), from predictions and targets (N,).
 
-    Largest class first where class_counts (K,) are given.
+    Largest class first where class_counts (K,) are given. Axes say class_names (K,), or the numbers of the classes.
     """
     order = _largest_first(class_counts, num_classes)
     shares = _confusion(predictions, targets, num_classes)[np.ix_(order, order)]
     figure = Figure(figsize=(4.4, 4))
     axes = figure.add_axes((0.12, 0.13, 0.69, 0.75))
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    _class_ticks(axes, order)
+    _class_ticks(axes, order, class_names)
     axes.set_xlabel("predicted class", labelpad=14)
     axes.set_ylabel("true class", labelpad=14)
     _annotate_shares(axes, shares)
     figure.colorbar(image, cax=figure.add_axes((0.84, 0.13, 0.03, 0.75)), format=PercentFormatter(1))
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(literal(title), fontsize=9)
     return figure
+
+
+def literal(text: str) -> str:
+    """A text as matplotlib shows it letter by letter: between dollars it would set mathematics."""
+    return text.replace("$", r"\$")
 
 
 def to_image(figure: Figure) -> npt.NDArray[np.uint8]:
@@ -98,16 +108,26 @@ def _largest_first(class_counts: torch.Tensor | None, num_classes: int) -> Array
     return np.arange(num_classes) if class_counts is None else np.argsort(-_array(class_counts), kind="stable")
 
 
-def _class_ticks(axes: Axes, order: Array, *, both: bool = True) -> None:
-    """A label per class while they fit, none otherwise."""
-    size, labels = (8 if len(order) <= 10 else 6), order if len(order) <= 20 else ()
+def _class_ticks(axes: Axes, order: Array, names: Sequence[str] | None, *, both: bool = True) -> None:
+    """A label per class while they fit, none otherwise; long names are cut, and stand upright below."""
+    size = 8 if len(order) <= 10 else 6
+    labels = [_short(str(k if names is None else names[k])) for k in order] if len(order) <= 20 else []
+    turned = any(len(label) > 2 for label in labels)
     axes.set_xticks(())  # a tick of Matplotlib is five artists, and an analysis has sixty of them
     axes.set_yticks(())
     below, beside = axes.get_xaxis_transform(), axes.get_yaxis_transform()
+    look: dict[str, Any] = {"fontsize": size if not turned else min(size, 7), "parse_math": False}
     for place, label in enumerate(labels):
-        axes.text(place, -0.02, str(label), transform=below, fontsize=size, ha="center", va="top")
+        rotation = 90 if turned else 0
+        axes.text(place, -0.02, label, transform=below, ha="center", va="top", rotation=rotation, **look)
         if both:
-            axes.text(-0.02, place, str(label), transform=beside, fontsize=size, ha="right", va="center")
+            axes.text(-0.02, place, label, transform=beside, ha="right", va="center", **look)
+
+
+def _short(name: str) -> str:
+    """At most LONGEST letters of a name, none of which breaks the line."""
+    name = " ".join(name.split())
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def _annotate_shares(axes: Axes, shares: Array) -> None:

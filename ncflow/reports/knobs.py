@@ -14,6 +14,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ncflow.reports.arms import Arm, facets, labels, lines, short, value_text
 from ncflow.reports.curves import Array, arm_styles, legend_below
+from ncflow.reports.figures import literal
 from ncflow.reports.highlights import HIGHLIGHTS, split_and_metric
 from ncflow.reports.predictions import drift_limit
 
@@ -45,12 +46,12 @@ def _knob_figure(title: str, arms: Sequence[Arm], key: str, places: Sequence[Any
         for number, (line, label, style) in enumerate(zip(drawn, names, styles, strict=True)):
             dodge = 0.0 if upright else 0.12 * (number - (len(drawn) - 1) / 2)
             points = _points(line, key, metric, places, dodge)
-            _draw_points(axes, points, upright, label=label, **style)
+            _draw_points(axes, points, upright, label=literal(label), **style)
         if (key, metric) == (IMBALANCE, DRIFT):
             _draw_references(axes, arms, places)
         _dress(axes, key, metric, places)
     legend_below(figure, panels[METRICS.index(DRIFT)])
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(literal(title), fontsize=12)
     return figure
 
 
@@ -82,12 +83,14 @@ def _draw_references(axes: Axes, arms: Sequence[Arm], places: Sequence[Any]) -> 
             name = f"{theory}, K = {len(arm.representative.dump['class_counts'])}"
             curves.setdefault(name, {})[places.index(arm.choices[IMBALANCE])] = drift
     for (name, curve), dash in zip(curves.items(), cycle(("--", ":"))):
-        axes.plot(*zip(*sorted(curve.items()), strict=True), color="gray", linestyle=dash, label=f"theory: {name}")
+        axes.plot(
+            *zip(*sorted(curve.items()), strict=True), color="gray", linestyle=dash, label=literal(f"theory: {name}")
+        )
 
 
 def _dress(axes: Axes, key: str, metric: str, places: Sequence[Any]) -> None:
     highlight, upright = HIGHLIGHTS[metric], _numeric(places)
-    ticks, texts = range(len(places)), [value_text(value) for value in places]
+    ticks, texts = range(len(places)), [literal(value_text(value)) for value in places]
     measured, named = (axes.yaxis, axes.xaxis) if upright else (axes.xaxis, axes.yaxis)
     named.set_ticks(ticks, texts, fontsize=8, rotation=90 if upright and len("".join(texts)) > 45 else 0)
     if upright:

@@ -86,9 +86,10 @@ def _portraits(run: Run) -> Iterator[Picture]:
     dump, counts, about = run.dump, run.dump["class_counts"], f"{run.name}, epoch {run.epoch}"
     prediction = predict(run)
     ideal = (prediction.theory, prediction.optimum.class_means, prediction.optimum.weight) if prediction else None
-    cosines = cosine_figure(dump["class_means"], dump["weight"], class_counts=counts, predicted=ideal, title=about)
+    known: dict[str, Any] = {"class_counts": counts, "class_names": run.class_names, "title": about}
+    cosines = cosine_figure(dump["class_means"], dump["weight"], predicted=ideal, **known)
     yield Picture("cosines", f"cosines_{run.name}", about, cosines)
-    confusion = confusion_figure(dump["predictions"], dump["targets"], len(counts), class_counts=counts, title=about)
+    confusion = confusion_figure(dump["predictions"], dump["targets"], len(counts), **known)
     yield Picture("confusion", f"confusion_{run.name}", about, confusion)
 
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from ncflow.reports.highlights import SELECTION, split_and_metric
+from ncflow.reports.whole import epoch_of, whole_analysis, whole_config, whole_dump, whole_history
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,17 @@ class Run:
             raise ValueError(f"run folder '{self.path}' holds no raw_geo_epoch_N.pt; train it again")
         from ncflow.training.files import read_tensors
 
-        dump: dict[str, torch.Tensor] = read_tensors(dumps[-1])
-        return dump
+        return whole_dump(dumps[-1], read_tensors(dumps[-1]))
+
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes (K,), where the run's provenance tells them."""
+        file = self.path / "provenance.json"
+        provenance = _read_json(file) if file.is_file() else {}
+        snapshot = provenance.get("snapshot") if isinstance(provenance, dict) else None
+        names = snapshot.get("class_names") if isinstance(snapshot, dict) else None
+        fits = isinstance(names, list) and len(names) == len(self.dump["class_counts"])
+        return [str(name) for name in names] if isinstance(names, list) and fits else None
 
     def final(self, split: str, metric: str) -> float | None:
         """The metric's value at the last analysis, None where it was not measured."""
@@ -82,12 +92,13 @@ def read_run(path: str | Path) -> Run:
     path = Path(path).resolve()
     if not path.is_dir():
         raise ValueError(f"no run folder at '{path}'; expected the folder that `ncflow train` wrote, models/<exp_name>")
-    analyses = tuple(_read_json(file) for file in _by_epoch(path, "metrics_epoch_*.json"))
+    analyses = tuple(whole_analysis(file, _read_json(file)) for file in _by_epoch(path, "metrics_epoch_*.json"))
     if not analyses:
         raise ValueError(
             f"run folder '{path}' is unfinished: no metrics_epoch_N.json in it; let its training reach an analysis"
         )
-    return Run(path, _read_config(path), analyses, tuple(_read_json(path / "history.json")))
+    history = path / "history.json"
+    return Run(path, _read_config(path), analyses, whole_history(history, _read_json(history)))
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
@@ -125,8 +136,9 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _by_epoch(folder: Path, pattern: str) -> list[Path]:
-    """Files sorted by the number after the last underscore: epoch 9 before epoch 10."""
-    return sorted(folder.glob(pattern), key=lambda file: int(file.stem.rpartition("_")[2]))
+    """Files sorted by the number after the last underscore, epoch 9 before epoch 10; others are nobody's epoch."""
+    epochs = {file: epoch_of(file) for file in folder.glob(pattern)}
+    return [file for _, file in sorted((epoch, file) for file, epoch in epochs.items() if epoch is not None)]
 
 
 def _read_json(file: Path) -> Any:
@@ -161,7 +173,4 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"'{file}' is damaged: {' '.join(str(error).split())}; train the run again") from None
     if not isinstance(config, dict):
         raise ValueError(f"'{file}' is not a resolved configuration but {type(config).__name__}; train the run again")
-    missing = {"seed", "head.name"} - flatten(config).keys()
-    if missing:
-        raise ValueError(f"'{file}' is not a resolved configuration: it lacks {', '.join(sorted(missing))}")
-    return config
+    return whole_config(file, config)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
+import time
 from typing import Any
 
 from ncflow.imports import IMPORTED
@@ -37,13 +39,27 @@ class RayEngine:
         self._processes = processes or 1
         self._most = jobs or math.inf
         self._running: list[RayAttempt] = []
+        self._said = False
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._resources = share_of_machine(machines, processes=self._processes, jobs=jobs, jobs_per_gpu=jobs_per_gpu)
 
     def has_room(self) -> bool:
         """All jobs but what exceeds `jobs` go to Ray at once: it knows what room there is, and may add machines."""
         self._running = [attempt for attempt in self._running if attempt.poll() is None]
+        self._say_if_waiting()
         return len(self._running) < self._most
+
+    def _say_if_waiting(self) -> None:
+        """Say once what is asked for and what is free, where nothing of what was handed over has begun."""
+        waiting = [attempt for attempt in self._running if not attempt.has_started()]
+        if self._said or not waiting or len(waiting) < len(self._running) or waiting[0].age() < PATIENCE:
+            return
+        self._said = True
+        asked, free = self._resources, self._ray.available_resources()
+        logging.getLogger("ncflow").warning(
+            "waiting for Ray: each run asks for %g CPUs and %g GPUs, free are %g CPUs and %g GPUs",
+            asked["num_cpus"], asked["num_gpus"], free.get("CPU", 0), free.get("GPU", 0),
+        )  # fmt: skip
 
     def start(self, job: Job) -> RayAttempt:
         threads = max(int(self._resources["num_cpus"]) // self._processes, 1)
@@ -61,10 +77,14 @@ class RayAttempt:
         self._ray, self._log = ray, task.log
         task.log.parent.mkdir(parents=True, exist_ok=True)
         task.log.touch()
-        self._size = task.log.stat().st_size
+        self._size, self._since = task.log.stat().st_size, time.monotonic()
         # Retries are the suite's, which counts them and says why; Ray's own would hide both.
         remote = ray.remote(run_job).options(max_retries=0, name=task.log.stem, **resources)
         self._ref = remote.remote(job, task, dict(IMPORTED))
+
+    def age(self) -> float:
+        """Seconds since it was handed over."""
+        return time.monotonic() - self._since
 
     def has_started(self) -> bool:
         """Whether its process has written something: until then it may be waiting for room."""
@@ -119,6 +139,7 @@ def share_of_machine(
 
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run` it would install all of it once more
     try:
         import ray
     except ModuleNotFoundError:
@@ -126,4 +147,5 @@ def _import_ray() -> Any:
     return ray
 
 
+PATIENCE = 15.0  # seconds in which Ray may start its workers without a word
 LOST = -1  # no exit code came back
