@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Train classifiers on long-tailed images, watch neural collapse emerge or break, and compare runs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -32,12 +32,23 @@ Data = Annotated[Path | None, typer.Option("--snapshot", help="Snapshot folder; 
 Pipeline = Annotated[bool, typer.Option("--pipeline", help="Do the work of the DVC stage that runs this command.")]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from ncflow import __version__
+
+        _say(f"ncflow {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def rows_of_your_own(
     import_: Annotated[
         list[Path] | None,
         typer.Option("--import", metavar="FILE", envvar=IMPORT, help="Python file that adds rows to ncflow's tables."),
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     files = [file.resolve() for file in import_ or []]
     if not files:
@@ -115,7 +126,7 @@ def train(
     with claimed(root, params.exp_name) if main else nullcontext():
         stages.train(params, folder=folder, data=data, root=root, group=group, suite=suite, processes=processes)
     if main:
-        _say(f"finished: {folder}")
+        _say(f"finished: {folder}\n{stages.result(folder)}\nnext: `uv run ncflow report {_shown(folder)}`")
 
 
 @app.command()
@@ -141,6 +152,7 @@ def evaluate(
     count = sum(map(len, metrics.values()))
     if _is_main():
         _say(f"{folder}: the checkpoint is the model that was trained ({count} metrics measured again)")
+        _say(stages.headline(metrics))
 
 
 @app.command()
@@ -317,6 +329,12 @@ def main() -> None:
         raise
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _shown(folder: Path) -> str:
+    """A folder as one would type it here."""
+    here = Path.cwd()
+    return shlex.quote(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
 
 
 def _summary(row: Any) -> str:

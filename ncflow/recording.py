@@ -46,6 +46,9 @@ def record(
     tqdm.write(f"{params.exp_name}: {provenance['hardware']}", file=sys.stderr)  # what `auto` chose
     if earlier := log_earlier(files, run):
         tqdm.write(f"{params.exp_name}: {earlier}", file=sys.stderr)
+    if files.epochs:
+        told = f"{params.exp_name}: resuming after epoch {files.epochs} of {params.train.epochs}"
+        tqdm.write(told, file=sys.stderr)
     bar = tqdm(records, params.exp_name, params.train.epochs, initial=files.epochs, unit="epoch", dynamic_ncols=True)
     shown: dict[str, str] = {}
     rows = images.num_classes * math.ceil(params.train.epochs / params.train.analyze_freq)

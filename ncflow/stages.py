@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,19 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, json.dumps(measured, indent=1) + "\n")
     return measured
+
+
+def result(folder: Path) -> str:
+    """The last analysis of a finished run, in one line."""
+    last = read_runs([folder])[0].analyses[-1]
+    return f"epoch {last['epoch']}: {headline(last)}"
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """What one looks at first: balanced accuracy and nc1, where they are defined."""
+    shown = {"test balanced accuracy": ("test", "acc/balanced", "{:.1%}"), "train nc1": ("train", "nc1/pinv", "{:.2e}")}
+    values = {name: (metrics[split].get(key), text) for name, (split, key, text) in shown.items()}
+    return ", ".join(f"{name} {text.format(value)}" for name, (value, text) in values.items() if value is not None)
 
 
 def report(folders: Sequence[Path], out: Path, *, title: str) -> tuple[Path, Table]:

@@ -747,7 +747,7 @@ def test_a_lost_worker_is_survived(ray, project):
     assert [line["asked"] for line in seen(project) if "asked" in line] == [signal.SIGTERM] * 2
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_configurations_for_accelerate_are_what_their_names_say(file):
     from accelerate.commands.config.config_args import load_config_from_file
 

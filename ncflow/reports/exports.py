@@ -1,4 +1,4 @@
-"""The numbers behind the page: `summary.json` for `dvc metrics`, `curves.csv` for `dvc plots`, and `statistics.csv`."""
+"""The numbers behind the page: `summary.json` for `dvc metrics`, two files for `dvc plots`, curves and statistics."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ def write_curves(runs: Sequence[Run], file: Path) -> None:
         writer = csv.DictWriter(handle, [*IDENTITY, *metrics])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_plots(runs: Sequence[Run], folder: Path) -> None:
+    """What `dvc plots` draws: a file for each of PLOTS, with a row per run and analysis of one split."""
+    for name, key in PLOTS.items():
+        with (folder / name).open("w", newline="", encoding="utf-8") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(["run", "epoch", key])
+            for run in runs:
+                writer.writerows([run.name, epoch, value] for epoch, value in run.curve(*split_and_metric(key)).items())
 
 
 def write_statistics(runs: Sequence[Run], file: Path) -> None:
@@ -87,4 +97,5 @@ STATISTICS: dict[str, Callable[[list[float]], float]] = {
     "min": min,
     "max": max,
 }
+PLOTS = {"accuracy.csv": "test/acc/balanced", "nc1.csv": "train/nc1/pinv"}
 IDENTITY = ("run", "head", "seed", "epoch", "split")

@@ -16,7 +16,7 @@ from ncflow.files import beside, replace_folder
 from ncflow.reports.arms import Arm, arms, facets, knobs, labels
 from ncflow.reports.beside import lengths_figure, predictions, theory_table, without_theory
 from ncflow.reports.curves import classwise_figure, curves_figure
-from ncflow.reports.exports import write_curves, write_statistics, write_summary
+from ncflow.reports.exports import PLOTS, write_curves, write_plots, write_statistics, write_summary
 from ncflow.reports.figures import confusion_figure, cosine_figure, to_png
 from ncflow.reports.highlights import HIGHLIGHTS, SELECTION
 from ncflow.reports.knobs import knob_figures
@@ -40,7 +40,7 @@ class Picture(NamedTuple):
 def write_report(
     run_folders: Iterable[str | Path], out_dir: str | Path, *, title: str = "Neural collapse report"
 ) -> Path:
-    """Write index.html, figures/*.png, summary.json, curves.csv and statistics.csv; the page's path.
+    """Write index.html, figures/*.png, summary.json and the CSV files of `exports`; the page's path.
 
     They take the place of an earlier report's, whose other figures go, once all of them are whole.
     """
@@ -57,11 +57,12 @@ def write_report(
             sections.setdefault(picture.section, []).append(shown)
         write_summary(runs, new / "summary.json")
         write_curves(runs, new / "curves.csv")
+        write_plots(runs, new)
         write_statistics(runs, new / "statistics.csv")
         (new / PAGE).write_text(_render(runs, sections, title), encoding="utf-8")
         out_dir.mkdir(exist_ok=True)
         replace_folder(new / FIGURES, out_dir / FIGURES)
-        for name in ("summary.json", "curves.csv", "statistics.csv", PAGE):  # the page last: it is what people open
+        for name in ("summary.json", "curves.csv", *PLOTS, "statistics.csv", PAGE):
             (new / name).replace(out_dir / name)
     return out_dir / PAGE
 

@@ -6,6 +6,7 @@ A folder may come from anybody: what stands in a file is looked at before anythi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,8 @@ def is_number(value: object) -> bool:
 
 def damaged(file: Path, expected: str, found: object) -> ValueError:
     """The error that names the file, what it should hold, and the kind of thing that it does hold."""
-    shown = found if isinstance(found, str) else type(found).__name__
-    shown = "nothing" if found is None else shown[:80] if isinstance(found, str) else shown
+    plain = isinstance(found, str) and re.fullmatch(r"[\w (),.+-]{1,120}", found)  # of a foreign file nothing else
+    shown = found if plain else "nothing" if found is None else type(found).__name__
     return ValueError(f"'{file}' is damaged: expected {expected}, got {shown}; train the run again")
 
 

@@ -45,7 +45,7 @@ def start_run(
         yield RunLogger(_Nothing(), run_id=None)
         return
     with store(root) as mlflow, interruptible():
-        all_tags = _strings({**(tags or {}), "mlflow.runColor": color, "attempt": attempt})
+        all_tags = _strings({**(tags or {}), **_NOBODY, "mlflow.runColor": color, "attempt": attempt})
         failed_store = mlflow.exceptions.MlflowException
         writing = undisturbed if _is_database(mlflow) else nullcontext  # a server may make one wait for minutes
         run = None
@@ -263,6 +263,8 @@ class _Nothing:
         return iter(())
 
 
+# MLflow would note the user's name and the path of ncflow's files on this machine.
+_NOBODY = {"mlflow.user": "", "mlflow.source.name": "ncflow", "mlflow.source.type": "LOCAL"}
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow's default, 7, takes some four minutes
 _THUMBNAIL = 256  # pixels, as MLflow's
 _LONGEST = 5000  # characters; MLflow takes 6,000 in a parameter and 8,000 in a tag, its older servers 5,000
