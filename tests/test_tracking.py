@@ -104,6 +104,19 @@ def test_a_temporary_copy_made_by_dvc_has_its_own_files_and_the_store_of_the_rea
     assert tracking.tracking_uri(inner) == (real.resolve() / "kept").as_uri()
 
 
+@pytest.mark.parametrize("below", ["sub", "research/tails"])
+@pytest.mark.parametrize("copy", [".dvc/tmp/exps/standalone/tmpabc", ".dvc/tmp/exps/tmpabc"])
+def test_a_project_in_a_subfolder_of_its_repository_keeps_one_store(tmp_path: Path, below: str, copy: str) -> None:
+    (tmp_path / ".git").mkdir()
+    project = tmp_path / below
+    inner = project / copy / below
+    inner.mkdir(parents=True)
+    for folder in (project, inner):
+        (folder / "dvc.yaml").touch()
+    assert tracking.tracking_uri(inner) == tracking.tracking_uri(project)
+    assert stores.artifact_root(inner) == str(project / "mlruns")
+
+
 def test_the_default_store_is_the_one_mlflow_uses_in_the_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     theirs = stores._import_mlflow().get_tracking_uri()

@@ -170,12 +170,21 @@ def _wait_for_others(connection: Any, record: object) -> None:
 
 
 def _original(root: Path) -> Path:
-    """The project of which `root` is, if DVC made it, a temporary copy; else `root`."""
-    return Path(_DVC_COPY.sub("", root.resolve().as_posix()))
+    """The project of which `root` is, if DVC made it, a temporary copy; else `root`.
+
+    DVC copies the whole git repository. Of a project in a subfolder of it, the copy therefore has that subfolder again.
+    """
+    root = root.resolve()
+    if not (copy := _DVC_COPY.fullmatch(root.as_posix())):
+        return root
+    project, rest = Path(copy["project"]), Path(copy["rest"].lstrip("/"))
+    repository = next((folder for folder in (project, *project.parents) if (folder / ".git").exists()), project)
+    below = project.relative_to(repository)
+    return project / (rest.relative_to(below) if rest.is_relative_to(below) else rest)
 
 
 _ROOT_MARKS = ("params.yaml", "dvc.yaml")
-_DVC_COPY = re.compile(r"/\.dvc/tmp/exps/(standalone/)?[^/]+")
+_DVC_COPY = re.compile(r"(?P<project>.*?)/\.dvc/tmp/exps/(standalone/)?[^/]+(?P<rest>(/.*)?)")
 _NAMED_STORES = ("databricks", "databricks-uc", "uc")  # what MLflow takes for a store although it looks like a folder
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
