@@ -21,11 +21,13 @@ from ncflow.training import (
     EpochRecord,
     Objective,
     OutOfMemory,
+    StateFolder,
     create_optimizer,
     create_schedule,
     fit,
     initialize,
     is_out_of_memory,
+    misfit,
     parameter_groups,
     remove_affine,
     set_seed,
@@ -90,9 +92,13 @@ def snapshot_name(params: Params) -> str:
 
 
 def start(
-    params: Params, images: Snapshot, accelerator: Any, precision: str, resume: dict[str, Any] | None
-) -> tuple[Classifier, dict[str, Batches], Iterator[EpochRecord]]:
-    """The classifier, the batches of every split, and the training that is about to begin or to go on."""
+    params: Params, images: Snapshot, accelerator: Any, precision: str, states: StateFolder | None = None
+) -> tuple[Classifier, dict[str, Batches], Iterator[EpochRecord], int]:
+    """The classifier, the batches of every split, the training that is about to begin or to resume, and its last epoch.
+
+    A state that is whole but not of this classifier and optimizer is left out with a warning.
+    """
+    resume = states.newest(accelerator) if states else None
     how = params.train
     set_seed(params.seed)
     classifier = build_classifier(params, images.num_classes, pretrained=True)
@@ -102,13 +108,17 @@ def start(
         set_seed((params.seed + accelerator.process_index) % 2**32)
     batches = load_splits(params, images, accelerator)
     counts = torch.tensor(images.class_counts, device=accelerator.device)
+    optimizer = _optimizer(params, classifier)
+    if states and resume and (reason := misfit(resume, classifier, optimizer)):
+        states.leave_out(resume["epoch"], reason)
+        resume = None
     records = fit(
         classifier,
         batches["train"],
         batches["test"],
         validation=batches.get("val"),
         criterion=_criterion(params, counts),
-        optimizer=_optimizer(params, classifier),
+        optimizer=optimizer,
         epochs=how.epochs,
         class_counts=images.class_counts,
         schedule=_schedule(params),
@@ -124,7 +134,7 @@ def start(
         accelerator=accelerator,
         resume=resume,
     )
-    return classifier, batches, records
+    return classifier, batches, records, resume["epoch"] if resume else 0
 
 
 def objective(params: Params, classifier: Classifier, class_counts: Sequence[int]) -> Objective | None:

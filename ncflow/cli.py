@@ -176,6 +176,24 @@ def report(
 
 
 @app.command()
+def sync(
+    folders: Annotated[list[Path] | None, typer.Argument(help="Run folders; default: all in models/.")] = None,
+) -> None:
+    """Log finished run folders to MLflow's store, such as those that `dvc pull` brought; each of them once."""
+    from ncflow import stages
+    from ncflow.tracking import ui_command
+
+    root = _root()
+    chosen = folders or sorted(file.parent for file in (root / "models").glob("*/final_model.pth"))
+    if not chosen:
+        raise ValueError(f"no finished run in {root / 'models'}; fetch some with `dvc pull`, or name their folders")
+    for folder in chosen:
+        logged = stages.sync(folder, root / "data", root)
+        _say(f"{folder}: " + ("logged to MLflow" if logged else "is in MLflow already"))
+    _say(f"compare runs: {ui_command(root)}")
+
+
+@app.command()
 def suite(
     group: Annotated[str, typer.Argument(help="Experiment group; `ncflow experiments` lists them.")] = "quickstart",
     config: Config = None,

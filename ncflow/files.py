@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -68,6 +69,12 @@ def _explained(path: Path, error: Exception) -> Exception:
     if not isinstance(cause, OSError):
         return error
     return unwritable(path, cause.strerror or cause)
+
+
+def checksum(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

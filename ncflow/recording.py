@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from ncflow.data import Batches, Snapshot
+from ncflow.files import checksum
 from ncflow.metrics import class_recalls
 from ncflow.nn import Classifier
 from ncflow.params import Params
@@ -20,6 +21,7 @@ from ncflow.tracking import RunLogger, end_if_asked
 from ncflow.training import EpochRecord, RunFolder, StateFolder
 
 CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+CHECKSUM = "final_model_sha256"  # in the provenance
 FIT = ("loss", "lr", "accuracy", "seconds", "images_per_second")  # of a record, in MLflow
 MOST_ROWS = 10_000  # of a table that grows with every analysis: MLflow reads and writes all of it anew each time
 
@@ -64,7 +66,8 @@ def record(
                 shown["nc1/pinv"] = f"{record.analysis['train'].metrics.get('nc1/pinv', math.nan):.2e}"
             bar.set_postfix(shown)
             end_if_asked()
-        files.write_model(classifier)
+        checkpoint = files.write_model(classifier)
+        files.write_text(PROVENANCE, json.dumps(provenance | {CHECKSUM: checksum(checkpoint)}, indent=1))
     except Exception:  # what was measured before a failure stays with the failed run
         run.keep(files.path)
         raise
@@ -108,9 +111,17 @@ def log_earlier(files: RunFolder, run: RunLogger) -> str:
     )
 
 
+def log_history(history: Sequence[Mapping[str, Any]], analyses: Sequence[Mapping[str, Any]], run: RunLogger) -> None:
+    """The numbers of every epoch of a finished run, and the metrics of those that were analyzed."""
+    analyzed = {analysis["epoch"]: analysis for analysis in analyses}
+    for record in history:
+        metrics = {split: analyzed.get(record["epoch"], {}).get(split, {}) for split in ("train", "val", "test")}
+        run.metrics(_named({name: record[name] for name in FIT if name in record}, metrics), step=record["epoch"])
+
+
 def _named(numbers: Mapping[str, float], metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """An epoch's numbers and each split's metrics by their names in MLflow."""
-    named = {f"fit/{name}": numbers[name] for name in FIT}
+    named = {f"fit/{name}": numbers[name] for name in FIT if name in numbers}
     for split, values in metrics.items():
         named |= {f"{split}/{name}": value for name, value in values.items()}
     return named

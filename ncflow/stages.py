@@ -15,14 +15,15 @@ import ncflow
 from ncflow.assembly import build_classifier, check, load_splits, objective, snapshot_name, start
 from ncflow.data import Snapshot
 from ncflow.data.manifest import find_manifest
-from ncflow.files import write_text
+from ncflow.files import checksum, write_text
 from ncflow.imports import IMPORTED, run_digest
 from ncflow.params import Params, make_params, read_yaml
-from ncflow.recording import CONFIG, PROVENANCE, record
-from ncflow.reports import Table, read_runs, summary_table, write_report
+from ncflow.recording import CHECKSUM, CONFIG, PROVENANCE, log_history, record
+from ncflow.reports import Table, read_run, read_runs, summary_table, write_report
 from ncflow.reports.curves import HEAD_LOOKS
-from ncflow.tracking import RESUMES, end_if_asked, git_commit, interruptible, start_run, watched
+from ncflow.tracking import RESUMES, end_if_asked, git_commit, has_finished, interruptible, start_run, watched
 from ncflow.training import (
+    FINAL_MODEL,
     RunFolder,
     StateFolder,
     create_accelerator,
@@ -71,9 +72,8 @@ def train(
             raise ValueError(f"asked for {processes} processes, but Accelerate started {accelerator.num_processes}")
         images = snapshot(params, data)
         states = StateFolder(root / STATES / f"{params.exp_name}-{run_digest(params)}-{images.digest[:12]}")
-        resume = states.newest(accelerator)
         precision = resolve_precision(how.precision, accelerator.device)
-        classifier, batches, records = start(params, images, accelerator, precision, resume)
+        classifier, batches, records, done = start(params, images, accelerator, precision, states)
         provenance = _provenance(params, images, root, describe(accelerator, precision))
         main = accelerator.is_main_process
         watch = watched if accelerator.num_processes > 1 else nullcontext
@@ -91,7 +91,7 @@ def train(
         ):
             if main:
                 run.dataset(provenance["snapshot"]["name"], images.digest, images.path)
-                files = RunFolder(folder, kept=states.files, epoch=resume["epoch"] if resume else 0)
+                files = RunFolder(folder, kept=states.files, epoch=done)
                 record(params, records, classifier, images, files, states, provenance, run, example=batches["test"])
             else:
                 for epoch in records:
@@ -116,7 +116,12 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} was trained on another snapshot than {data}; run `dvc repro`, or name its own")
     accelerator = create_accelerator(params.train.device)
     classifier = build_classifier(params, images.num_classes)
-    load_model(folder / "final_model.pth", classifier)
+    load_model(folder / FINAL_MODEL, classifier)
+    if provenance.get(CHECKSUM, checksum(folder / FINAL_MODEL)) != checksum(folder / FINAL_MODEL):
+        raise ValueError(
+            f"{folder / FINAL_MODEL} is not the file that training wrote: {PROVENANCE} says another sha256; "
+            "the checkpoint is not the model that was trained, so train it again or fetch it with `dvc pull`"
+        )
     classifier.to(accelerator.device).to(memory_format=torch.channels_last)
     batches = load_splits(params, images, accelerator)
     analysis = evaluate_splits(
@@ -157,6 +162,42 @@ def headline(metrics: Mapping[str, Any]) -> str:
 def report(folders: Sequence[Path], out: Path, *, title: str) -> tuple[Path, Table]:
     """Stage report: the page at `out`/index.html, and the summary table of the runs in `folders`."""
     return write_report(folders, out, title=title), summary_table(read_runs(folders))
+
+
+def sync(folder: Path, data: Path, root: Path) -> str | None:
+    """Log a finished run folder to MLflow as training would have; its name, or None where MLflow has it already.
+
+    A run of the same configuration on the same snapshot that is finished there is the same run. Metrics of every epoch,
+    tags, files and the model are logged; pictures of single epochs are in the folder's report alone. Stopped, the same
+    command completes the run. `data` holds snapshots: without this run's, the model's input size is that of its
+    configuration. Raises ValueError for a folder that is unfinished or damaged.
+    """
+    run, params = read_run(folder), make_params(read_yaml(folder / CONFIG))
+    if not (folder / FINAL_MODEL).is_file():
+        raise ValueError(f"run folder '{folder}' is unfinished: no {FINAL_MODEL} in it; let its training end")
+    provenance = _read_provenance(folder / PROVENANCE)
+    tags = _tags(params, provenance, None, None)
+    found = find_manifest(data, provenance["snapshot"]["digest"])
+    with interruptible():
+        if has_finished(root, {name: tags[name] for name in ("config", "snapshot")}):
+            return None
+        with start_run(
+            root=root,
+            name=params.exp_name,
+            config=params.resolved(),
+            tags=tags,
+            color=HEAD_LOOKS.get(params.head.name, {}).get("color"),
+            attempt=f"sync-{tags['config']}-{tags['snapshot'][:12]}",
+        ) as logger:
+            logger.dataset(provenance["snapshot"]["name"], provenance["snapshot"]["digest"], found or folder)
+            log_history(run.history, run.analyses, logger)
+            logger.artifacts(folder)
+            classifier = build_classifier(params, len(run.dump["class_counts"]))
+            load_model(folder / FINAL_MODEL, classifier)
+            size = params.model.image_size or (Snapshot.load(found).manifest["image_size"][0] if found else None)
+            if size:
+                logger.model(classifier, torch.zeros(2, 3, size, size), step=params.train.epochs)
+    return params.exp_name
 
 
 def snapshot_of(folder: Path, data: Path) -> Path:

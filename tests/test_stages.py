@@ -18,7 +18,7 @@ import torch
 
 from ncflow import assembly, recording, stages, tracking
 from ncflow.nn import BACKBONES, HEADS
-from ncflow.params import Params, make_params
+from ncflow.params import Params, make_params, read_yaml
 from ncflow.training import Diverged
 from ncflow.training.faults import OutOfMemory
 
@@ -165,9 +165,35 @@ def test_a_checkpoint_that_is_not_the_model_is_refused(project, folder, head, tm
     state = torch.load(copy / "final_model.pth", weights_only=True)
     state["backbone.body.stem.0.weight"] += 0.05
     torch.save(state, copy / "final_model.pth")
+    with pytest.raises(ValueError, match="final_model.pth is not the file that training wrote"):
+        stages.evaluate(copy, project / "data" / "digits", tmp_path / "out.json")
+    provenance = json.loads((copy / "provenance.json").read_text())
+    del provenance["final_model_sha256"]  # of a run of an earlier version
+    (copy / "provenance.json").write_text(json.dumps(provenance))
     with pytest.raises(ValueError, match="the checkpoint is not the model that was trained"):
         stages.evaluate(copy, project / "data" / "digits", tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_a_checkpoint_changed_by_a_trifle_is_refused_on_any_hardware(project, folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    state = torch.load(copy / "final_model.pth", weights_only=True)
+    torch.save({name: tensor * 1.001 if tensor.is_floating_point() else tensor for name, tensor in state.items()},
+               copy / "final_model.pth")  # fmt: skip
+    provenance = json.loads((copy / "provenance.json").read_text())
+    (copy / "provenance.json").write_text(json.dumps(provenance | {"hardware": "8 processes on a GPU, bf16"}))
+    with pytest.raises(ValueError, match="sha256"):
+        stages.evaluate(copy, project / "data" / "digits", tmp_path / "out.json")
+
+
+def test_the_checkpoint_of_another_model_is_told_by_three_names_of_each_kind(project, folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    torch.save({f"layer{k}.weight": torch.zeros(2) for k in range(50)}, copy / "final_model.pth")
+    with pytest.raises(
+        ValueError, match=r"it lacks .* and \d+ more; it has in addition layer0.weight, .* and 47 more"
+    ) as error:
+        stages.evaluate(copy, project / "data" / "digits", tmp_path / "out.json")
+    assert len(str(error.value)) < 700
 
 
 def test_a_run_finds_its_snapshot_by_content(project, folder, tmp_path):
@@ -393,3 +419,29 @@ def test_the_report_lines_up_the_heads(project, folder, tmp_path):
     text = page.read_text()
     assert page.name == "index.html" and 'src="http' not in text and 'href="http' not in text
     assert [row.cells[0] for row in table.rows] == [path.name for path in folders]
+
+
+@pytest.mark.slow
+def test_a_run_folder_is_logged_to_another_store_once_and_whole(project, folder, tmp_path, monkeypatch):
+    """As after `dvc pull` in a second clone: the folder is there, MLflow's store is empty."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    assert stages.sync(folder, project / "data", tmp_path) == read_yaml(folder / "config.yaml")["exp_name"]
+    assert stages.sync(folder, project / "data", tmp_path) is None
+    with tracking.store(tmp_path) as mlflow:
+        (there,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+        client, history = mlflow.MlflowClient(), json.loads((folder / "history.json").read_text())
+        losses = client.get_metric_history(there.info.run_id, "fit/loss")
+        assert [(entry.step, entry.value) for entry in losses] == [(r["epoch"], r["loss"]) for r in history]
+        last = json.loads(max(folder.glob("metrics_epoch_*.json")).read_text())
+        assert {f"test/{name}": value for name, value in last["test"].items()}.items() <= there.data.metrics.items()
+        files = {file.path for file in mlflow.artifacts.list_artifacts(run_id=there.info.run_id)}
+        assert {"config.yaml", "final_model.pth", "provenance.json"} <= files
+        assert len(mlflow.search_logged_models(["0"], output_format="list")) == 1
+        assert there.data.tags["config"] and there.info.status == "FINISHED"
+
+
+def test_an_unfinished_run_folder_is_not_logged(project, folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "final_model.pth").unlink()
+    with pytest.raises(ValueError, match="is unfinished: no final_model.pth"):
+        stages.sync(copy, project / "data", tmp_path)

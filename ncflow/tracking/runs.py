@@ -75,6 +75,14 @@ def start_run(
             mlflow.end_run("FINISHED")
 
 
+def has_finished(root: Path, tags: Mapping[str, str]) -> bool:
+    """Whether the store has a finished run with all of these tags."""
+    with store(root) as mlflow:
+        asked = [f"tags.{name} = '{value}'" for name, value in tags.items()]
+        filter_string = " AND ".join([*asked, "attributes.status = 'FINISHED'"])
+        return bool(mlflow.search_runs(search_all_experiments=True, filter_string=filter_string, output_format="list"))
+
+
 @dataclass(frozen=True)
 class RunLogger:
     """What a run can say to MLflow while `start_run` holds it open.

@@ -3,7 +3,7 @@
 from accelerate.utils import set_seed
 
 from ncflow.training.agd import AGD, remove_affine
-from ncflow.training.checkpoint import RunFolder, load_model
+from ncflow.training.checkpoint import FINAL_MODEL, RunFolder, load_model
 from ncflow.training.evaluation import Evaluation, evaluate, evaluate_splits
 from ncflow.training.faults import OutOfMemory, explained_faults, is_out_of_memory
 from ncflow.training.hardware import create_accelerator, describe, keep_freed_memory, resolve_precision
@@ -19,11 +19,12 @@ from ncflow.training.optimizers import (
     initialize,
     parameter_groups,
 )
-from ncflow.training.state import StateFolder
+from ncflow.training.state import StateFolder, misfit
 
 __all__ = [
     "ADAPTIVE",
     "AGD",
+    "FINAL_MODEL",
     "L2_DECAY",
     "OPTIMIZERS",
     "SCHEDULES",
@@ -46,6 +47,7 @@ __all__ = [
     "is_out_of_memory",
     "keep_freed_memory",
     "load_model",
+    "misfit",
     "parameter_groups",
     "remove_affine",
     "resolve_precision",

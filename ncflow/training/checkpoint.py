@@ -20,6 +20,7 @@ from ncflow.files import publish, write_text
 from ncflow.training.evaluation import Evaluation
 from ncflow.training.files import read_tensors, write_tensors
 from ncflow.training.loop import EpochRecord
+from ncflow.training.state import differing_tensors
 
 FINAL_MODEL = "final_model.pth"
 HISTORY = "history.json"
@@ -89,10 +90,9 @@ def load_model(path: str | Path, classifier: nn.Module) -> None:
     if not path.is_file():
         raise ValueError(f"no checkpoint {path}; train first, or fetch it with `dvc pull`")
     state = read_tensors(path)
-    try:
-        classifier.load_state_dict(state)
-    except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint of this configuration: {error}") from error
+    if other := differing_tensors(state, classifier.state_dict()):
+        raise ValueError(f"{path} is not a checkpoint of this configuration: {other}")
+    classifier.load_state_dict(state)
 
 
 def _read_json(file: Path) -> Any:

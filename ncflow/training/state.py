@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from ncflow.files import write_atomically
 from ncflow.training.files import read_tensors, write_tensors
 
 State = dict[str, Any]
+LIKE_PARAMETERS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg"}  # of optimizers: shaped as these are
+FEW = 3  # tensors of each kind that a message names
 KEPT = 2  # the newest states: where the last is damaged, the one before it is used
 
 
@@ -74,6 +76,10 @@ class StateFolder:
             raise ValueError(f"{file} is not the state of this run after epoch {epoch}")
         return state
 
+    def leave_out(self, epoch: int, reason: str) -> None:
+        """Say that an intact state is not used."""
+        warnings.warn(f"{self._file(epoch)} does not fit this run: {reason}; it is left out", stacklevel=3)
+
     def remove(self) -> None:
         """The run is finished: nothing is left to go on with. In one step: half a folder would not do either."""
         shutil.rmtree(self._removed, ignore_errors=True)
@@ -116,6 +122,51 @@ def collect_state(
         "scaler": scaler.state_dict(),
         "randomness": gather_object([get_randomness()]),
     }
+
+
+def misfit(state: State, classifier: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """Why an intact state is not one of this classifier and optimizer, in a few words; None where it is."""
+    if lacking := [key for key in ("model", "optimizer", "scaler", "randomness") if key not in state]:
+        return f"it lacks {', '.join(lacking)}"
+    if other := differing_tensors(state["model"], classifier.state_dict()):
+        return other
+    ours, saved = optimizer.state_dict(), state["optimizer"]
+    try:
+        groups = [[len(group["params"]) for group in found["param_groups"]] for found in (ours, saved)]
+        shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+        slots = [
+            (number, slot[name]) for number, slot in saved["state"].items() for name in LIKE_PARAMETERS & slot.keys()
+        ]
+        wrong = [number for number, tensor in slots if tensor is not None and tensor.shape != shapes[number]]
+        if groups[0] != groups[1] or wrong:
+            return "its optimizer has parameters of other shapes"
+        known = {"python", "numpy", "torch", "cuda"}
+        if not state["randomness"] or not all(known <= process.keys() for process in state["randomness"]):
+            return "it lacks the state of the random numbers"
+    except (KeyError, TypeError, AttributeError, IndexError):
+        return "its layout is another one"
+    return None if isinstance(state["scaler"], dict) else "its layout is another one"
+
+
+def differing_tensors(found: object, expected: Mapping[str, torch.Tensor]) -> str | None:
+    """How the tensors of a checkpoint differ from those of a model, at most three of each kind; None where they fit."""
+    if not isinstance(found, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        return "it is no mapping from names to tensors"
+    kinds = {
+        "it lacks": [name for name in expected if name not in found],
+        "it has in addition": [name for name in found if name not in expected],
+        "shapes differ in": [
+            f"{name} {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+            for name in expected
+            if name in found and found[name].shape != expected[name].shape
+        ],
+    }
+    told = [f"{kind} {', '.join(map(str, names[:FEW]))}{_more(names)}" for kind, names in kinds.items() if names]
+    return "; ".join(told) or None
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - FEW} more" if len(names) > FEW else ""
 
 
 def apply_state(

@@ -42,7 +42,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 def begin(params: Params, images: Snapshot) -> tuple[Classifier, dict, object]:
     accelerator = stages.create_accelerator("cpu")
-    return assembly.start(params, images, accelerator, "fp32", None)
+    return assembly.start(params, images, accelerator, "fp32")[:3]
 
 
 def head_of(weight: Tensor) -> LinearHead:

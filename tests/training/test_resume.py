@@ -17,7 +17,7 @@ from torch import nn
 from ncflow.data import load_batches
 from ncflow.nn import HEADS, Classifier, create_head, create_loss
 from ncflow.training import OPTIMIZERS, SCHEDULES, StateFolder, create_accelerator, create_optimizer, fit
-from ncflow.training.state import get_randomness, set_randomness
+from ncflow.training.state import get_randomness, misfit, set_randomness
 
 EPOCHS = 4
 RATES = {"agd": None, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3, "sgd": 0.05}
@@ -250,6 +250,37 @@ def test_a_state_of_another_model_is_refused(start, states):
         other = newest(states)
         other["optimizer"]["param_groups"] *= 2
         next(start(resume=other)[1])
+
+
+MISFITS = {
+    "another layout": (lambda s: s.pop("optimizer"), "it lacks optimizer"),
+    "no scaler": (lambda s: s.pop("scaler"), "it lacks scaler"),
+    "no randomness": (lambda s: s.update(randomness=[]), "random numbers"),
+    "randomness of another kind": (lambda s: s.update(randomness=[{"torch": 1}]), "random numbers"),
+    "other classes": (lambda s: s["model"].update({"head.weight": torch.zeros(7, 3)}), "shapes differ in head.weight"),
+    "a tensor less": (lambda s: s["model"].pop("head.weight"), "it lacks head.weight"),
+    "a tensor more": (lambda s: s["model"].update(extra=torch.zeros(1)), "it has in addition extra"),
+    "no tensors": (lambda s: s.update(model=[1, 2]), "no mapping from names to tensors"),
+    "other momentum": (
+        lambda s: s["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(2)), "parameters of other shapes"
+    ),
+    "more groups": (lambda s: s["optimizer"].update(param_groups=[]), "parameters of other shapes"),
+    "an optimizer of another kind": (lambda s: s.update(optimizer=3), "layout is another one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_whole_state_that_does_not_fit_is_told_and_not_a_dead_end(start, states, case):
+    change, words = MISFITS[case]
+    classifier, _ = start()
+    optimizer = create_optimizer("sgd", classifier.parameters(), lr=0.1)
+    state = newest(states)
+    assert misfit(state, classifier, optimizer) is None
+    change(state)
+    reason = misfit(state, classifier, optimizer)
+    assert reason is not None and re.search(words, reason), reason
+    with pytest.warns(UserWarning, match=r"epoch_3.pt does not fit this run: .*; it is left out"):
+        states.leave_out(3, reason)
 
 
 def test_an_attempt_has_one_token_until_it_is_removed(states):
