@@ -794,3 +794,20 @@ def test_the_hint_names_the_project_where_it_is_another_folder(tmp_path, monkeyp
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path)
     assert tracking.ui_command(tmp_path / "project") == f"`uv run ncflow ui` in {tmp_path / 'project'}"
+
+
+def test_a_store_without_its_driver_is_one_message_with_the_install_command(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@127.0.0.1:1/runs")
+    for driver in ("psycopg", "psycopg2"):
+        monkeypatch.setitem(sys.modules, driver, None)  # as where it is not installed
+    message = r"postgresql://… needs the package psycopg.*uv pip install '?psycopg"
+    with pytest.raises(ValueError, match=message) as error, tracking.start_run(root=tmp_path, name="a", config={}):
+        pass
+    assert "secret" not in str(error.value)
+
+
+def test_an_unknown_run_of_the_environment_is_told_by_its_variable(root: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    unknown = pytest.raises(ValueError, match=f"MLFLOW_RUN_ID to name a run in .*, got '{'0' * 32}'")
+    with unknown, tracking.start_run(root=root, name="a", config={}):
+        pass

@@ -240,8 +240,18 @@ def _lost_run(mlflow: Any, attempt: str | None) -> str | None:
 def _opened_run(mlflow: Any) -> str | None:
     """The run that `mlflow run` opened for this process, unless another configuration has taken it already."""
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)
-    taken = run_id and any(key.startswith("cfg.") for key in mlflow.get_run(run_id).data.params)
-    return None if taken else run_id
+    if not run_id:
+        return None
+    try:
+        params = mlflow.get_run(run_id).data.params
+    except mlflow.exceptions.MlflowException as error:
+        if "RESOURCE_DOES_NOT_EXIST" not in str(getattr(error, "error_code", "")):
+            raise
+        raise ValueError(
+            f"expected MLFLOW_RUN_ID to name a run in {mlflow.get_tracking_uri()}, got '{run_id}', which is not there; "
+            "unset it, or name the store of that run in MLFLOW_TRACKING_URI"
+        ) from error
+    return None if any(key.startswith("cfg.") for key in params) else run_id
 
 
 def _flatten(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:

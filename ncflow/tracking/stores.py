@@ -76,6 +76,13 @@ def store(root: Path) -> Iterator[Any]:
             _open_database(uri, root)
         mlflow.set_tracking_uri(uri)
         yield mlflow
+    except ModuleNotFoundError as error:
+        if error.name not in DRIVERS:
+            raise
+        raise ValueError(
+            f"MLflow's store {urlsplit(uri).scheme}://… needs the package {error.name}, which is not here; install it "
+            f"with `uv pip install {DRIVERS[error.name]}`"
+        ) from error
     except mlflow.exceptions.MlflowException as error:
         reason = getattr(error.__cause__, "orig", error)  # of a database, without the statement that it refused
         raise OSError(f"MLflow's store failed, mend it and give the same command again: {reason}") from error
@@ -183,6 +190,18 @@ def _original(root: Path) -> Path:
     return project / (rest.relative_to(below) if rest.is_relative_to(below) else rest)
 
 
+# What SQLAlchemy and MLflow import for a store, and what brings it.
+DRIVERS = {
+    "psycopg2": "psycopg2-binary",
+    "psycopg": "'psycopg[binary]'",
+    "MySQLdb": "mysqlclient",
+    "pymysql": "pymysql",
+    "pyodbc": "pyodbc",
+    "boto3": "boto3",
+    "google": "google-cloud-storage",
+    "azure": "azure-storage-blob azure-identity",
+    "databricks": "databricks-sdk",
+}
 _ROOT_MARKS = ("params.yaml", "dvc.yaml")
 _DVC_COPY = re.compile(r"(?P<project>.*?)/\.dvc/tmp/exps/(standalone/)?[^/]+(?P<rest>(/.*)?)")
 _NAMED_STORES = ("databricks", "databricks-uc", "uc")  # what MLflow takes for a store although it looks like a folder

@@ -17,6 +17,11 @@ from ncflow.training.meeting import meet
 
 def create_accelerator(device: str = "auto") -> Accelerator:
     """The processes that this run was launched with, each on its GPU if there are any, unless `device` is "cpu"."""
+    if engines := [name for name in ENGINES if os.environ.get(name, "").lower() in ("true", "1")]:
+        raise ValueError(
+            f"expected processes that each hold the whole model, got {engines[0]}={os.environ[engines[0]]}; unset it, "
+            "or choose no such engine in `accelerate config`"
+        )
     if not torch.distributed.is_initialized():  # several runs in one process: each decides anew
         AcceleratorState._reset_state(reset_partial_state=True)
     cpu = device == "cpu" or not torch.cuda.is_available()
@@ -99,6 +104,8 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+# What Accelerate's launcher sets for engines that divide a model among processes.
+ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
 LAUNCHED = "ACCELERATE_DYNAMO_MODE"  # what `accelerate launch` always sets, and hardly anyone else
 
 # <malloc.h>: M_MMAP_MAX 0, no block is a mapping of its own; M_TRIM_THRESHOLD -1, the heap never shrinks

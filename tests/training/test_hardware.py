@@ -181,3 +181,10 @@ def test_a_launcher_around_accelerates_that_ranks_its_processes_is_right(acceler
     for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     assert create_accelerator("cpu").num_processes == 1
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def test_an_engine_that_divides_the_model_is_refused_by_its_variable(engine, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(ValueError, match=f"ACCELERATE_USE_{engine}=true; unset it"):
+        create_accelerator("cpu")
