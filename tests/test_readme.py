@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from ncflow.data.published import DEBIAN_FASHION_MNIST
 
@@ -34,9 +36,21 @@ def clone(tmp_path_factory):
     params["model"]["image_size"] = 8
     params["train"] |= {"epochs": 2, "analyze_freq": 1}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    draw_pictures(folder / "pictures")
     for command in ("init -q", "add -A", "commit -qm start"):
         subprocess.run(["git", *command.split()], cwd=folder, check=True, env=environment())
     return folder
+
+
+def draw_pictures(folder: Path) -> None:
+    """A reader's own pictures: three classes, of one shade each."""
+    for split, count in (("train", 150), ("test", 4)):
+        for shade, name in enumerate(("cat", "dog", "owl")):
+            (folder / split / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = np.full((8, 8, 3), 80 * shade + k % 50 + (split == "test") * 10, np.uint8)
+                pixels[0, 0] = k, count, shade
+                Image.fromarray(pixels).save(folder / split / name / f"{k}.png")
 
 
 def environment() -> dict[str, str]:

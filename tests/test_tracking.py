@@ -770,12 +770,12 @@ def test_what_is_deleted_while_it_is_written_is_named_with_the_command_that_rest
 
 
 COMMANDS = {
-    "the project's own": ({}, "`uv run ncflow ui`"),
+    "the project's own": ({}, f"`uv run ncflow ui`, then {tracking.ui_address()}"),
     "an experiment": ({"MLFLOW_EXPERIMENT_NAME": "my tails"}, "`uv run ncflow ui --experiment 'my tails'`"),
-    "the usual one": ({"MLFLOW_EXPERIMENT_ID": "0"}, "`uv run ncflow ui`"),
+    "the usual one": ({"MLFLOW_EXPERIMENT_ID": "0"}, f"`uv run ncflow ui`, then {tracking.ui_address()}"),
     "another store": (
         {"MLFLOW_TRACKING_URI": "sqlite:////else where/a.db"},
-        "`MLFLOW_TRACKING_URI='sqlite:////else where/a.db' uv run ncflow ui`",
+        f"`MLFLOW_TRACKING_URI='sqlite:////else where/a.db' uv run ncflow ui`, then {tracking.ui_address()}",
     ),
     "a server": ({"MLFLOW_TRACKING_URI": "https://me:secret@tracking.example"}, "open https://me:…@tracking.example"),
 }
@@ -793,7 +793,7 @@ def test_the_hint_opens_the_store_and_the_experiment_that_were_used(tmp_path, ca
 def test_the_hint_names_the_project_where_it_is_another_folder(tmp_path, monkeypatch) -> None:
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert tracking.ui_command(tmp_path / "project") == f"`uv run ncflow ui` in {tmp_path / 'project'}"
+    assert tracking.ui_command(tmp_path / "project").startswith(f"`uv run ncflow ui` in {tmp_path / 'project'}, then")
 
 
 def test_a_store_without_its_driver_is_one_message_with_the_install_command(tmp_path, monkeypatch) -> None:

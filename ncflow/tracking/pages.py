@@ -40,7 +40,8 @@ def ui_command(root: Path) -> str:
         words.insert(0, f"MLFLOW_TRACKING_URI={shlex.quote(_without_password(tracking_uri(root)))}")
     if experiment not in ("0", "Default"):
         words.append(f"--experiment {shlex.quote(experiment)}")
-    return f"`{' '.join(words)}`" + ("" if Path.cwd().is_relative_to(root) else f" in {root}")
+    where = "" if Path.cwd().is_relative_to(root) else f" in {root}"
+    return f"`{' '.join(words)}`{where}" + (f", then {ui_address()}" if experiment in ("0", "Default") else "")
 
 
 def _without_password(uri: str) -> str:
