@@ -556,7 +556,7 @@ def test_artifacts_that_cannot_be_written_are_named_with_their_place(root: Path,
             raise failure
 
         patch.setattr(run.mlflow, "log_artifact", fail)
-        with pytest.raises(OSError, match=re.escape(f"cannot write MLflow's artifacts to {where}: {words}; mend this")):
+        with pytest.raises(OSError, match=re.escape(f"cannot write MLflow's artifacts to {where}: {words}; make room")):
             run.artifact(root / "params.yaml")
 
 

@@ -189,7 +189,7 @@ class RunLogger:
         except (OSError, self.mlflow.exceptions.MlflowException) as error:
             where, reason = self.mlflow.active_run().info.artifact_uri, getattr(error, "strerror", None) or error
             raise OSError(
-                f"cannot write MLflow's artifacts to {where}: {reason}; mend this, and the same command goes on"
+                f"cannot write MLflow's artifacts to {where}: {reason}; make room or allow it, and give the same command again"
             ) from error
 
     def _steps_of(self, artifact_file: str) -> set[int]:

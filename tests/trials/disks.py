@@ -22,17 +22,17 @@ ROOM = 1_000_000  # bytes left for what is small, such as the history, when the 
 
 def checkpoint(project: Project) -> str:
     """the file named, the states of the epochs before kept, and the same command goes on from there"""
-    return _fills_up(project, STATE, "cannot write … epoch_3.pt: No space left … the same command goes on", room=ROOM)
+    return _fills_up(project, STATE, "cannot write … epoch_3.pt: No space left … the same command again", room=ROOM)
 
 
 def run_folder(project: Project) -> str:
     """the file named, nothing half-written in models/, and the same command goes on"""
-    return _fills_up(project, "models", "cannot write … history.json: No space left … the same command goes on")
+    return _fills_up(project, "models", "cannot write … history.json: No space left … the same command again")
 
 
 def artifact(project: Project) -> str:
     """the place of the artifacts named, and the same command goes on in the same MLflow run, each step once"""
-    return _fills_up(project, "mlruns", "cannot write … mlruns … No space left … the same command goes on")
+    return _fills_up(project, "mlruns", "cannot write … mlruns … No space left … the same command again")
 
 
 def database(project: Project) -> str:
