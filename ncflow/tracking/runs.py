@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ncflow.files import unwritable
 from ncflow.tracking.experiments import find_experiment, refuse_deleted
 from ncflow.tracking.interruption import interruptible, undisturbed
 from ncflow.tracking.stores import store
@@ -188,9 +189,7 @@ class RunLogger:
                 yield
         except (OSError, self.mlflow.exceptions.MlflowException) as error:
             where, reason = self.mlflow.active_run().info.artifact_uri, getattr(error, "strerror", None) or error
-            raise OSError(
-                f"cannot write MLflow's artifacts to {where}: {reason}; make room or allow it, and give the same command again"
-            ) from error
+            raise unwritable(f"MLflow's artifacts to {where}", reason) from error
 
     def _steps_of(self, artifact_file: str) -> set[int]:
         """The steps that a table has rows of."""
