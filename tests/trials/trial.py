@@ -141,7 +141,8 @@ class Project:
     def nothing_half_written(self, *, states: bool = True) -> None:
         """No temporary file is left, no model of an unfinished run, and its states load, if there must be any."""
         hidden = [path for folder in ("models", "data", ".ncflow/state") for path in (self.root / folder).rglob(".*")]
-        expect(not (left := [path.name for path in hidden if not path.name.endswith((".lock", ".source.json"))]), f"left behind: {left}")
+        left = [path.name for path in hidden if not path.name.endswith((".lock", ".source.json"))]
+        expect(not left, f"left behind: {left}")
         expect(not (self.root / "models" / "run" / "final_model.pth").exists(), "a final model of an unfinished run")
         files = list((self.root / stages.STATES).glob("run-*/epoch_*.pt"))
         expect(bool(files) == states, f"states: {[file.name for file in files]}")
