@@ -109,14 +109,18 @@ def _import_mlflow() -> Any:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import mlflow
-    from mlflow.store.db import utils
 
-    # It makes the folder of a database under its quoted name, next to the real one.
-    make_parents = getattr(utils._make_parent_dirs_if_sqlite, "__wrapped__", utils._make_parent_dirs_if_sqlite)
-    utils._make_parent_dirs_if_sqlite = wraps(make_parents)(lambda uri: make_parents(unquote(uri)))
     # Of a database that fails it would print the statements and its own insides, beside the error that says all.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow
+
+
+def _make_real_parents() -> None:
+    """Have MLflow make the folder of a database under its own name; it takes the quoted one, next to it."""
+    from mlflow.store.db import utils
+
+    make = getattr(utils._make_parent_dirs_if_sqlite, "__wrapped__", utils._make_parent_dirs_if_sqlite)
+    utils._make_parent_dirs_if_sqlite = wraps(make)(lambda uri: make(unquote(uri)))
 
 
 def _open_database(uri: str, root: Path) -> None:
@@ -128,6 +132,7 @@ def _open_database(uri: str, root: Path) -> None:
     from sqlalchemy import Engine, event
     from sqlalchemy.exc import DatabaseError
 
+    _make_real_parents()
     if not event.contains(Engine, "connect", _wait_for_others):
         event.listen(Engine, "connect", _wait_for_others)
     file, project = sqlite_file(uri).resolve(), _original(root)
