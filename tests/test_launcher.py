@@ -94,6 +94,7 @@ def started(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ncflow.suite.launch", lambda arguments, processes: calls.append((arguments, processes)) or 5)
     monkeypatch.setattr("ncflow.stages.train", lambda *_, processes, **__: calls.append(processes))
+    monkeypatch.setattr("ncflow.stages.result", lambda folder: "")
     calls: list[object] = []
 
     def run(*words: str, code: int | None = None) -> list[object]:
