@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import Counter
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background; tests send it, also to children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 THROWN: Counter[str] = Counter()  # by the tests of all workers
 

@@ -338,6 +338,17 @@ def test_a_signal_waits_for_the_end_of_what_must_not_be_disturbed(number: int, e
     assert done == ["written"]
 
 
+def test_a_job_of_the_background_keeps_ignoring_ctrl_c() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with tracking.interruptible():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            tracking.end_if_asked()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_an_impatient_user_is_not_kept_waiting() -> None:
     with pytest.raises(KeyboardInterrupt), tracking.interruptible(), interruption.undisturbed():
         for _ in range(3):

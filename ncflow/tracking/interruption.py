@@ -38,7 +38,10 @@ def interruptible(advice: str | None = None) -> Iterator[None]:
     """
     ours = _Handler() if _is_free() else None
     if ours:
-        before = {number: signal.signal(number, ours) for number in (signal.SIGTERM, signal.SIGINT)}
+        # A job that a script started in the background ignores Ctrl-C, and keeps ignoring it.
+        ignored = signal.getsignal(signal.SIGINT) != signal.default_int_handler
+        numbers = (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, ours) for number in numbers}
     handler = _handler()
     advice_before = handler.advice if handler else AGAIN
     if handler and advice:

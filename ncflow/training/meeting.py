@@ -109,7 +109,7 @@ def _number(name: str, text: str) -> int:
 def _default_signals() -> Iterator[None]:
     """Inside, signals do what the system does: Python's handlers cannot run while C++ waits."""
     main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
+    numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if main and signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
         yield
