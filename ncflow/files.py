@@ -50,7 +50,7 @@ def publish(source: Path, path: Path) -> Path:
 
 @contextmanager
 def _sibling(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; what has it at the end takes the place of `path`, unless something failed."""
+    """A temporary name next to `path`; what has it at the end takes the place of `path`, unless something failed."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         yield temporary
@@ -64,7 +64,7 @@ def _sibling(path: Path) -> Iterator[Path]:
 
 
 def _explained(path: Path, error: Exception) -> Exception:
-    """The same error with the file and what to do in it; torch hides that of the disk behind one of its own."""
+    """The same error with the file and what to do in it; torch hides the error of the disk behind another one."""
     cause = error if isinstance(error, OSError) else error.__context__
     if not isinstance(cause, OSError):
         return error

@@ -77,7 +77,7 @@ class _Polar(torch.autograd.Function):
 
 
 class _OfFullRank(torch.autograd.Function):
-    """H (..., k, k), unless it loses rank up to rounding: as a function of its own it sees numbers under torch.func."""
+    """H (..., k, k), unless it loses rank up to rounding. A separate function sees numbers under torch.func."""
 
     @staticmethod
     def forward(h: Tensor) -> Tensor:

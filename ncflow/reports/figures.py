@@ -29,7 +29,7 @@ def cosine_figure(
     """Cosines between centered class means (K,d), between classifier rows (K,d), and in the simplex ETF of collapse.
 
     Largest class first where class_counts (K,) are given, so that minority collapse is a red corner at the lower right.
-    `predicted` is the name of a theory with its class means (K,d) and rows (K,d), drawn beside those measured. Axes
+    `predicted` is the name of a theory with its class means (K,d) and rows (K,d), drawn next to those measured. Axes
     say class_names (K,), or the numbers of the classes.
     """
     order = _largest_first(class_counts, len(class_means))

@@ -50,7 +50,7 @@ class RayEngine:
         return len(self._running) < self._most
 
     def _say_if_waiting(self) -> None:
-        """Say once what is asked for and what is free, where nothing of what was handed over has begun."""
+        """Say once what runs request and what is free, where none of them has begun."""
         waiting = [attempt for attempt in self._running if not attempt.has_started()]
         if self._said or not waiting or len(waiting) < len(self._running) or waiting[0].age() < PATIENCE:
             return

@@ -83,20 +83,22 @@ def watched(seconds: float = 30.0) -> Iterator[None]:
     if handler is None:
         yield
         return
-    heard, told = socket.socketpair()
-    told.setblocking(False)
-    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)  # written to at once, whatever Python does
-    threading.Thread(target=_watch, args=(heard, handler, seconds), daemon=True).start()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(
+        writer.fileno(), warn_on_full_buffer=False
+    )  # written to at once, whatever Python does
+    threading.Thread(target=_watch, args=(reader, handler, seconds), daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        told.close()
+        writer.close()
 
 
-def _watch(heard: socket.socket, handler: _Handler, seconds: float) -> None:
-    with heard:
-        while number := heard.recv(1):
+def _watch(reader: socket.socket, handler: _Handler, seconds: float) -> None:
+    with reader:
+        while number := reader.recv(1):
             if number[0] != signal.SIGTERM:
                 continue
             until = time.monotonic() + seconds
@@ -133,7 +135,7 @@ class _Handler:
             self.end()
 
     def end(self) -> None:
-        """Raise what the first signal asked for, unless that has been raised and this is the clearing up."""
+        """Raise the error of the first signal, unless that has been raised and this is the clearing up."""
         if not _clears_up(sys.exception()):
             raise KeyboardInterrupt if self.asked == signal.SIGINT else Interrupted(self.advice)
 

@@ -54,25 +54,25 @@ def meet(*, cpu: bool) -> None:
 
 def launched_processes() -> int:
     """How many processes a launcher says there are; ValueError where its variables are incomplete or contradict."""
-    told = {name: os.environ[name] for name in LAUNCH if os.environ.get(name)}
+    given = {name: os.environ[name] for name in LAUNCH if os.environ.get(name)}
     for name in MPI:
-        if _number(name, os.environ.get(name, "1")) > 1 and "WORLD_SIZE" not in told:
+        if _number(name, os.environ.get(name, "1")) > 1 and "WORLD_SIZE" not in given:
             raise ValueError(
                 f"{name}={os.environ[name]} says that MPI started this process together with others; expected a "
                 f"launch by torchrun, Accelerate or ncflow train --processes; use one of these, or unset {name}"
             )
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & told.keys():
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & given.keys():
         return 1
-    world = _number("WORLD_SIZE", told.get("WORLD_SIZE", "1"))
-    missing = [name for name in LAUNCH if name not in told]
-    if world == 1 and ("WORLD_SIZE" in told or not missing):
+    world = _number("WORLD_SIZE", given.get("WORLD_SIZE", "1"))
+    missing = [name for name in LAUNCH if name not in given]
+    if world == 1 and ("WORLD_SIZE" in given or not missing):
         return 1
     if missing:
         raise ValueError(
-            f"expected all of {', '.join(LAUNCH)}, as launchers set them, got {', '.join(told)} without "
-            f"{', '.join(missing)}; unset {', '.join(told)} to train in one process, or start it by torchrun"
+            f"expected all of {', '.join(LAUNCH)}, as launchers set them, got {', '.join(given)} without "
+            f"{', '.join(missing)}; unset {', '.join(given)} to train in one process, or start it by torchrun"
         )
-    rank = _number("RANK", told["RANK"])
+    rank = _number("RANK", given["RANK"])
     if rank >= world:
         raise ValueError(f"expected RANK below WORLD_SIZE={world}, got RANK={rank}")
     return world

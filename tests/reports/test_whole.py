@@ -1,4 +1,4 @@
-"""Run folders of others: what a file lacks is told by its name and the key, and no value breaks a picture."""
+"""Run folders of others: a message names the file and the key that it lacks, and no value breaks a picture."""
 
 from __future__ import annotations
 

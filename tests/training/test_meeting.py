@@ -1,4 +1,4 @@
-"""Processes meet, or say within seconds what they were waiting for; leftovers of a launch are told by name."""
+"""Processes meet, or say within seconds what they were waiting for; leftovers of a launch are named."""
 
 from __future__ import annotations
 
