@@ -137,6 +137,38 @@ def start(
     return classifier, batches, records, resume["epoch"] if resume else 0
 
 
+def refuse_to_extend(params: Params, done: int) -> None:
+    """Raise where a run of `done` epochs is not the start of these parameters' longer run, with the reason.
+
+    It is the start if every finished epoch has the same learning rate and the same loss in both.
+    """
+    how, schedule = params.train, _schedule(params)
+    shares = [(epoch / done, epoch / how.epochs) for epoch in range(done)]
+    if any(schedule(short) != schedule(long) for short, long in shares):
+        warm = f" and train.warmup={how.warmup:g}" if how.warmup else ""
+        raise ValueError(
+            f"cannot extend a run of {done} epochs to {how.epochs}: the learning rates of train.schedule={how.schedule}"
+            f"{warm} depend on train.epochs; train from the start without --extend, or use train.schedule=none and "
+            "train.warmup=0 in both runs"
+        )
+    after = how.reweight_after
+    if how.reweight is not None and any((short >= after) != (long >= after) for short, long in shares):
+        raise ValueError(
+            f"cannot extend a run of {done} epochs to {how.epochs}: train.reweight_after={after:g} is a share of "
+            "train.epochs; train from the start without --extend, or use train.reweight_after=0 in both runs"
+        )
+
+
+def is_extendable(params: Params) -> bool:
+    """Whether a run of twice as many epochs would begin as this run does."""
+    longer = params.model_copy(update={"train": params.train.model_copy(update={"epochs": 2 * params.train.epochs})})
+    try:
+        refuse_to_extend(longer, params.train.epochs)
+    except ValueError:
+        return False
+    return True
+
+
 def objective(params: Params, classifier: Classifier, class_counts: Sequence[int]) -> Objective | None:
     """The objective of unconstrained features, where these parameters train just that; None for any other.
 

@@ -29,6 +29,9 @@ Config = Annotated[Path | None, typer.Option(help="YAML file; default: the proje
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated.")]
 Head = Annotated[str, typer.Option(help="This head in every run.")]
 Data = Annotated[Path | None, typer.Option("--snapshot", help="Snapshot folder; default: data/<its name>.")]
+Extend = Annotated[
+    bool, typer.Option("--extend", help="Resume from the finished run that differs only in having fewer train.epochs.")
+]
 Pipeline = Annotated[bool, typer.Option("--pipeline", help="Do the work of the DVC stage that runs this command.")]
 
 
@@ -91,6 +94,7 @@ def train(
         int | None, typer.Option(min=1, envvar=PROCESSES, help="Processes that train it together; default: one.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Resolve and print the configuration; train nothing.")] = False,
+    extend: Extend = False,
     pipeline: Pipeline = False,
 ) -> None:
     """Train one configuration: one MLflow run, one folder models/<exp_name>/.
@@ -124,7 +128,9 @@ def train(
     main = _is_main()
     assembly.check(params)  # before anything is made
     with claimed(root, params.exp_name) if main else nullcontext():
-        stages.train(params, folder=folder, data=data, root=root, group=group, suite=suite, processes=processes)
+        stages.train(
+            params, folder=folder, data=data, root=root, group=group, suite=suite, processes=processes, extend=extend
+        )
     if main:
         _say(f"finished: {folder}\n{stages.result(folder)}\nnext: `uv run ncflow report {_shown(folder)}`")
 
@@ -205,7 +211,8 @@ def suite(
     engine: Annotated[str, typer.Option(help="Where the runs go: local or ray.")] = "local",
     address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: one here.")] = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a run that was killed is started again.")] = 1,
-    force: Annotated[bool, typer.Option("--force", help="Train finished runs anew, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train finished runs again, too.")] = False,
+    extend: Extend = False,
     track: Annotated[bool, typer.Option("--track", help="Put snapshots and runs under DVC's control.")] = False,
 ) -> None:
     """Run what is missing of a group of experiments, several side by side, and report on the group.
@@ -226,7 +233,7 @@ def suite(
     machines = suites.create_engine(
         engine, processes=_count(processes), jobs=jobs, jobs_per_gpu=jobs_per_gpu, address=address
     )
-    todo = suites.make_jobs(configs, group=group, root=root, suite=name)
+    todo = suites.make_jobs(configs, group=group, root=root, suite=name, options=["--extend"] if extend else [])
     with _opened_run(name, several=len(todo) > 1) as log_page, _failures_told(todo):
         looks = suites.run_suite(todo, engine=machines, prepare=_prepare, retries=retries, force=force)
         with closing(looks):

@@ -12,7 +12,16 @@ from typing import Any
 import torch
 
 import ncflow
-from ncflow.assembly import build_classifier, check, load_splits, objective, snapshot_name, start
+from ncflow.assembly import (
+    build_classifier,
+    check,
+    is_extendable,
+    load_splits,
+    objective,
+    refuse_to_extend,
+    snapshot_name,
+    start,
+)
 from ncflow.data import Snapshot
 from ncflow.data.manifest import find_manifest
 from ncflow.files import checksum, write_text
@@ -36,6 +45,7 @@ from ncflow.training import (
 )
 
 STATES = Path(".ncflow", "state")  # below the project, where DVC, which empties a run's folder, does not look
+FINISHED = Path(".ncflow", "finished")  # the last states of finished runs that `--extend` can continue
 ELSEWHERE = 1e-2  # how far metrics may differ on other hardware, whose convolutions round differently
 
 
@@ -53,6 +63,7 @@ def train(
     group: str | None = None,
     suite: str | None = None,
     processes: int | None = None,
+    extend: bool = False,
 ) -> Path:
     """Stage train: one configuration, one MLflow run, one run folder. Returns the folder.
 
@@ -62,6 +73,9 @@ def train(
 
     A run of the same configuration on the same snapshot that was stopped, however it was, goes on after its last
     finished epoch, in the same MLflow run. SIGTERM raises Interrupted.
+
+    `extend` resumes from the last state of a finished run that had fewer epochs and is otherwise the same, in a new
+    MLflow run. Raises ValueError where there is none, or where its epochs would differ in a longer run.
     """
     how = params.train
     with interruptible(RESUMES), explained_faults(batch_size=how.batch_size, precision=how.precision):
@@ -71,8 +85,11 @@ def train(
         if processes not in (None, accelerator.num_processes):
             raise ValueError(f"asked for {processes} processes, but Accelerate started {accelerator.num_processes}")
         images = snapshot(params, data)
-        states = StateFolder(root / STATES / f"{params.exp_name}-{run_digest(params)}-{images.digest[:12]}")
+        states = StateFolder(root / STATES / _run_id(params, images))
+        finished = StateFolder(root / FINISHED / _run_id(make_params(params.resolved(), ["train.epochs=1"]), images))
         precision = resolve_precision(how.precision, accelerator.device)
+        if extend:
+            _extend(params, finished, states, accelerator)
         classifier, batches, records, done = start(params, images, accelerator, precision, states)
         provenance = _provenance(params, images, root, describe(accelerator, precision))
         main = accelerator.is_main_process
@@ -97,9 +114,40 @@ def train(
                 for epoch in records:
                     epoch.state()  # each process has a part of it
                     end_if_asked()
-        if main:
+        if main and is_extendable(params):
+            states.archive(finished.path)
+        elif main:
             states.remove()
     return folder
+
+
+def _run_id(params: Params, images: Snapshot) -> str:
+    """The name of a run's states: two runs share it only if their name, configuration and data are equal."""
+    return f"{params.exp_name}-{run_digest(params)}-{images.digest[:12]}"
+
+
+def _extend(params: Params, finished: StateFolder, states: StateFolder, accelerator: Any) -> None:
+    """Let a run begin with the last state of a finished run of fewer epochs; every process calls it."""
+    done = finished.finished_epoch()
+    begun = states.finished_epoch() > 0  # an extension that was interrupted resumes from its own states
+    accelerator.wait_for_everyone()  # all processes have looked before the first one writes
+    if begun:
+        return
+    if not done:
+        refuse_to_extend(params, max(params.train.epochs // 2, 1))  # such runs leave no state, and the reason helps
+        raise ValueError(
+            f"--extend found no finished run '{params.exp_name}' that differs only in train.epochs in "
+            f"{finished.path.parent}; train without --extend"
+        )
+    if done >= params.train.epochs:
+        raise ValueError(
+            f"--extend expects more epochs than the finished run has, got train.epochs={params.train.epochs} and a run "
+            f"of {done}; raise train.epochs"
+        )
+    refuse_to_extend(params, done)
+    if accelerator.is_main_process:
+        states.begin_after(finished)
+    accelerator.wait_for_everyone()
 
 
 def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:

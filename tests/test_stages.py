@@ -333,6 +333,63 @@ def test_stopped_by_sigterm_a_run_goes_on_as_if_it_had_not_been(project, quick, 
     assert sorted(table["step"]) == [2] * 10 + [3] * 10
 
 
+STEADY = {"train.schedule": "none", "train.analyze_freq": 1}
+
+
+def extend(project: Path, params: Params) -> Path:
+    folder = project / "models" / params.exp_name
+    return stages.train(params, folder=folder, data=project / "data" / "digits", root=project, extend=True)
+
+
+def test_an_extended_run_equals_one_that_was_long_from_the_start(project, quick):
+    train(project, configure("long", **STEADY, **{"train.epochs": 2}))
+    longer = extend(project, configure("long", **STEADY, **{"train.epochs": 4}))
+    whole = train(project, configure("whole", **STEADY, **{"train.epochs": 4}))
+
+    ours, theirs = (torch.load(folder / "final_model.pth") for folder in (longer, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    losses = [[epoch["loss"] for epoch in json.loads((f / "history.json").read_text())] for f in (longer, whole)]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert (project / "models" / "long.1" / "final_model.pth").is_file()  # the run of two epochs
+
+    short, run = runs_named(project, "long")
+    with tracking.store(project) as mlflow:
+        history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "test/acc/overall")
+    assert [metric.step for metric in history] == [1, 2, 3, 4] and short.data.params["cfg.train.epochs"] == "2"
+
+    again = extend(project, configure("long", **STEADY, **{"train.epochs": 5}))  # an extended run can be extended
+    assert len(json.loads((again / "history.json").read_text())) == 5
+
+
+def test_an_interrupted_extension_resumes_from_its_own_epochs(project, quick, monkeypatch):
+    train(project, configure("cut", **STEADY, **{"train.epochs": 1}))
+    longer = configure("cut", **STEADY, **{"train.epochs": 3})
+    with monkeypatch.context() as patch:
+        stop_after(2, terminate, patch)
+        with pytest.raises(tracking.Interrupted):
+            extend(project, longer)
+    folder = extend(project, longer)
+    assert len(json.loads((folder / "history.json").read_text())) == 3
+    assert len(runs_named(project, "cut")) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({"train.schedule": "cosine"}, {}, "train.schedule=cosine depend on train.epochs"),
+        ({"train.warmup": 0.5}, {}, "train.schedule=none and train.warmup=0.5 depend"),
+        ({"train.reweight": 0.9, "train.reweight_after": 0.5}, {}, "train.reweight_after=0.5 is a share"),
+        ({}, {"train.epochs": 2}, "expects more epochs than the finished run has, got train.epochs=2"),
+        ({}, {"train.lr": 0.01}, "found no finished run 'short' that differs only in train.epochs"),
+    ],
+)
+def test_a_run_that_cannot_be_extended_is_refused_with_the_reason(project, quick, before, after, words):
+    options = STEADY | {"train.epochs": 2} | before
+    train(project, configure("short", **options))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        extend(project, configure("short", **options | {"train.epochs": 4} | after))
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_sigterm_that_comes_where_nothing_can_be_raised_ends_the_run_with_its_epoch(project, quick, monkeypatch):
     class Deaf:

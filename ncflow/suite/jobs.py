@@ -103,10 +103,19 @@ class Job:
 
 
 def make_jobs(
-    configs: Iterable[Params], *, group: str, root: Path, suite: str, command: Sequence[str] = ("-m", "ncflow", "train")
+    configs: Iterable[Params],
+    *,
+    group: str,
+    root: Path,
+    suite: str,
+    options: Sequence[str] = (),
+    command: Sequence[str] = ("-m", "ncflow", "train"),
 ) -> list[Job]:
-    """A job for each configuration, its file written; `command` is what Python is started with to train it."""
-    tags = ("--group", group, "--suite", suite)
+    """A job for each configuration, its file written; `command` is what Python is started with to train it.
+
+    `options` are more options of that command, the same for all jobs.
+    """
+    tags = ("--group", group, "--suite", suite, *options)
     return [Job(params, root, (*command, "--config", str(_write_config(params, root)), *tags)) for params in configs]
 
 

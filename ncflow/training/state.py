@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from torch import nn
 
-from ncflow.files import write_atomically
+from ncflow.files import beside, replace_folder, write_atomically
 from ncflow.training.files import read_tensors, write_tensors
 
 State = dict[str, Any]
@@ -81,10 +81,32 @@ class StateFolder:
         warnings.warn(f"{self._file(epoch)} does not fit this run: {reason}; it is left out", stacklevel=3)
 
     def remove(self) -> None:
-        """The run is finished: nothing is left to go on with. In one step: half a folder would not do either."""
+        """Delete the states of a finished run. The folder is renamed first, so that no half of it is left behind."""
         shutil.rmtree(self._removed, ignore_errors=True)
         self.path.rename(self._removed)
         shutil.rmtree(self._removed, ignore_errors=True)
+
+    def archive(self, finished: Path) -> None:
+        """Move the newest state and the files of a finished run to the folder `finished`, for `begin_after`."""
+        for epoch in self._epochs()[1:]:
+            self._file(epoch).unlink()
+        shutil.rmtree(finished, ignore_errors=True)  # of an earlier, shorter or longer run
+        finished.parent.mkdir(parents=True, exist_ok=True)
+        self.path.rename(finished)
+
+    def finished_epoch(self) -> int:
+        """The epoch of the newest state; 0 without one."""
+        return next(iter(self._epochs()), 0)
+
+    def begin_after(self, finished: StateFolder) -> None:
+        """Copy the newest state and the files of a finished run, so that this run resumes from them."""
+        epoch = finished.finished_epoch()
+        state = read_tensors(finished._file(epoch))
+        with beside(self.path) as temporary:
+            copy = StateFolder(temporary / self.path.name)
+            shutil.copytree(finished.files, copy.files, ignore=shutil.ignore_patterns("*.pth"))  # no final model yet
+            copy.write(state | {"run": self.path.name})
+            replace_folder(copy.path, self.path)
 
     @property
     def _removed(self) -> Path:
