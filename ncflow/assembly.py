@@ -10,12 +10,12 @@ import torch
 from ncflow.consistency import refuse_contradictions
 from ncflow.data import AUGMENTATIONS, SAMPLINGS, SOURCES, Batches, Recipe, Snapshot, load_batches
 from ncflow.data.sources import count_classes, given_options
+from ncflow.dotted import flatten
 from ncflow.lookup import lookup
 from ncflow.nn import Classifier, create_backbone, create_head, create_loss, refuse_missing_weights
 from ncflow.params import Params
 from ncflow.rehearsal import rehearse
 from ncflow.reports.predictions import NoTheory, decays, exact_optimum
-from ncflow.reports.runs import flatten
 from ncflow.training import (
     L2_DECAY,
     EpochRecord,

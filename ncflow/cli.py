@@ -117,10 +117,10 @@ def train(
     from ncflow import assembly, stages  # after the parameters, whose errors need not wait for torch
 
     if check:
-        import yaml
+        from ncflow.yaml_files import dump_yaml
 
         assembly.check(params)
-        _say(yaml.safe_dump(params.resolved(), sort_keys=False).rstrip())
+        _say(dump_yaml(params.resolved()).rstrip())
         return
     root = _root()
     folder = root / "models" / params.exp_name
@@ -341,7 +341,7 @@ def ui(
 
 def main() -> None:
     """Run the command line; what a user can mend is one message, not a traceback. SIGTERM is heard from here on."""
-    from ncflow.tracking import TEMPFAIL, interruptible
+    from ncflow.interruption import TEMPFAIL, interruptible
 
     try:
         with interruptible():
@@ -386,7 +386,7 @@ def _is_main() -> bool:
 
 
 def _root() -> Path:
-    from ncflow.tracking import project_root
+    from ncflow.project import project_root
 
     return project_root()
 

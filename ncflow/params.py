@@ -15,10 +15,11 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ncflow.dotted import assign
 from ncflow.lookup import unknown
+from ncflow.yaml_files import parse_yaml, read_yaml
 
 LARGEST = 1e30  # of any number: float32 ends at 3e38, and optimizers multiply
 MOST = 2**31 - 1  # of any count: what torch, NumPy and MLflow take on every platform
@@ -292,7 +293,15 @@ class Params(Section):
 
 def load_params(config: str | Path | None = None, overrides: Iterable[str] = ()) -> Params:
     """The parameters of a YAML file (default: all defaults) with overrides such as "train.lr=0.05" on top."""
-    return make_params(read_yaml(config) if config is not None else {}, overrides)
+    return make_params({} if config is None else read_config(config), overrides)
+
+
+def read_config(path: str | Path) -> Any:
+    """The content of a configuration file; a ValueError names the file and the line."""
+    if not Path(path).is_file():
+        raise ValueError(f"no configuration file {path}; give one with --config, or run in the folder of params.yaml")
+    values = read_yaml(path)
+    return {} if values is None else values
 
 
 def make_params(values: Any, overrides: Iterable[str] = ()) -> Params:
@@ -306,18 +315,6 @@ def make_params(values: Any, overrides: Iterable[str] = ()) -> Params:
         raise ValueError("\n".join(_explain(problem) for problem in error.errors())) from None
     except RecursionError:
         raise ValueError("a configuration is a few sections of keys and values, got one nested without end") from None
-
-
-def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file, numbers such as 1e-3 read as numbers; a ValueError names the file and the line."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no configuration file {path}; give one with --config, or run in the folder of params.yaml")
-    try:
-        values = _parse(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
-    return {} if values is None else values
 
 
 def split_overrides(texts: Iterable[str]) -> list[str]:
@@ -349,22 +346,18 @@ _NEXT_OVERRIDE = re.compile(r"\s+[A-Za-z_][\w.]*=")
 def _override(values: Any, override: str) -> None:
     """Apply "a.b=c" in place; c is read as YAML."""
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
+    path = path.strip()
+    if not equals or not all(path.split(".")):
         raise ValueError(f"--set expects key=value such as train.lr=0.05, got '{override}'")
     try:
-        value = _parse(text)
+        value = parse_yaml(text)
     except ValueError as error:
         raise ValueError(f"--set {path}: '{text}' is not a YAML value: {error}") from None
-    if keys == ["head"] and isinstance(value, str):
-        keys = ["head", "name"]  # the head by its name alone: its other options stay
-    for key in keys[:-1]:
-        if not isinstance(values, dict) or not isinstance(values.setdefault(key, {}), dict):
-            raise ValueError(f"--set {override}: '{key}' is not a section with keys of its own")
-        values = values[key]
-    if not isinstance(values, dict):
-        raise ValueError(f"--set {override}: the configuration is not a mapping of keys to values")
-    values[keys[-1]] = value
+    by_name = path == "head" and isinstance(value, str)  # its other options stay
+    try:
+        assign(values, "head.name" if by_name else path, value)
+    except ValueError as error:
+        raise ValueError(f"--set {override}: {error}") from None
 
 
 def _explain(problem: Any) -> str:
@@ -387,69 +380,5 @@ def _section(keys: Iterable[Any]) -> Any:
     return section
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2, where 1e-3 is a number, << no key, and a key given twice an error: PyYAML would forget the first."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuse merge keys: merges of merges grow without end, and a few lines of them fill the memory."""
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                advice = "merge keys (<<) are not YAML 1.2; write the keys out, or give them with --set"
-                raise yaml.constructor.ConstructorError(None, None, advice, key.start_mark)
-        super().flatten_mapping(node)
-
-    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        """Refuse plain scalars that readers of YAML 1.1 and 1.2 take for different values."""
-        if isinstance(node, yaml.ScalarNode) and node.style is None:
-            for pattern, advice in _AMBIGUOUS.items():
-                if pattern.fullmatch(node.value):
-                    raise yaml.constructor.ConstructorError(None, None, f"'{node.value}': {advice}", node.start_mark)
-        return super().construct_scalar(node)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := [str(key) for i, key in enumerate(keys) if key in keys[:i]]:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _parse(text: str) -> Any:
-    """The value of a YAML text; a ValueError says where it is none."""
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: cannot construct objects
-    except Exception as error:  # of values such as 2020-13-45 PyYAML lets any error of Python's own through
-        raise ValueError(" ".join(str(error).split())) from None
-
-
-def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
-    text = str(loader.construct_scalar(node))
-    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
-
 _shown = Repr()  # values that come from a user may be of any length, and even hold themselves
 _shown.maxlevel, _shown.maxstring, _shown.maxlong, _shown.maxother = 2, 80, 80, 80
-
-# The core schema of YAML 1.2: true and false alone are truths, 1:30 and 2020-01-01 are text, 0o17 is octal.
-_Loader.yaml_implicit_resolvers = {}
-_DIGITS = list("-+.0123456789")
-for tag, pattern, first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", _DIGITS),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("merge", r"<<", ["<"]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), first)
-# What YAML 1.1 reads as a number or a truth, and 1.2 as something else: a user may mean either.
-_AMBIGUOUS = {
-    re.compile(pattern): f"{advice}; quote it where it is text"
-    for pattern, advice in {
-        r"[-+]?0[0-9]+": "a number that starts with 0 is octal to some readers: write it without the 0",
-        r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?": "digits with colons are seconds to some readers: write a number",
-        r"[-+]?[0-9][0-9_]*_[0-9_.]*([eE][-+]?[0-9]+)?": "digits with _ are a number to some readers: leave out the _",
-        r"0b[01]+": "0b is a number to some readers: write it in decimal digits",
-        r"(?i:yes|no|on|off)": "yes, no, on and off are truths to some readers: write true or false",
-    }.items()
-}

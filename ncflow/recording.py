@@ -9,16 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import yaml
 from tqdm.auto import tqdm
 
 from ncflow.data import Batches, Snapshot
 from ncflow.files import checksum
+from ncflow.interruption import end_if_asked
 from ncflow.metrics import class_recalls
 from ncflow.nn import Classifier
 from ncflow.params import Params
-from ncflow.tracking import RunLogger, end_if_asked
+from ncflow.tracking import RunLogger
 from ncflow.training import EpochRecord, RunFolder, StateFolder
+from ncflow.yaml_files import dump_yaml
 
 CONFIG, PROVENANCE = "config.yaml", "provenance.json"
 CHECKSUM = "final_model_sha256"  # in the provenance
@@ -43,7 +44,7 @@ def record(
     An epoch is finished once its state is written. Whatever is killed before does it again, with the same outcome:
     files are replaced by their equals, and MLflow takes each step once.
     """
-    files.write_text(CONFIG, yaml.safe_dump(params.resolved(), sort_keys=False))
+    files.write_text(CONFIG, dump_yaml(params.resolved()))
     files.write_text(PROVENANCE, json.dumps(provenance, indent=1))
     tqdm.write(f"{params.exp_name}: {provenance['hardware']}", file=sys.stderr)  # what `auto` chose
     if earlier := log_earlier(files, run):

@@ -26,11 +26,13 @@ from ncflow.data import Snapshot
 from ncflow.data.manifest import find_manifest
 from ncflow.files import checksum, write_text
 from ncflow.imports import IMPORTED, run_digest
-from ncflow.params import Params, make_params, read_yaml
+from ncflow.interruption import RESUMES, end_if_asked, interruptible, watched
+from ncflow.params import Params, make_params, read_config
+from ncflow.project import git_commit
 from ncflow.recording import CHECKSUM, CONFIG, PROVENANCE, log_history, record
 from ncflow.reports import Table, read_run, read_runs, summary_table, write_report
 from ncflow.reports.curves import HEAD_LOOKS
-from ncflow.tracking import RESUMES, end_if_asked, git_commit, has_finished, interruptible, start_run, watched
+from ncflow.tracking import has_finished, start_run
 from ncflow.training import (
     FINAL_MODEL,
     RunFolder,
@@ -157,7 +159,7 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
     Raises ValueError where they differ from what training measured last: then the checkpoint is not that model. On the
     CPU that trained it they are equal to the last bit; a GPU adds up in another order each time.
     """
-    params = make_params(read_yaml(folder / CONFIG))
+    params = make_params(read_config(folder / CONFIG))
     provenance = _read_provenance(folder / PROVENANCE)
     images = Snapshot.load(data)
     if images.digest != provenance["snapshot"]["digest"]:
@@ -220,7 +222,7 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
     command completes the run. `data` holds snapshots: without this run's, the model's input size is that of its
     configuration. Raises ValueError for a folder that is unfinished or damaged.
     """
-    run, params = read_run(folder), make_params(read_yaml(folder / CONFIG))
+    run, params = read_run(folder), make_params(read_config(folder / CONFIG))
     if not (folder / FINAL_MODEL).is_file():
         raise ValueError(f"run folder '{folder}' is unfinished: no {FINAL_MODEL} in it; let its training end")
     provenance = _read_provenance(folder / PROVENANCE)

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from ncflow import cli, imports
-from ncflow.tracking import Interrupted
+from ncflow.interruption import Interrupted
 
 ROOT = Path(__file__).parents[1]
 

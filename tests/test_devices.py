@@ -173,7 +173,7 @@ from ncflow import stages, tracking
 from ncflow.params import make_params
 here = Path(sys.argv[1])
 params = make_params({}, ["train.epochs=1", "train.analyze_freq=1", "dataset.imb_factor=0.02", "train.device=cpu"])
-with tracking.interruptible():
+with interruptible():
     folder = stages.train(params, folder=here / "models" / "run", data=here / "data" / "digits", root=here)
 stages.evaluate(folder, here / "data" / "digits", here / "evaluation.json")
 print("finished")

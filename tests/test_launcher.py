@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from ncflow import cli
+from ncflow.interruption import Interrupted, interruptible
 from ncflow.suite import claimed, launcher, process
-from ncflow.tracking import Interrupted, interruptible
 
 FIRST = "import os, sys, time, signal\nfirst = os.environ['RANK'] == '0'\n"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ncflow.params import HEAD_ALIASES, HEADS, Params, load_params, make_params, read_yaml, split_overrides
+from ncflow.params import HEAD_ALIASES, HEADS, Params, load_params, make_params, read_config, split_overrides
 
 SEED_YAML = """
 exp_name: "exp1_univ_cifar10_resnet18"
@@ -72,7 +72,7 @@ def test_the_repositorys_own_parameters_load_and_their_keys_are_all_known():
     path = Path(__file__).parents[1] / "params.yaml"
     params = load_params(path)
     dumped = params.model_dump()
-    for key, value in leaves(read_yaml(path)):
+    for key, value in leaves(read_config(path)):
         assert dict(leaves(dumped))[key] == value, key
 
 
@@ -422,7 +422,7 @@ SCALARS = {
 def test_scalars_are_those_of_yaml_1_2_as_dvc_reads_them(text, tmp_path):
     from ruamel.yaml import YAML
 
-    values = read_yaml(write(tmp_path, f"a: {text}\nb: [{text or '~'}]\n"))
+    values = read_config(write(tmp_path, f"a: {text}\nb: [{text or '~'}]\n"))
     theirs = YAML(typ="safe").load(f"a: {text}\n")
     assert values == {"a": SCALARS[text], "b": [SCALARS[text]]}
     assert type(values["a"]) is type(SCALARS[text])
@@ -437,11 +437,11 @@ AMBIGUOUS = ["017", "-017", "00", "1:30", "190:20:30", "1_000", "1_0.5", "0b11",
 def test_what_readers_of_yaml_differ_on_is_refused_with_how_to_write_it(text, tmp_path):
     for content in (f"seed: {text}", f"dataset: {{seed: {text}}}", f"grid:\n  seed: [0, {text}]"):
         with pytest.raises(ValueError, match=rf"params.yaml is not YAML: '{re.escape(text)}': .* line \d") as error:
-            read_yaml(write(tmp_path, content))
+            read_config(write(tmp_path, content))
         assert "to some readers: " in str(error.value)
     with pytest.raises(ValueError, match=rf"--set seed: .*{re.escape(text)}.*to some readers"):
         make_params({}, [f"seed={text}"])
-    assert read_yaml(write(tmp_path, f"seed: '{text}'")) == {"seed": text}
+    assert read_config(write(tmp_path, f"seed: '{text}'")) == {"seed": text}
 
 
 @pytest.mark.parametrize(

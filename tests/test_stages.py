@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from ncflow import assembly, recording, stages, tracking
+from ncflow.interruption import Interrupted
 from ncflow.nn import BACKBONES, HEADS
-from ncflow.params import Params, make_params, read_yaml
+from ncflow.params import Params, make_params, read_config
 from ncflow.training import Diverged
 from ncflow.training.faults import OutOfMemory
 
@@ -304,7 +305,7 @@ def test_stopped_by_sigterm_a_run_goes_on_as_if_it_had_not_been(project, quick, 
     options = {"model.name": "small", "head.name": "nearest_etf"}
     whole = train(project, configure("whole", **options))
     params, other = (configure("stopped", **options, **{"train.lr": rate}) for rate in (0.1, 0.05))
-    with monkeypatch.context() as patch, pytest.raises(tracking.Interrupted) as stop:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
         stop_after(2, terminate, patch)
         train(project, params)
     assert stop.value.code == 75
@@ -366,7 +367,7 @@ def test_an_interrupted_extension_resumes_from_its_own_epochs(project, quick, mo
     longer = configure("cut", **STEADY, **{"train.epochs": 3})
     with monkeypatch.context() as patch:
         stop_after(2, terminate, patch)
-        with pytest.raises(tracking.Interrupted):
+        with pytest.raises(Interrupted):
             extend(project, longer)
     folder = extend(project, longer)
     assert len(json.loads((folder / "history.json").read_text())) == 3
@@ -397,7 +398,7 @@ def test_a_sigterm_that_comes_where_nothing_can_be_raised_ends_the_run_with_its_
             terminate()
 
     params = configure("deaf", **{"model.name": "small"})
-    with monkeypatch.context() as patch, pytest.raises(tracking.Interrupted):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
         stop_after(2, Deaf, patch)
         train(project, params)
     (state,) = (project / stages.STATES).glob("deaf-*")
@@ -482,7 +483,7 @@ def test_the_report_lines_up_the_heads(project, folder, tmp_path):
 def test_a_run_folder_is_logged_to_another_store_once_and_whole(project, folder, tmp_path, monkeypatch):
     """As after `dvc pull` in a second clone: the folder is there, MLflow's store is empty."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
-    assert stages.sync(folder, project / "data", tmp_path) == read_yaml(folder / "config.yaml")["exp_name"]
+    assert stages.sync(folder, project / "data", tmp_path) == read_config(folder / "config.yaml")["exp_name"]
     assert stages.sync(folder, project / "data", tmp_path) is None
     with tracking.store(tmp_path) as mlflow:
         (there,) = mlflow.search_runs(search_all_experiments=True, output_format="list")

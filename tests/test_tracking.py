@@ -27,7 +27,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 
 from ncflow import tracking
-from ncflow.tracking import interruption, stores
+from ncflow.interruption import Interrupted, end_if_asked, interruptible, undisturbed
+from ncflow.project import git_commit, project_root
+from ncflow.tracking import stores
 
 
 class Output(NamedTuple):
@@ -78,14 +80,14 @@ def artifacts_of(run: Any) -> Path:
 def test_the_project_root_is_the_nearest_marked_folder_upward(tmp_path: Path, mark: str) -> None:
     (tmp_path / mark).touch()
     (tmp_path / "inner" / "deep").mkdir(parents=True)
-    assert tracking.project_root(tmp_path / "inner" / "deep") == tmp_path
+    assert project_root(tmp_path / "inner" / "deep") == tmp_path
     (tmp_path / "inner" / mark).touch()
-    assert tracking.project_root(tmp_path / "inner" / "deep") == tmp_path / "inner"
+    assert project_root(tmp_path / "inner" / "deep") == tmp_path / "inner"
 
 
 def test_a_folder_of_no_project_is_its_own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert tracking.project_root() == tmp_path
+    assert project_root() == tmp_path
 
 
 @pytest.mark.parametrize("copy", [".dvc/tmp/exps/tmpab12", ".dvc/tmp/exps/standalone/tmpab12"])
@@ -97,7 +99,7 @@ def test_a_temporary_copy_made_by_dvc_has_its_own_files_and_the_store_of_the_rea
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "dvc.yaml").touch()
     inner, real = tmp_path / copy / project, tmp_path / project
-    assert tracking.project_root(inner) == inner.resolve()
+    assert project_root(inner) == inner.resolve()
     assert tracking.tracking_uri(inner) == tracking.tracking_uri(real)
     assert stores.artifact_root(inner) == stores.artifact_root(real) == str(real.resolve() / "mlruns")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./kept")
@@ -170,7 +172,7 @@ def test_eight_processes_starting_together_on_no_database_all_succeed_in_silence
         import multiprocessing, sys
         from pathlib import Path
         from ncflow import tracking
-        from ncflow.tracking import interruption, stores
+        from ncflow.tracking import stores
 
         def start(number):
             together.wait()
@@ -280,7 +282,7 @@ def test_an_error_ends_the_run_and_keeps_what_was_logged(root: Path, error: Base
 
 def test_a_terminated_process_ends_its_run_and_gets_its_signals_back(root: Path) -> None:
     with (
-        pytest.raises(tracking.Interrupted) as stop,
+        pytest.raises(Interrupted) as stop,
         tracking.start_run(root=root, name="terminated", config={}) as run,
     ):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -301,17 +303,17 @@ class Deaf:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_sigterm_that_nobody_could_catch_is_remembered_and_the_next_one_is_heard() -> None:
-    with pytest.raises(tracking.Interrupted), tracking.interruptible():
-        tracking.end_if_asked()
+    with pytest.raises(Interrupted), interruptible():
+        end_if_asked()
         Deaf()
-        with pytest.raises(tracking.Interrupted):
-            tracking.end_if_asked()
+        with pytest.raises(Interrupted):
+            end_if_asked()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
-    tracking.end_if_asked()  # of the signal before nothing is left
+    end_if_asked()  # of the signal before nothing is left
 
 
-@pytest.mark.parametrize("number, error", [(signal.SIGTERM, tracking.Interrupted), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize("number, error", [(signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_that_python_drops_is_raised_at_the_next_look(number: int, error: type[BaseException]) -> None:
     class Dropping:
@@ -319,18 +321,18 @@ def test_a_signal_that_python_drops_is_raised_at_the_next_look(number: int, erro
             os.kill(os.getpid(), number)
             time.sleep(0.1)
 
-    with tracking.interruptible():
+    with interruptible():
         Dropping()
         with pytest.raises(error):
-            tracking.end_if_asked()
+            end_if_asked()
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
-@pytest.mark.parametrize("number, error", [(signal.SIGTERM, tracking.Interrupted), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize("number, error", [(signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_signal_waits_for_the_end_of_what_must_not_be_disturbed(number: int, error: type[BaseException]) -> None:
     done = []
-    with pytest.raises(error), tracking.interruptible():
-        with interruption.undisturbed():
+    with pytest.raises(error), interruptible():
+        with undisturbed():
             os.kill(os.getpid(), number)
             time.sleep(0.1)
             done.append("written")
@@ -341,16 +343,16 @@ def test_a_signal_waits_for_the_end_of_what_must_not_be_disturbed(number: int, e
 def test_a_job_of_the_background_keeps_ignoring_ctrl_c() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with tracking.interruptible():
+        with interruptible():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
-            tracking.end_if_asked()
+            end_if_asked()
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def test_an_impatient_user_is_not_kept_waiting() -> None:
-    with pytest.raises(KeyboardInterrupt), tracking.interruptible(), interruption.undisturbed():
+    with pytest.raises(KeyboardInterrupt), interruptible(), undisturbed():
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
@@ -363,7 +365,7 @@ from datetime import timedelta
 from torch.distributed import TCPStore
 from ncflow import tracking
 store = TCPStore("127.0.0.1", 0, 1, True, timedelta(seconds=60))
-with tracking.interruptible("it resumes"), tracking.watched(1.0):
+with interruptible("it resumes"), watched(1.0):
     print("waiting", flush=True)
     store.get("what nobody sets")
 """
@@ -384,11 +386,11 @@ WRITER = """
 import sys
 from pathlib import Path
 from ncflow import tracking
-with tracking.interruptible(), tracking.start_run(root=Path(sys.argv[1]), name="a", config={"a": 1}) as run:
+with interruptible(), tracking.start_run(root=Path(sys.argv[1]), name="a", config={"a": 1}) as run:
     print(run.run_id, flush=True)
     for step in range(10**6):
         run.metrics({f"metric {k}": 0.5 for k in range(60)}, step)
-        tracking.end_if_asked()
+        end_if_asked()
 """
 
 
@@ -427,7 +429,7 @@ def test_a_second_sigterm_does_not_disturb_the_clearing_up() -> None:
         with clearing("generator"):
             yield
 
-    with pytest.raises(tracking.Interrupted), tracking.interruptible(), clearing("with"), closing(jobs()) as running:
+    with pytest.raises(Interrupted), interruptible(), clearing("with"), closing(jobs()) as running:
         next(running)
         try:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -683,18 +685,18 @@ def test_the_commit_says_whether_the_tree_is_dirty(tmp_path: Path) -> None:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         return subprocess.run(["git", *identity, *command], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
 
-    assert tracking.git_commit(tmp_path) is None
+    assert git_commit(tmp_path) is None
     git("init")
-    assert tracking.git_commit(tmp_path) is None
+    assert git_commit(tmp_path) is None
     (tmp_path / "a").write_text("1")
     git("add", "a")
     git("commit", "-m", "first")
     git("tag", "-a", "v1", "-m", "a tag, which is not the hash")
     commit = git("rev-parse", "HEAD")
     (tmp_path / "untracked").touch()
-    assert tracking.git_commit(tmp_path) == commit and len(commit) == 40
+    assert git_commit(tmp_path) == commit and len(commit) == 40
     (tmp_path / "a").write_text("2")
-    assert tracking.git_commit(tmp_path) == f"{commit}-dirty"
+    assert git_commit(tmp_path) == f"{commit}-dirty"
 
 
 def test_the_ui_refuses_a_port_in_use_and_runs_that_are_on_a_server(root: Path, monkeypatch: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ncflow.geometry.inputs import check_whole
+from ncflow.checks import check_whole
 from ncflow.lookup import lookup
 
 Indices = npt.NDArray[np.int64]

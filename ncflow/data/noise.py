@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ncflow.checks import check_whole
 from ncflow.data.longtail import check_labels
-from ncflow.geometry.inputs import check_whole
 
 
 def noisy_targets(targets: Any, num_classes: int, *, fraction: float, seed: int) -> npt.NDArray[np.int64]:

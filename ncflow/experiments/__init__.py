@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ncflow.dotted import flatten
 from ncflow.experiments.groups import EXPERIMENTS, PUBLISHED, quickstart
 from ncflow.files import write_text
 from ncflow.lookup import lookup
 from ncflow.params import Params, make_params
+from ncflow.yaml_files import dump_yaml
 
 __all__ = ["EXPERIMENTS", "PUBLISHED", "expand", "quickstart", "write_configs"]
 
@@ -49,7 +49,7 @@ def write_configs(group: str, folder: str | Path, base: Params | None = None, **
     files = [Path(folder) / group / f"{run.exp_name}.yaml" for run in runs]
     for run, file in zip(runs, files, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, yaml.safe_dump(run.resolved(), sort_keys=False))
+        write_text(file, dump_yaml(run.resolved()))
     return files
 
 
@@ -74,12 +74,6 @@ def _refuse_namesakes(runs: Iterable[Params]) -> None:
     for run in runs:
         other = first.setdefault(run.exp_name, run)
         if other is not run:
-            one, two = _flat(run), _flat(other)
+            one, two = flatten(run.resolved()), flatten(other.resolved())
             keys = ", ".join(key for key in one | two if one.get(key) != two.get(key))
             raise ValueError(f"two runs called {run.exp_name} differ in {keys}; override that, too, or less")
-
-
-def _flat(run: Params) -> dict[str, Any]:
-    """Dotted key -> value."""
-    sections = ((key, value if isinstance(value, dict) else {"": value}) for key, value in run.resolved().items())
-    return {f"{key}.{name}".rstrip("."): value for key, section in sections for name, value in section.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from ncflow.dotted import nest
 from ncflow.params import HEAD_ALIASES, Params, make_params
 
 Settings = dict[str, Any]  # dotted key -> value, as in --set
@@ -34,7 +35,7 @@ class Grid:
             settings = COMMON | self.settings
             for choice in choices:
                 settings = settings | choice
-            runs.append(_named(make_params(_nested(settings), overrides), self.names))
+            runs.append(_named(make_params(nest(settings), overrides), self.names))
         return runs
 
 
@@ -67,15 +68,6 @@ def _named(run: Params, names: str) -> Params:
         names += "_{head.name}"
     name = names.format(**dict(run)).replace("/", "-")  # timm/<model>
     return make_params(run.model_dump(mode="json") | {"exp_name": name})
-
-
-def _nested(settings: Settings) -> dict[str, Any]:
-    """{"seed": 0, "train.lr": 1} -> {"seed": 0, "train": {"lr": 1}}."""
-    values: dict[str, Any] = {}
-    for key, value in settings.items():
-        section, _, name = key.rpartition(".")
-        (values.setdefault(section, {}) if section else values)[name] = value
-    return values
 
 
 # The first seed's settings; the momentum is SGD's own, 0.9.

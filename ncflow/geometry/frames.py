@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ncflow.geometry.inputs import LARGEST, check_whole, counts_tensor
+from ncflow.checks import LARGEST, check_whole, counts_tensor
 
 HALF = 1e-4  # float16 and bfloat16 have a larger eps, float32 a smaller one
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ncflow.checks import OutOfRange, check_tensors, where_float64_is
 from ncflow.geometry import polar, smooth
 from ncflow.geometry.frames import check_etf_exists, contrasts, from_contrasts, rounding_level
-from ncflow.geometry.inputs import OutOfRange, check_tensors, where_float64_is
 from ncflow.lookup import check_options, lookup
 
 

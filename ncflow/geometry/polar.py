@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ncflow.geometry.inputs import OutOfRange, check_tensors, where_float64_is
+from ncflow.checks import OutOfRange, check_tensors, where_float64_is
 
 Saved = tuple[Tensor, ...]
 Solution = tuple[Tensor, Saved]  # the factor, and what its pullback needs

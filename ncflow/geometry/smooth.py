@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ncflow.checks import OutOfRange
 from ncflow.geometry import polar
-from ncflow.geometry.inputs import OutOfRange
 
 SINGULAR = "a polar factor has no derivative where its matrix loses rank"
 

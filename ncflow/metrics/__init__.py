@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ncflow.checks import as_tensors, check_counts, check_inputs, check_ood
 from ncflow.lookup import lookup
 from ncflow.metrics.accuracy import class_recalls
 from ncflow.metrics.analysis import Analysis
-from ncflow.metrics.checks import as_tensors, check_counts, check_inputs, check_ood
 from ncflow.metrics.moments import ClassMoments
 from ncflow.metrics.rounding import EPS, precision
 from ncflow.metrics.table import METRICS, SCATTER, SPECTRA, Formula

@@ -13,8 +13,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from ncflow.geometry.inputs import OutOfRange, check_whole
-from ncflow.metrics.checks import as_tensors, check_samples, check_targets
+from ncflow.checks import OutOfRange, as_tensors, check_samples, check_targets, check_whole
 from ncflow.metrics.frame import Frame
 from ncflow.metrics.rounding import EPS, Rounding, precision
 

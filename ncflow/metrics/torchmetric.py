@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
 
-from ncflow.geometry.inputs import has_float64
+from ncflow.checks import as_tensors, check_counts, check_samples, has_float64
 from ncflow.metrics import moment_metrics
-from ncflow.metrics.checks import as_tensors, check_counts, check_samples
 from ncflow.metrics.moments import ClassMoments
 
 FIELDS = [field.name for field in dataclasses.fields(ClassMoments)]

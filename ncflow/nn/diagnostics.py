@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ncflow.checks import where_float64_is
 from ncflow.geometry import nearest_etf
-from ncflow.geometry.inputs import where_float64_is
 
 
 def solution_diagnostics(class_means: Tensor, etf: Tensor, *, proximal: float) -> dict[str, float]:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ncflow.checks import LARGEST, check_batch, check_tensors, check_whole, where_float64_is
 from ncflow.geometry import nearest_etf, simplex_etf
-from ncflow.geometry.inputs import LARGEST, check_batch, check_tensors, check_whole, where_float64_is
 from ncflow.geometry.nearest import SOLVERS
 from ncflow.lookup import check_options, explained_options, lookup
 from ncflow.nn.diagnostics import search_diagnostics, solution_diagnostics

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncflow.geometry.inputs import check_batch, check_tensors, counts_tensor
+from ncflow.checks import check_batch, check_tensors, counts_tensor
 from ncflow.lookup import check_options, explained_options, lookup
 from ncflow.nn.processes import sum_over_processes
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from ncflow.dotted import flatten
 from ncflow.reports.highlights import SELECTION, split_and_metric
 from ncflow.reports.whole import epoch_of, whole_analysis, whole_config, whole_dump, whole_history
+from ncflow.yaml_files import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Run:
         dumps = _by_epoch(self.path, "raw_geo_epoch_*.pt")
         if not dumps:
             raise ValueError(f"run folder '{self.path}' holds no raw_geo_epoch_N.pt; train it again")
-        from ncflow.training.files import read_tensors
+        from ncflow.tensors import read_tensors
 
         return whole_dump(dumps[-1], read_tensors(dumps[-1]))
 
@@ -115,24 +116,11 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     return runs
 
 
-def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested configuration -> {"train.lr": 0.1, …}."""
-    return dict(_leaves(config))
-
-
 def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Dotted key -> its value in each run (None where absent), for the keys on which the runs disagree."""
     configs = [run.options for run in runs]
     table = {key: [config.get(key) for config in configs] for key in dict.fromkeys(k for c in configs for k in c)}
     return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _by_epoch(folder: Path, pattern: str) -> list[Path]:
@@ -152,25 +140,15 @@ def _read_json(file: Path) -> Any:
         raise ValueError(f"'{file}' is damaged: {error}; train the run again") from None
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as training writes it, without aliases: a few lines of them grow without end, or hold themselves."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            place = self.get_mark()
-            raise yaml.composer.ComposerError(None, None, "an alias, which training never writes", place)
-        return super().compose_node(parent, index)
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     """config.yaml, with the two keys that every report asks for."""
     file = folder / "config.yaml"
     if not file.is_file():
         raise ValueError(f"run folder '{folder}' is unfinished: no config.yaml in it; train it again")
     try:
-        config = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: constructs no objects
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"'{file}' is damaged: {' '.join(str(error).split())}; train the run again") from None
+        config = parse_yaml(file.read_text(encoding="utf-8"), aliases=False)
+    except ValueError as error:
+        raise ValueError(f"'{file}' is damaged: {error}; train the run again") from None
     if not isinstance(config, dict):
         raise ValueError(f"'{file}' is not a resolved configuration but {type(config).__name__}; train the run again")
     return whole_config(file, config)

@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from filelock import FileLock
 
 from ncflow.imports import IMPORTED, run_digest
 from ncflow.params import Params, load_params
+from ncflow.yaml_files import dump_yaml
 
 MODEL = "final_model.pth"
 TAKEN = "another process trains models/"
@@ -165,7 +165,7 @@ def _write_config(params: Params, root: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")  # another suite may be writing the same
     try:
-        temporary.write_text(yaml.safe_dump(params.resolved(), sort_keys=False))
+        temporary.write_text(dump_yaml(params.resolved()))
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from ncflow.interruption import end_if_asked
 from ncflow.suite.jobs import RESUME
 from ncflow.suite.process import GRACE, cpus, python
-from ncflow.tracking import end_if_asked
 
 PATIENCE = 10.0  # seconds for the others to say, and log, what ended the first
 
@@ -24,7 +24,7 @@ def is_launched() -> bool:
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run Python in so many processes that train together; the exit code is 0, or that of the first that failed.
 
-    One that fails takes the others with it. SIGTERM, as `tracking.interruptible` raises it, reaches all of them.
+    One that fails takes the others with it. SIGTERM, as `interruptible` raises it, reaches all of them.
     """
     together = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": _free_port()}
     share = {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in together.items()}}

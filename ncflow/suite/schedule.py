@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+from ncflow.interruption import end_if_asked
 from ncflow.params import Params
 from ncflow.suite.engines import Engine, Running
 from ncflow.suite.jobs import RESUME, Claimed, Job
 from ncflow.suite.process import MESSAGE, Ending
-from ncflow.tracking import end_if_asked
 
 
 def run_suite(

@@ -9,9 +9,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
-
 from ncflow.files import write_text
+from ncflow.yaml_files import dump_yaml
 
 FOLDER, SNAPSHOTS = "suites", "snapshots"
 
@@ -44,5 +43,5 @@ def _tracked(root: Path, name: str, folder: Path) -> Path:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         output = {"path": folder.relative_to(root).as_posix()}
-        write_text(file, yaml.safe_dump({"wdir": "../..", "outs": [output]}, sort_keys=False))
+        write_text(file, dump_yaml({"wdir": "../..", "outs": [output]}))
     return file

@@ -19,8 +19,8 @@ from reprlib import repr as shortened
 import torch
 from torch import Tensor
 
+from ncflow.checks import counts_tensor
 from ncflow.geometry.frames import rounding_level
-from ncflow.geometry.inputs import counts_tensor
 
 Counts = Sequence[float] | Tensor
 

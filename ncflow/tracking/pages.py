@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ncflow.interruption import interruptible
 from ncflow.tracking.experiments import find_experiment
-from ncflow.tracking.interruption import interruptible
 from ncflow.tracking.stores import artifact_root, is_writable, sqlite_file, sqlite_uri, store, tracking_uri
 
 VIEW = "mlflow.sharedViewState.ncflow"  # the tag in which MLflow keeps a view that users share

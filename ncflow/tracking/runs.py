@@ -13,9 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ncflow.dotted import flatten
 from ncflow.files import unwritable
+from ncflow.interruption import interruptible, undisturbed
 from ncflow.tracking.experiments import find_experiment, refuse_deleted
-from ncflow.tracking.interruption import interruptible, undisturbed
 from ncflow.tracking.stores import store
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def start_run(
                 run = mlflow.start_run(run_id, run_name=name, tags=all_tags)
                 if "error" in run.data.tags:  # a run that is continued has not failed after all
                     mlflow.delete_tag("error")
-                mlflow.log_params(_strings(_flatten(config, "cfg")))
+                mlflow.log_params(_strings(flatten(config, "cfg.")))
             logged = {metric.key: metric.step for metric in run.data.to_proto().metrics}
             yield RunLogger(mlflow, run.info.run_id, logged=logged, writing=writing)
         except BaseException as error:
@@ -251,15 +252,6 @@ def _opened_run(mlflow: Any) -> str | None:
             "unset it, or name the store of that run in MLFLOW_TRACKING_URI"
         ) from error
     return None if any(key.startswith("cfg.") for key in params) else run_id
-
-
-def _flatten(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """{"train": {"lr": 0.1}} -> {"cfg.train.lr": 0.1}."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        path = f"{prefix}.{key}"
-        flat |= _flatten(value, path) if isinstance(value, Mapping) else {path: value}
-    return flat
 
 
 def _strings(values: Mapping[str, object]) -> dict[str, str]:

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -18,13 +17,6 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 
 from ncflow.tracking.moved import ARTIFACTS, follow_project, location_of
-
-
-def project_root(start: Path | None = None) -> Path:
-    """The nearest folder at or above `start`, by default the current one with a params.yaml or dvc.yaml, or `start`."""
-    start = (start or Path.cwd()).resolve()
-    marked = (folder for folder in (start, *start.parents) if any((folder / mark).is_file() for mark in _ROOT_MARKS))
-    return next(marked, start)
 
 
 def tracking_uri(root: Path) -> str:
@@ -88,15 +80,6 @@ def store(root: Path) -> Iterator[Any]:
         raise OSError(f"MLflow's store failed, mend it and give the same command again: {reason}") from error
     finally:
         mlflow.set_tracking_uri(before)
-
-
-def git_commit(root: Path) -> str | None:
-    """HEAD's hash, with `-dirty` appended when tracked files differ from it; None where there is no commit."""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def artifact_root(root: Path) -> str:
@@ -207,7 +190,6 @@ DRIVERS = {
     "azure": "azure-storage-blob azure-identity",
     "databricks": "databricks-sdk",
 }
-_ROOT_MARKS = ("params.yaml", "dvc.yaml")
 _DVC_COPY = re.compile(r"(?P<project>.*?)/\.dvc/tmp/exps/(standalone/)?[^/]+(?P<rest>(/.*)?)")
 _NAMED_STORES = ("databricks", "databricks-uc", "uc")  # what MLflow takes for a store although it looks like a folder
 _QUIET = {

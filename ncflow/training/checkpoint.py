@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ncflow.files import publish, write_text
+from ncflow.tensors import read_tensors, write_tensors
 from ncflow.training.evaluation import Evaluation
-from ncflow.training.files import read_tensors, write_tensors
 from ncflow.training.loop import EpochRecord
 from ncflow.training.state import differing_tensors
 

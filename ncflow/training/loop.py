@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ncflow.geometry.inputs import OutOfRange
+from ncflow.checks import OutOfRange
 from ncflow.nn import Classifier, drift_penalty, feature_penalty
 from ncflow.nn.losses import Loss
 from ncflow.nn.processes import common_batch_norms, sum_over_processes, synchronize_batch_norms

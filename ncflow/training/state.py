@@ -22,7 +22,7 @@ from accelerate.utils import broadcast, gather_object
 from torch import nn
 
 from ncflow.files import beside, replace_folder, write_atomically
-from ncflow.training.files import read_tensors, write_tensors
+from ncflow.tensors import read_tensors, write_tensors
 
 State = dict[str, Any]
 LIKE_PARAMETERS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg"}  # of optimizers: shaped as these are

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from thrown import refusal, throw
 
 from ncflow import assembly
-from ncflow.geometry.inputs import LARGEST
+from ncflow.checks import LARGEST
 from ncflow.params import HEADS, WIDEST, Params, load_params, make_params
 
 REPOSITORY = Path(__file__).parents[2]

@@ -19,10 +19,11 @@ from thrown import PACKAGE, refusal, throw
 
 from ncflow import tracking
 from ncflow.experiments import EXPERIMENTS, expand
-from ncflow.params import Params, _Loader, load_params, make_params
+from ncflow.params import Params, load_params, make_params
 from ncflow.suite import cluster
 from ncflow.suite.track import track
 from ncflow.tracking import stores
+from ncflow.yaml_files import _Loader
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(REPOSITORY / "benchmarks").glob("*.py")])
@@ -39,7 +40,7 @@ CALLS = {
     "yaml.full_load",
     "np.load",
 }
-LOADERS = {"_Loader", "yaml.SafeLoader"}  # both are yaml.SafeLoader
+LOADERS = {"_Loader if aliases else _PlainLoader"}  # both are yaml.SafeLoader
 
 
 def complaints(tree: ast.AST) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncflow.reports.runs import config_differences, flatten, read_run, read_runs
+from ncflow.reports.runs import config_differences, read_run, read_runs
 
 MakeRun = Callable[..., Path]
 
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_refused_by_name(make_run: MakeRun, content: bytes) ->
 GROWS = "a0: &a0 {b: 1, c: 1}\n" + "".join(f"a{i}: &a{i} {{b: *a{i - 1}, c: *a{i - 1}}}\n" for i in range(1, 60))
 
 
-@pytest.mark.parametrize("text", [GROWS, "a: &a {b: *a}", "a: &a {b: 1}\nc: {<<: *a}", "[" * 10_000, "a: 2020-13-45"])
+@pytest.mark.parametrize("text", [GROWS, "a: &a {b: *a}", "a: &a {b: 1}\nc: {<<: *a}", "[" * 10_000, "a: 017"])
 def test_a_hostile_config_is_refused_by_name(make_run: MakeRun, text: str) -> None:
     folder = make_run("digits")
     (folder / "config.yaml").write_text(text)
@@ -129,10 +129,6 @@ def test_two_runs_of_one_name_are_refused(make_run: MakeRun) -> None:
 def test_no_runs_at_all_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one run folder"):
         read_runs([])
-
-
-def test_flatten_joins_keys_with_dots() -> None:
-    assert flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
 
 
 def test_differences_are_the_keys_on_which_runs_disagree(make_run: MakeRun) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from ncflow.reports import write_report
 from ncflow.reports.figures import cosine_figure, literal, to_png
-from ncflow.training.files import read_tensors, write_tensors
+from ncflow.tensors import read_tensors, write_tensors
 
 MakeRun = Callable[..., Path]
 

@@ -15,7 +15,7 @@ from ncflow.training.meeting import launched_processes
 
 WAITS = """
 from ncflow.training import create_accelerator
-from ncflow.tracking import interruptible
+from ncflow.interruption import interruptible
 print("here", flush=True)
 with interruptible():
     try:
