@@ -28,7 +28,7 @@ from unittest.mock import patch
 from benchmarks.frame import publish
 from ncflow import recording, stages
 from ncflow.params import Params, make_params
-from ncflow.reports import read_run
+from ncflow.runs.reader import load_run
 from ncflow.training import EpochRecord, StateFolder
 
 EPOCH = 10.0  # seconds
@@ -75,7 +75,7 @@ def around_training(root: Path, number: int) -> float:
     """Seconds of a run of one epoch less those of the epoch."""
     chosen = [*SETTINGS, "model.name=resnet20", "train.epochs=1", f"exp_name=run_{number}"]
     whole = command("train", *(word for setting in chosen for word in ("--set", setting)), cwd=root)
-    return whole - sum(epoch["seconds"] for epoch in read_run(root / "models" / f"run_{number}").history)
+    return whole - sum(epoch["seconds"] for epoch in load_run(root / "models" / f"run_{number}").history)
 
 
 def between_epochs(root: Path, model: str, epochs: int) -> tuple[list[float], list[float]]:

@@ -55,6 +55,7 @@ HOMES = {
     "polar_factor": "geometry",
     "posthoc_adjustment": "nn",
     "predicted_optimum": "theory",
+    "read_runs": "runs.frame",
     "sample_indices": "data",
     "seli_optimum": "theory",
     "simplex_etf": "geometry",

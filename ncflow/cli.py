@@ -115,6 +115,7 @@ def train(
             pass  # or it is said here, before several processes wait for each other
         sys.exit(launch(["-m", "ncflow", *sys.argv[1:]], processes))
     from ncflow import assembly, stages  # after the parameters, whose errors need not wait for torch
+    from ncflow.runs.layout import run_folder
 
     if check:
         from ncflow.yaml_files import dump_yaml
@@ -123,7 +124,7 @@ def train(
         _say(dump_yaml(params.resolved()).rstrip())
         return
     root = _root()
-    folder = root / "models" / params.exp_name
+    folder = run_folder(root, params.exp_name)
     data = data or _snapshot_path(params)
     main = _is_main()
     assembly.check(params)  # before anything is made
@@ -171,13 +172,14 @@ def report(
     """Put runs side by side: a table here, figures and one self-contained page on disk."""
     from ncflow.experiments import quickstart
     from ncflow.experiments.pipeline import forget_earlier_grids
+    from ncflow.runs.layout import run_folder
 
     params = _load(config, None)
     if pipeline:
         _refuse_beside_pipeline(folders=folders, config=config, out=out)
         if left := forget_earlier_grids(params, _root()):
             _say(f"not in the grid of params.yaml any more, delete what you do not need: {', '.join(map(str, left))}")
-    folders = folders or [_root() / "models" / run.exp_name for run in quickstart(params)]
+    folders = folders or [run_folder(_root(), run.exp_name) for run in quickstart(params)]
     _report(folders, out or _root() / "reports" / params.exp_name, params.exp_name)
 
 
@@ -187,10 +189,11 @@ def sync(
 ) -> None:
     """Log finished run folders to MLflow's store, such as those that `dvc pull` brought; each of them once."""
     from ncflow import stages
+    from ncflow.runs.layout import finished_runs
     from ncflow.tracking import ui_command
 
     root = _root()
-    chosen = folders or sorted(file.parent for file in (root / "models").glob("*/final_model.pth"))
+    chosen = folders or finished_runs(root)
     if not chosen:
         raise ValueError(f"no finished run in {root / 'models'}; fetch some with `dvc pull`, or name their folders")
     for folder in chosen:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from ncflow.interruption import end_if_asked
 from ncflow.metrics import class_recalls
 from ncflow.nn import Classifier
 from ncflow.params import Params
+from ncflow.runs.layout import CONFIG, PROVENANCE, SPLITS
+from ncflow.runs.provenance import Provenance
+from ncflow.runs.writer import RunFolder
 from ncflow.tracking import RunLogger
-from ncflow.training import EpochRecord, RunFolder, StateFolder
+from ncflow.training import EpochRecord, StateFolder
 from ncflow.yaml_files import dump_yaml
 
-CONFIG, PROVENANCE = "config.yaml", "provenance.json"
-CHECKSUM = "final_model_sha256"  # in the provenance
 FIT = ("loss", "lr", "accuracy", "seconds", "images_per_second")  # of a record, in MLflow
 MOST_ROWS = 10_000  # of a table that grows with every analysis: MLflow reads and writes all of it anew each time
 
@@ -34,7 +35,7 @@ def record(
     images: Snapshot,
     files: RunFolder,
     states: StateFolder,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     run: RunLogger,
     *,
     example: Batches,
@@ -45,8 +46,8 @@ def record(
     files are replaced by their equals, and MLflow takes each step once.
     """
     files.write_text(CONFIG, dump_yaml(params.resolved()))
-    files.write_text(PROVENANCE, json.dumps(provenance, indent=1))
-    tqdm.write(f"{params.exp_name}: {provenance['hardware']}", file=sys.stderr)  # what `auto` chose
+    files.write_text(PROVENANCE, provenance.as_json())
+    tqdm.write(f"{params.exp_name}: {provenance.hardware}", file=sys.stderr)  # what `auto` chose
     if earlier := log_earlier(files, run):
         tqdm.write(f"{params.exp_name}: {earlier}", file=sys.stderr)
     if files.epochs:
@@ -68,7 +69,7 @@ def record(
             bar.set_postfix(shown)
             end_if_asked()
         checkpoint = files.write_model(classifier)
-        files.write_text(PROVENANCE, json.dumps(provenance | {CHECKSUM: checksum(checkpoint)}, indent=1))
+        files.write_text(PROVENANCE, replace(provenance, final_model_sha256=checksum(checkpoint)).as_json())
     except Exception:  # what was measured before a failure stays with the failed run
         run.keep(files.path)
         raise
@@ -116,7 +117,7 @@ def log_history(history: Sequence[Mapping[str, Any]], analyses: Sequence[Mapping
     """The numbers of every epoch of a finished run, and the metrics of those that were analyzed."""
     analyzed = {analysis["epoch"]: analysis for analysis in analyses}
     for record in history:
-        metrics = {split: analyzed.get(record["epoch"], {}).get(split, {}) for split in ("train", "val", "test")}
+        metrics = {split: analyzed.get(record["epoch"], {}).get(split, {}) for split in SPLITS}
         run.metrics(_named({name: record[name] for name in FIT if name in record}, metrics), step=record["epoch"])
 
 

@@ -29,20 +29,20 @@ from ncflow.imports import IMPORTED, run_digest
 from ncflow.interruption import RESUMES, end_if_asked, interruptible, watched
 from ncflow.params import Params, make_params, read_config
 from ncflow.project import git_commit
-from ncflow.recording import CHECKSUM, CONFIG, PROVENANCE, log_history, record
-from ncflow.reports import Table, read_run, read_runs, summary_table, write_report
+from ncflow.recording import log_history, record
+from ncflow.reports import Table, summary_table, write_report
 from ncflow.reports.curves import HEAD_LOOKS
+from ncflow.runs.layout import CONFIG, FINAL_MODEL, PROVENANCE, is_finished
+from ncflow.runs.provenance import DataVersion, Hardware, Provenance, read_provenance
+from ncflow.runs.reader import load_run, load_runs
+from ncflow.runs.writer import RunFolder, load_model
 from ncflow.tracking import has_finished, start_run
 from ncflow.training import (
-    FINAL_MODEL,
-    RunFolder,
     StateFolder,
     create_accelerator,
-    describe,
     evaluate_splits,
     explained_faults,
     keep_freed_memory,
-    load_model,
     resolve_precision,
 )
 
@@ -90,10 +90,9 @@ def train(
         states = StateFolder(root / STATES / _run_id(params, images))
         finished = StateFolder(root / FINISHED / _run_id(make_params(params.resolved(), ["train.epochs=1"]), images))
         precision = resolve_precision(how.precision, accelerator.device)
-        if extend:
-            _extend(params, finished, states, accelerator)
+        extended = _extend(params, finished, states, accelerator) if extend else None
         classifier, batches, records, done = start(params, images, accelerator, precision, states)
-        provenance = _provenance(params, images, root, describe(accelerator, precision))
+        provenance = _provenance(params, images, root, Hardware.of(accelerator, precision), extended)
         main = accelerator.is_main_process
         watch = watched if accelerator.num_processes > 1 else nullcontext
         with (
@@ -109,7 +108,7 @@ def train(
             ) as run,
         ):
             if main:
-                run.dataset(provenance["snapshot"]["name"], images.digest, images.path)
+                run.dataset(provenance.snapshot.name, images.digest, images.path)
                 files = RunFolder(folder, kept=states.files, epoch=done)
                 record(params, records, classifier, images, files, states, provenance, run, example=batches["test"])
             else:
@@ -128,13 +127,13 @@ def _run_id(params: Params, images: Snapshot) -> str:
     return f"{params.exp_name}-{run_digest(params)}-{images.digest[:12]}"
 
 
-def _extend(params: Params, finished: StateFolder, states: StateFolder, accelerator: Any) -> None:
-    """Let a run begin with the last state of a finished run of fewer epochs; every process calls it."""
+def _extend(params: Params, finished: StateFolder, states: StateFolder, accelerator: Any) -> int | None:
+    """Let a run begin with the last state of a finished run, and return its epochs; every process calls it."""
     done = finished.finished_epoch()
     begun = states.finished_epoch() > 0  # an extension that was interrupted resumes from its own states
     accelerator.wait_for_everyone()  # all processes have looked before the first one writes
     if begun:
-        return
+        return done
     if not done:
         refuse_to_extend(params, max(params.train.epochs // 2, 1))  # such runs leave no state, and the reason helps
         raise ValueError(
@@ -150,6 +149,7 @@ def _extend(params: Params, finished: StateFolder, states: StateFolder, accelera
     if accelerator.is_main_process:
         states.begin_after(finished)
     accelerator.wait_for_everyone()
+    return done
 
 
 def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
@@ -160,14 +160,14 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
     CPU that trained it they are equal to the last bit; a GPU adds up in another order each time.
     """
     params = make_params(read_config(folder / CONFIG))
-    provenance = _read_provenance(folder / PROVENANCE)
+    provenance = read_provenance(folder)
     images = Snapshot.load(data)
-    if images.digest != provenance["snapshot"]["digest"]:
+    if images.digest != provenance.snapshot.digest:
         raise ValueError(f"{folder} was trained on another snapshot than {data}; run `dvc repro`, or name its own")
     accelerator = create_accelerator(params.train.device)
     classifier = build_classifier(params, images.num_classes)
     load_model(folder / FINAL_MODEL, classifier)
-    if provenance.get(CHECKSUM, checksum(folder / FINAL_MODEL)) != checksum(folder / FINAL_MODEL):
+    if provenance.final_model_sha256 not in (None, checksum(folder / FINAL_MODEL)):
         raise ValueError(
             f"{folder / FINAL_MODEL} is not the file that training wrote: {PROVENANCE} says another sha256; "
             "the checkpoint is not the model that was trained, so train it again or fetch it with `dvc pull`"
@@ -186,9 +186,9 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
         accelerator=accelerator,
     )
     measured = {split: result.metrics for split, result in analysis.items()}
-    logged = read_runs([folder])[0].analyses[-1]
-    same = provenance["hardware"] == describe(accelerator, provenance["hardware"].rpartition(", ")[2])
-    same = same and accelerator.device.type == "cpu"
+    logged = load_runs([folder])[0].analyses[-1]
+    there = provenance.hardware
+    same = there is not None and there == Hardware.of(accelerator, there.precision) and there.device == "cpu"
     _refuse_if_different(measured, logged, tolerance=0.0 if same else ELSEWHERE, folder=folder)
     if accelerator.is_main_process:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
 
 def result(folder: Path) -> str:
     """The last analysis of a finished run, in one line."""
-    last = read_runs([folder])[0].analyses[-1]
+    last = load_runs([folder])[0].analyses[-1]
     return f"epoch {last['epoch']}: {headline(last)}"
 
 
@@ -211,7 +211,7 @@ def headline(metrics: Mapping[str, Any]) -> str:
 
 def report(folders: Sequence[Path], out: Path, *, title: str) -> tuple[Path, Table]:
     """Stage report: the page at `out`/index.html, and the summary table of the runs in `folders`."""
-    return write_report(folders, out, title=title), summary_table(read_runs(folders))
+    return write_report(folders, out, title=title), summary_table(load_runs(folders))
 
 
 def sync(folder: Path, data: Path, root: Path) -> str | None:
@@ -222,12 +222,12 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
     command completes the run. `data` holds snapshots: without this run's, the model's input size is that of its
     configuration. Raises ValueError for a folder that is unfinished or damaged.
     """
-    run, params = read_run(folder), make_params(read_config(folder / CONFIG))
-    if not (folder / FINAL_MODEL).is_file():
+    run, params = load_run(folder), make_params(read_config(folder / CONFIG))
+    if not is_finished(folder):
         raise ValueError(f"run folder '{folder}' is unfinished: no {FINAL_MODEL} in it; let its training end")
-    provenance = _read_provenance(folder / PROVENANCE)
+    provenance = read_provenance(folder)
     tags = _tags(params, provenance, None, None)
-    found = find_manifest(data, provenance["snapshot"]["digest"])
+    found = find_manifest(data, provenance.snapshot.digest)
     with interruptible():
         if has_finished(root, {name: tags[name] for name in ("config", "snapshot")}):
             return None
@@ -239,7 +239,7 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
             color=HEAD_LOOKS.get(params.head.name, {}).get("color"),
             attempt=f"sync-{tags['config']}-{tags['snapshot'][:12]}",
         ) as logger:
-            logger.dataset(provenance["snapshot"]["name"], provenance["snapshot"]["digest"], found or folder)
+            logger.dataset(provenance.snapshot.name, provenance.snapshot.digest, found or folder)
             log_history(run.history, run.analyses, logger)
             logger.artifacts(folder)
             classifier = build_classifier(params, len(run.dump["class_counts"]))
@@ -252,10 +252,10 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
 
 def snapshot_of(folder: Path, data: Path) -> Path:
     """The snapshot in folder `data` that a run was trained on, found by its digest: its source may be elsewhere now."""
-    made = _read_provenance(folder / PROVENANCE)["snapshot"]
-    if found := find_manifest(data, made["digest"]):
+    made = read_provenance(folder).snapshot
+    if found := find_manifest(data, made.digest):
         return found
-    usual = data / str(made.get("name"))
+    usual = data / made.name
     if usual.is_dir():  # which is damaged, or another one, and its reader says so
         return usual
     raise ValueError(
@@ -264,34 +264,19 @@ def snapshot_of(folder: Path, data: Path) -> Path:
     )
 
 
-def _provenance(params: Params, images: Snapshot, root: Path, hardware: str) -> dict[str, Any]:
-    return {
-        "ncflow": ncflow.__version__,
-        "torch": torch.__version__,
-        "git_commit": git_commit(root),
-        "imports": dict(IMPORTED),  # files of the user's own
-        "snapshot": {
-            "name": snapshot_name(params),
-            "digest": images.digest,
-            "class_names": images.class_names,
-        },
-        "hardware": hardware,
-    }
+def _provenance(params: Params, images: Snapshot, root: Path, hardware: Hardware, extended: int | None) -> Provenance:
+    return Provenance(
+        ncflow=ncflow.__version__,
+        torch=torch.__version__,
+        git_commit=git_commit(root),
+        snapshot=DataVersion(snapshot_name(params), images.digest, images.class_names),
+        hardware=hardware,
+        imports=dict(IMPORTED),
+        extended_from=extended,
+    )
 
 
-def _read_provenance(file: Path) -> dict[str, Any]:
-    """What training wrote; a ValueError names a file that is missing or damaged."""
-    try:
-        provenance: dict[str, Any] = json.loads(file.read_text())
-        whole = all(isinstance(text, str) for text in (provenance["snapshot"]["digest"], provenance["hardware"]))
-    except (ValueError, KeyError, TypeError, FileNotFoundError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{file} is missing or damaged; train the run again, or fetch it with `dvc pull`")
-    return provenance
-
-
-def _tags(params: Params, provenance: dict[str, Any], group: str | None, suite: str | None) -> dict[str, Any]:
+def _tags(params: Params, provenance: Provenance, group: str | None, suite: str | None) -> dict[str, Any]:
     return {
         "group": group or params.exp_name,
         "suite": suite,
@@ -300,9 +285,9 @@ def _tags(params: Params, provenance: dict[str, Any], group: str | None, suite: 
         "model": params.model.name,
         "seed": params.seed,
         "config": run_digest(params),
-        "snapshot": provenance["snapshot"]["digest"],
-        "git_commit": provenance["git_commit"],
-        "hardware": provenance["hardware"],
+        "snapshot": provenance.snapshot.digest,
+        "git_commit": provenance.git_commit,
+        "hardware": provenance.hardware,
     }
 
 

@@ -12,7 +12,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ncflow.geometry import etf_distance, inputs, nearest_etf, polar_factor
+from ncflow import checks
+from ncflow.geometry import etf_distance, nearest_etf, polar_factor
 from ncflow.metrics import ClassMoments, NeuralCollapse, collapse_metrics
 from ncflow.nn import LOSSES, create_head, create_loss
 
@@ -151,7 +152,7 @@ def test_metrics_are_measured_on_the_cpu_where_the_device_has_no_float64():
 def test_gradients_pass_the_way_to_the_cpu_and_back(monkeypatch):
     means, upstream = WEIGHT.clone().requires_grad_(), torch.ones_like(WEIGHT)
     expected = torch.autograd.grad(nearest_etf(means), means, upstream)
-    monkeypatch.setattr(inputs, "WITHOUT_FLOAT64", {"cpu"})
+    monkeypatch.setattr(checks, "WITHOUT_FLOAT64", {"cpu"})
     assert torch.equal(torch.autograd.grad(nearest_etf(means), means, upstream)[0], expected[0])
 
 
@@ -169,7 +170,8 @@ for module in pkgutil.walk_packages(ncflow.__path__, "ncflow."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 from pathlib import Path
-from ncflow import stages, tracking
+from ncflow import stages
+from ncflow.interruption import interruptible
 from ncflow.params import make_params
 here = Path(sys.argv[1])
 params = make_params({}, ["train.epochs=1", "train.analyze_freq=1", "dataset.imb_factor=0.02", "train.device=cpu"])

@@ -28,7 +28,7 @@ from sqlalchemy.exc import OperationalError
 
 from ncflow import tracking
 from ncflow.interruption import Interrupted, end_if_asked, interruptible, undisturbed
-from ncflow.project import git_commit, project_root
+from ncflow.project import ROOT_MARKS, git_commit, project_root
 from ncflow.tracking import stores
 
 
@@ -76,7 +76,7 @@ def artifacts_of(run: Any) -> Path:
 # Where runs are kept
 
 
-@pytest.mark.parametrize("mark", stores._ROOT_MARKS)
+@pytest.mark.parametrize("mark", ROOT_MARKS)
 def test_the_project_root_is_the_nearest_marked_folder_upward(tmp_path: Path, mark: str) -> None:
     (tmp_path / mark).touch()
     (tmp_path / "inner" / "deep").mkdir(parents=True)
@@ -363,7 +363,7 @@ DEAF = """
 import sys
 from datetime import timedelta
 from torch.distributed import TCPStore
-from ncflow import tracking
+from ncflow.interruption import interruptible, watched
 store = TCPStore("127.0.0.1", 0, 1, True, timedelta(seconds=60))
 with interruptible("it resumes"), watched(1.0):
     print("waiting", flush=True)
@@ -386,6 +386,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from ncflow import tracking
+from ncflow.interruption import end_if_asked, interruptible
 with interruptible(), tracking.start_run(root=Path(sys.argv[1]), name="a", config={"a": 1}) as run:
     print(run.run_id, flush=True)
     for step in range(10**6):

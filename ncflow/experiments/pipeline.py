@@ -13,6 +13,7 @@ import yaml
 from ncflow.experiments.groups import quickstart
 from ncflow.lookup import lookup
 from ncflow.params import Params
+from ncflow.runs.layout import CONFIG, run_folder
 
 STAGE = "DVC_STAGE"  # DVC tells each command which stage it is, such as train@linear-0
 
@@ -63,7 +64,7 @@ def pipeline_runs(params: Params, root: Path) -> dict[str, PipelineRun]:
     return {
         f"{head}-{seed}": PipelineRun(
             run,
-            root / "models" / run.exp_name,
+            run_folder(root, run.exp_name),
             root / "reports" / params.exp_name / "evaluation" / f"{head}_seed{seed}.json",
         )
         for (head, seed), run in zip(points, quickstart(params), strict=True)
@@ -82,7 +83,7 @@ def forget_earlier_grids(params: Params, root: Path) -> list[Path]:
         file.unlink()
     names = re.compile(rf"{re.escape(params.exp_name)}_[a-z_]+_seed\d+")
     found = (path for path in sorted((root / "models").glob("*_seed*")) if names.fullmatch(path.name))
-    return [path for path in found if path not in {run.folder for run in runs} and (path / "config.yaml").is_file()]
+    return [path for path in found if path not in {run.folder for run in runs} and (path / CONFIG).is_file()]
 
 
 def pipeline_run(params: Params, root: Path) -> PipelineRun:

@@ -1,17 +1,13 @@
 """What the runs found, side by side: tables, figures and one self-contained page, read from run folders alone."""
 
 from ncflow.reports.page import write_report
-from ncflow.reports.runs import Run, read_run, read_runs
 from ncflow.reports.tables import Table, as_html, as_markdown, as_text, summary_table
 
 __all__ = [
-    "Run",
     "Table",
     "as_html",
     "as_markdown",
     "as_text",
-    "read_run",
-    "read_runs",
     "summary_table",
     "write_report",
 ]

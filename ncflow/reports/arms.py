@@ -9,7 +9,7 @@ from itertools import chain
 from math import ceil
 from typing import Any
 
-from ncflow.reports.runs import Run, config_differences
+from ncflow.runs.reader import Run, config_differences
 
 LINES = 6  # that one pair of axes can hold and an eye can follow
 SUBJECTS = ("dataset.name", "model.name", "head.name")  # what is trained on what; every other key is a knob

@@ -81,7 +81,7 @@ def lengths_figure(predicted: Predicted, title: str = "") -> Figure:
 
 def _objectives(arm: Arm) -> tuple[float, list[float]]:
     """The least objective by theory and that of each run at its last analysis; NaN where it was not logged."""
-    final = [[run.final("train", f"objective/{name}") for name in ("value", "gap")] for run in arm.runs]
+    final = [[run.final(f"train/objective/{name}") for name in ("value", "gap")] for run in arm.runs]
     pairs = [(math.nan, math.nan) if value is None or gap is None else (value, gap) for value, gap in final]
     return pairs[0][0] - pairs[0][1], [value for value, _ in pairs]
 

@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ncflow.reports.arms import Arm, labels, varying
 from ncflow.reports.figures import literal
-from ncflow.reports.highlights import HIGHLIGHTS, split_and_metric
-from ncflow.reports.runs import Run
+from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.runs.reader import Run
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -29,10 +29,10 @@ def curves_figure(arms: Sequence[Arm], title: str = "") -> Figure:
     """
     figure = Figure(figsize=(12, 7), layout="constrained")
     for axes, key in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
-        split, metric = split_and_metric(key)
+        on_validation = key.replace("test/", "val/", 1)
         for arm, label, style in zip(arms, labels(arms), arm_styles(arms), strict=True):
-            _draw_curve(axes, [run.curve(split, metric) for run in arm.runs], label, style)
-            if split == "test" and any(validation := [run.curve("val", metric) for run in arm.runs]):
+            _draw_curve(axes, [run.curve(key) for run in arm.runs], label, style)
+            if on_validation != key and any(validation := [run.curve(on_validation) for run in arm.runs]):
                 _draw_validation(axes, validation, style)
         _dress_curve(axes, key)
     legend_below(figure, figure.axes[0])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ncflow.reports.arms import arms, labels
-from ncflow.reports.highlights import HIGHLIGHTS, split_and_metric
-from ncflow.reports.runs import Run
+from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.runs.frame import as_frame
+from ncflow.runs.layout import SPLITS
+from ncflow.runs.reader import Run
 
 
 def write_summary(runs: Sequence[Run], file: Path) -> None:
@@ -30,46 +32,40 @@ def write_summary(runs: Sequence[Run], file: Path) -> None:
 
 def write_curves(runs: Sequence[Run], file: Path) -> None:
     """One row per run, analysis and split; every metric is a column, empty where it was not measured."""
-    rows = [row for run in runs for row in _curve_rows(run)]
-    metrics = sorted({key for row in rows for key in row}.difference(IDENTITY))
-    with file.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, [*IDENTITY, *metrics])
-        writer.writeheader()
-        writer.writerows(rows)
+    frame = as_frame(runs).reset_index()
+    metrics = [name for name in frame.columns if "/" in name]
+    frame.rename(columns={"head.name": "head"})[[*IDENTITY, *metrics]].to_csv(file, index=False)
 
 
 def write_plots(runs: Sequence[Run], folder: Path) -> None:
     """What `dvc plots` draws: a file for each of PLOTS, with a row per run and analysis of one split."""
     for name, key in PLOTS.items():
-        with (folder / name).open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.writer(handle)
-            writer.writerow(["run", "epoch", key])
-            for run in runs:
-                writer.writerows([run.name, epoch, value] for epoch, value in run.curve(*split_and_metric(key)).items())
+        rows = [(run.name, epoch, value) for run in runs for epoch, value in run.curve(key).items()]
+        pd.DataFrame(rows, columns=["run", "epoch", key]).to_csv(folder / name, index=False)
 
 
 def write_statistics(runs: Sequence[Run], file: Path) -> None:
     """One row per arm and metric: statistics over seeds at the last analysis; std (ddof = 1) is empty for one run."""
-    compared = arms(runs)
-    choices = list(compared[0].choices)
-    with file.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow([*choices, "metric", "runs", *STATISTICS, "std"])
-        for arm in compared:
-            measured = sorted({key for run in arm.runs for key in _final_metrics(run)})
-            for key in measured:
-                values = [metrics[key] for run in arm.runs if key in (metrics := _final_metrics(run))]
-                spread = statistics.stdev(values) if len(values) > 1 else ""
-                writer.writerow(
-                    [*arm.choices.values(), key, len(values), *(of(values) for of in STATISTICS.values()), spread]
-                )
+    tables = [
+        pd.DataFrame([_final_metrics(run) for run in arm.runs])
+        .agg(["count", *STATISTICS])
+        .T.rename(columns={"count": "runs"})
+        .astype({"runs": int})
+        .sort_index()
+        .rename_axis("metric")
+        .reset_index()
+        .assign(**arm.choices)
+        for arm in arms(runs)
+    ]
+    choices = list(arms(runs)[0].choices)
+    pd.concat(tables)[[*choices, "metric", "runs", *STATISTICS]].to_csv(file, index=False)
 
 
 def _highlights(run: Run) -> dict[str, Any]:
-    final = {"epoch": run.epoch} | _present({key: run.final(*split_and_metric(key)) for key in HIGHLIGHTS})
+    final = {"epoch": run.epoch} | _present({key: run.final(key) for key in HIGHLIGHTS})
     if run.best_epoch is None:
         return final
-    best = {"epoch": run.best_epoch} | _present({key: run.best(*split_and_metric(key)) for key in HIGHLIGHTS})
+    best = {"epoch": run.best_epoch} | _present({key: run.best(key) for key in HIGHLIGHTS})
     return final | {"best_on_val": best}
 
 
@@ -83,19 +79,6 @@ def _final_metrics(run: Run) -> dict[str, float]:
     return {f"{split}/{name}": value for split in SPLITS for name, value in last.get(split, {}).items()}
 
 
-def _curve_rows(run: Run) -> Iterator[dict[str, Any]]:
-    for analysis in run.analyses:
-        for split in (split for split in SPLITS if split in analysis):
-            identity = (run.name, run.head, run.seed, analysis["epoch"], split)
-            yield dict(zip(IDENTITY, identity, strict=True)) | analysis[split]
-
-
-SPLITS = ("train", "val", "test")
-STATISTICS: dict[str, Callable[[list[float]], float]] = {
-    "median": statistics.median,
-    "mean": statistics.fmean,
-    "min": min,
-    "max": max,
-}
+STATISTICS = ("median", "mean", "min", "max", "std")
 PLOTS = {"accuracy.csv": "test/acc/balanced", "nc1.csv": "train/nc1/pinv"}
 IDENTITY = ("run", "head", "seed", "epoch", "split")

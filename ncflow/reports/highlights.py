@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ncflow.runs.reader import SELECTION
+
 
 class Highlight(NamedTuple):
     """How to read one metric and how to show it; `at_collapse` is None where collapse does not fix it."""
@@ -15,14 +17,6 @@ class Highlight(NamedTuple):
     log: bool = False
 
 
-def split_and_metric(key: str) -> tuple[str, str]:
-    """`"test/acc/few"` as (`"test"`, `"acc/few"`)."""
-    split, _, metric = key.partition("/")
-    return split, metric
-
-
-# What the best epoch is chosen by, where the training data have a validation part.
-SELECTION = "val/acc/balanced"
 # Collapse is a statement about training features; what it is worth shows on the test split.
 HIGHLIGHTS = {
     "test/acc/balanced": Highlight(

@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from ncflow.reports.arms import Arm, facets, labels, lines, short, value_text
 from ncflow.reports.curves import Array, arm_styles, legend_below
 from ncflow.reports.figures import literal
-from ncflow.reports.highlights import HIGHLIGHTS, split_and_metric
+from ncflow.reports.highlights import HIGHLIGHTS
 from ncflow.reports.predictions import drift_limit
 
 IMBALANCE, DRIFT = "dataset.imb_factor", "train/drift/relative"
@@ -59,7 +59,7 @@ def _points(line: Sequence[Arm], key: str, metric: str, places: Sequence[Any], d
     """Place, median, minimum and maximum over seeds (n, 4) of the arms that measured the metric, in order of places."""
     points = []
     for arm in line:
-        values = [value for run in arm.runs if (value := run.final(*split_and_metric(metric))) is not None]
+        values = [value for run in arm.runs if (value := run.final(metric)) is not None]
         if values:
             points.append((places.index(arm.choices[key]) + dodge, median(values), min(values), max(values)))
     return np.array(sorted(points)).reshape(-1, 4)

@@ -18,11 +18,11 @@ from ncflow.reports.beside import lengths_figure, predictions, theory_table, wit
 from ncflow.reports.curves import classwise_figure, curves_figure
 from ncflow.reports.exports import PLOTS, write_curves, write_plots, write_statistics, write_summary
 from ncflow.reports.figures import confusion_figure, cosine_figure, to_png
-from ncflow.reports.highlights import HIGHLIGHTS, SELECTION
+from ncflow.reports.highlights import HIGHLIGHTS
 from ncflow.reports.knobs import knob_figures
 from ncflow.reports.predictions import ASSUMPTIONS, predict
-from ncflow.reports.runs import Run, config_differences, read_runs
 from ncflow.reports.tables import as_html, summary_table
+from ncflow.runs.reader import SELECTION, Run, config_differences, load_runs
 
 PAGE, FIGURES = "index.html", "figures"
 FEW = 6  # pictures of arms that the page shows unasked; more are folded away
@@ -44,7 +44,7 @@ def write_report(
 
     They take the place of an earlier report's, whose other figures go, once all of them are whole.
     """
-    runs = read_runs(run_folders)
+    runs = load_runs(run_folders)
     out_dir = Path(out_dir)
     sections: dict[str, list[dict[str, Any]]] = {}
     with beside(out_dir) as new:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ncflow.metrics.imbalance import minority_cosine
 from ncflow.nn import ENDINGS, feature_ending
-from ncflow.reports.runs import Run
+from ncflow.runs.reader import Run
 from ncflow.theory import (
     NONNEGATIVE,
     Optimum,

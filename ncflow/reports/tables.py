@@ -8,8 +8,8 @@ from html import escape
 from typing import NamedTuple
 
 from ncflow.reports.arms import Arm, arms, short, value_text
-from ncflow.reports.highlights import HIGHLIGHTS, SELECTION, split_and_metric
-from ncflow.reports.runs import Run
+from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.runs.reader import SELECTION, Run
 
 ABSENT = "—"
 
@@ -34,7 +34,7 @@ class Moment(NamedTuple):
 
     name: str
     epoch: Callable[[Run], int | None]
-    value: Callable[[Run, str, str], float | None]
+    value: Callable[[Run, str], float | None]
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
@@ -93,7 +93,7 @@ def _arm_rows(arm: Arm, columns: Sequence[str]) -> Iterator[Row]:
     for moment in MOMENTS:
         members = [run for run in arm.runs if moment.epoch(run) is not None]
         for run in members:
-            cells = [format_value(key, moment.value(run, *split_and_metric(key))) for key in columns]
+            cells = [format_value(key, moment.value(run, key)) for key in columns]
             yield Row((*choices, str(run.seed), f"{moment.epoch(run)}{moment.name}", *cells))
         for name, write in AGGREGATES.items() if len(members) > 1 else ():
             cells = [write(key, values) if (values := _values(members, moment, key)) else ABSENT for key in columns]
@@ -102,7 +102,7 @@ def _arm_rows(arm: Arm, columns: Sequence[str]) -> Iterator[Row]:
 
 def _values(runs: Sequence[Run], moment: Moment, key: str) -> list[float]:
     """Of the runs that have the metric."""
-    values = (moment.value(run, *split_and_metric(key)) for run in runs)
+    values = (moment.value(run, key) for run in runs)
     return [value for value in values if value is not None]
 
 

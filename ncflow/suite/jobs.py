@@ -13,9 +13,10 @@ from filelock import FileLock
 
 from ncflow.imports import IMPORTED, run_digest
 from ncflow.params import Params, load_params
+from ncflow.runs.layout import CONFIG, HISTORY, is_finished, run_folder
+from ncflow.runs.provenance import read_provenance
 from ncflow.yaml_files import dump_yaml
 
-MODEL = "final_model.pth"
 TAKEN = "another process trains models/"
 RESUME = 75  # the exit code (EX_TEMPFAIL) that says: start the same command again, later
 
@@ -53,7 +54,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        return self.root / "models" / self.name
+        return run_folder(self.root, self.name)
 
     @property
     def log(self) -> Path:
@@ -73,12 +74,12 @@ class Job:
         """Before training starts: remember the history that it will replace, if it will."""
         self.replaced = 0
         with suppress(OSError):
-            if (self.folder / MODEL).is_file():
+            if is_finished(self.folder):
                 self.replaced = self._history.stat().st_mtime_ns
 
     @property
     def _history(self) -> Path:
-        return self.folder / "history.json"
+        return self.folder / HISTORY
 
     def has_model(self) -> bool:
         """Whether the run folder holds the final model of this very configuration."""
@@ -143,19 +144,18 @@ def _has_model(folder: Path, params: Params) -> bool:
 
     And, where files of the user's own were imported, of the same content of these.
     """
-    if not (folder / MODEL).is_file():
+    if not is_finished(folder):
         return False
     with suppress(ValueError):  # no configuration, or one that this version does not understand
-        return load_params(folder / "config.yaml").digest() == params.digest() and _imported(folder) == IMPORTED
+        return load_params(folder / CONFIG).digest() == params.digest() and _imported(folder) == IMPORTED
     return False
 
 
 def _imported(folder: Path) -> dict[str, str]:
     """The digests of the files that a run had imported."""
     try:
-        imported: dict[str, str] = json.loads((folder / "provenance.json").read_text()).get("imports", {})
-        return imported
-    except (OSError, ValueError, AttributeError):
+        return read_provenance(folder).imports
+    except ValueError:
         return {}
 
 

@@ -3,10 +3,9 @@
 from accelerate.utils import set_seed
 
 from ncflow.training.agd import AGD, remove_affine
-from ncflow.training.checkpoint import FINAL_MODEL, RunFolder, load_model
 from ncflow.training.evaluation import Evaluation, evaluate, evaluate_splits
 from ncflow.training.faults import OutOfMemory, explained_faults, is_out_of_memory
-from ncflow.training.hardware import create_accelerator, describe, keep_freed_memory, resolve_precision
+from ncflow.training.hardware import create_accelerator, keep_freed_memory, resolve_precision
 from ncflow.training.loop import Diverged, EpochRecord, fit
 from ncflow.training.objective import Objective
 from ncflow.training.optimizers import (
@@ -19,12 +18,11 @@ from ncflow.training.optimizers import (
     initialize,
     parameter_groups,
 )
-from ncflow.training.state import StateFolder, misfit
+from ncflow.training.state import StateFolder, differing_tensors, misfit
 
 __all__ = [
     "ADAPTIVE",
     "AGD",
-    "FINAL_MODEL",
     "L2_DECAY",
     "OPTIMIZERS",
     "SCHEDULES",
@@ -33,12 +31,11 @@ __all__ = [
     "Evaluation",
     "Objective",
     "OutOfMemory",
-    "RunFolder",
     "StateFolder",
     "create_accelerator",
     "create_optimizer",
     "create_schedule",
-    "describe",
+    "differing_tensors",
     "evaluate",
     "evaluate_splits",
     "explained_faults",
@@ -46,7 +43,6 @@ __all__ = [
     "initialize",
     "is_out_of_memory",
     "keep_freed_memory",
-    "load_model",
     "misfit",
     "parameter_groups",
     "remove_affine",

@@ -77,14 +77,6 @@ def reproducible_convolutions(*, allow_tf32: bool) -> AbstractContextManager[Non
     return flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=allow_tf32)
 
 
-def describe(accelerator: Accelerator, precision: str) -> str:
-    """One phrase such as "1 process on cpu (2 threads), bf16"."""
-    count = accelerator.num_processes
-    name = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else "cpu"
-    threads = f" ({torch.get_num_threads()} threads)" if name == "cpu" else ""
-    return f"{count} process{'es' if count > 1 else ''} on {name}{threads}, {precision}"
-
-
 def _several_were_asked_for() -> bool:
     """Whether Accelerate's launcher, whose number reaches no one, has told this process where it would meet others.
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from thrown import refusal, throw
 
 from ncflow.data import Snapshot
+from ncflow.runs.writer import load_model
 from ncflow.tensors import read_tensors, write_tensors
-from ncflow.training.checkpoint import load_model
 from ncflow.training.state import StateFolder
 
 Damage = Callable[[bytes], bytes]

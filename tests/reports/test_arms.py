@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ncflow.reports.arms import LINES, Arm, arms, choice_keys, facets, knobs, labels, lines, short
-from ncflow.reports.runs import Run, read_runs
+from ncflow.runs.reader import Run, load_runs
 
 MakeRun = Callable[..., Path]
 
@@ -37,7 +37,7 @@ def test_runs_that_differ_only_in_seeds_form_one_arm_sorted_by_them() -> None:
 
 
 def test_every_run_is_in_exactly_one_arm(three_heads_two_seeds: list[Path]) -> None:
-    runs = read_runs(three_heads_two_seeds)
+    runs = load_runs(three_heads_two_seeds)
     members = [run.name for arm in arms(runs) for run in arm.runs]
     assert sorted(members) == sorted(run.name for run in runs)
 

@@ -12,8 +12,8 @@ import torch
 from ncflow.reports.arms import arms, labels
 from ncflow.reports.curves import CURVES, HEAD_LOOKS, arm_styles, classwise_figure, curves_figure
 from ncflow.reports.figures import to_image
-from ncflow.reports.highlights import HIGHLIGHTS, split_and_metric
-from ncflow.reports.runs import read_runs
+from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.runs.reader import load_runs
 
 MakeRun = Callable[..., Path]
 
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.filterwarnings("error")  # an empty logarithmic axis is
 
 def test_curves_run_through_the_medians_in_the_band_of_all_seeds(make_run: MakeRun) -> None:
     heads, seeds = ("linear", "nearest_etf"), range(3)
-    grouped = arms(read_runs([make_run(f"{head}-{seed}", head=head, seed=seed) for head in heads for seed in seeds]))
+    grouped = arms(load_runs([make_run(f"{head}-{seed}", head=head, seed=seed) for head in heads for seed in seeds]))
     panels = curves_figure(grouped).axes
     for axes, key in zip(panels, CURVES, strict=True):
-        split, metric = split_and_metric(key)
+        split, _, metric = key.partition("/")
         for arm, label, line, band in zip(grouped, labels(grouped), axes.lines, axes.collections, strict=False):
             expected = np.array([[a[split][metric] for a in run.analyses] for run in arm.runs])
             assert line.get_label() == label
@@ -35,19 +35,19 @@ def test_curves_run_through_the_medians_in_the_band_of_all_seeds(make_run: MakeR
 
 
 def test_only_logarithmic_highlights_have_a_logarithmic_axis(three_heads: list[Path]) -> None:
-    scales = [axes.get_yscale() for axes in curves_figure(arms(read_runs(three_heads))).axes]
+    scales = [axes.get_yscale() for axes in curves_figure(arms(load_runs(three_heads))).axes]
     assert scales == ["log" if HIGHLIGHTS[key].log else "linear" for key in CURVES]
 
 
 def test_a_metric_that_nobody_measured_says_so(make_run: MakeRun) -> None:
-    without = tuple(split_and_metric(key)[1] for key in CURVES)
-    figure = curves_figure(arms(read_runs([make_run("bare", without=without)])))
+    without = tuple(key.partition("/")[2] for key in CURVES)
+    figure = curves_figure(arms(load_runs([make_run("bare", without=without)])))
     to_image(figure)
     assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["not measured"]] * len(CURVES)
 
 
 def test_collapse_to_the_last_bit_is_drawn_where_a_logarithm_cannot(make_run: MakeRun) -> None:
-    (run,) = read_runs([make_run("exact")])
+    (run,) = load_runs([make_run("exact")])
     for analysis in run.analyses:
         analysis["train"]["nc1/pinv"] = 0.0
     figure = curves_figure(arms([run]))
@@ -57,14 +57,14 @@ def test_collapse_to_the_last_bit_is_drawn_where_a_logarithm_cannot(make_run: Ma
 
 def test_the_validation_part_is_dotted_beside_the_test_split(make_run: MakeRun) -> None:
     accuracies = (0.3, 0.7, 0.6, 0.5)
-    axes = curves_figure(arms(read_runs([make_run("digits", validation=accuracies)]))).axes
+    axes = curves_figure(arms(load_runs([make_run("digits", validation=accuracies)]))).axes
     dotted = [line for line in axes[CURVES.index("test/acc/balanced")].lines if line.get_linestyle() == ":"]
     assert [tuple(line.get_ydata()) for line in dotted] == [accuracies]
     assert not [line for line in axes[CURVES.index("train/nc1/pinv")].lines if line.get_linestyle() == ":"]
 
 
 def test_a_head_keeps_its_color_in_every_company(three_heads: list[Path]) -> None:
-    everyone = arms(read_runs(three_heads))
+    everyone = arms(load_runs(three_heads))
     for arm, style in zip(everyone, arm_styles(everyone), strict=True):
         assert arm_styles([arm]) == [style]
         assert style.items() >= HEAD_LOOKS[arm.head].items()
@@ -72,14 +72,14 @@ def test_a_head_keeps_its_color_in_every_company(three_heads: list[Path]) -> Non
 
 def test_where_heads_are_compared_arms_of_one_head_share_its_color_and_differ_in_dash(make_run: MakeRun) -> None:
     paths = [make_run(f"{h}{lr}", head=h, overrides={"train": {"lr": lr}}) for h in HEAD_LOOKS for lr in (0.1, 0.2)]
-    styles = arm_styles(arms(read_runs(paths)))
+    styles = arm_styles(arms(load_runs(paths)))
     assert [style["color"] for style in styles] == [look["color"] for look in HEAD_LOOKS.values() for _ in range(2)]
     assert len({(style["color"], style["linestyle"]) for style in styles}) == 6
 
 
 @pytest.mark.parametrize("values", [(0.1, 0.01, 0.5), ("ce", "mse", "focal")])
 def test_arms_of_one_head_alone_have_colors_and_markers_of_their_own(make_run: MakeRun, values: tuple[object]) -> None:
-    styles = arm_styles(arms(read_runs([make_run(f"run{v}", overrides={"train": {"knob": v}}) for v in values])))
+    styles = arm_styles(arms(load_runs([make_run(f"run{v}", overrides={"train": {"knob": v}}) for v in values])))
     assert len({style["color"] for style in styles}) == len({style["marker"] for style in styles}) == len(values)
 
 
@@ -87,19 +87,19 @@ def test_shades_follow_the_number_not_the_order_of_the_runs(make_run: MakeRun) -
     paths = {lr: make_run(f"lr{lr}", overrides={"train": {"lr": lr}}) for lr in (0.1, 0.01, 0.5)}
     one, other = (
         {arm.choices["train.lr"]: style["color"] for arm, style in zip(group, arm_styles(group), strict=True)}
-        for group in (arms(read_runs(paths.values())), arms(read_runs(reversed(paths.values()))))
+        for group in (arms(load_runs(paths.values())), arms(load_runs(reversed(paths.values()))))
     )
     assert one == other
 
 
 def test_heads_of_the_users_own_get_looks_of_their_own(make_run: MakeRun) -> None:
-    runs = read_runs([make_run(f"run-{head}", head=head) for head in ("linear", "mine", "yours")])
+    runs = load_runs([make_run(f"run-{head}", head=head) for head in ("linear", "mine", "yours")])
     looks = [(style["color"], style["marker"]) for style in arm_styles(arms(runs))]
     assert len(set(looks)) == 3
 
 
 def test_classwise_points_are_accuracy_over_class_size(make_run: MakeRun) -> None:
-    (run,) = read_runs([make_run("digits")])
+    (run,) = load_runs([make_run("digits")])
     axes = classwise_figure(arms([run])).axes[0]
     targets, hits = run.dump["targets"], run.dump["predictions"] == run.dump["targets"]
     points = np.array(axes.collections[0].get_offsets())
@@ -113,14 +113,14 @@ def test_classwise_points_are_accuracy_over_class_size(make_run: MakeRun) -> Non
 
 @pytest.mark.parametrize("counts", [[40] * 10, [50] * 5 + [2] * 5])
 def test_classes_of_one_size_are_one_point_of_the_line(make_run: MakeRun, counts: list[int]) -> None:
-    (run,) = read_runs([make_run("digits")])
+    (run,) = load_runs([make_run("digits")])
     run.dump["class_counts"] = torch.tensor(counts)
     line = classwise_figure(arms([run])).axes[0].lines[0]
     assert sorted(line.get_xdata()) == sorted(set(counts))
 
 
 def test_a_class_without_test_samples_leaves_the_line_whole(make_run: MakeRun) -> None:
-    (run,) = read_runs([make_run("digits")])
+    (run,) = load_runs([make_run("digits")])
     kept = run.dump["targets"] != 3
     run.dump.update(targets=run.dump["targets"][kept], predictions=run.dump["predictions"][kept])
     line = classwise_figure(arms([run])).axes[0].lines[0]

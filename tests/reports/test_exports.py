@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ncflow.reports.exports import IDENTITY, write_curves, write_statistics, write_summary
-from ncflow.reports.highlights import HIGHLIGHTS, SELECTION, split_and_metric
-from ncflow.reports.runs import Run, read_runs
+from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.runs.reader import SELECTION, Run, load_runs
 
 MakeRun = Callable[..., Path]
 
@@ -31,33 +31,33 @@ def curves_of(runs: list[Run], folder: Path) -> list[dict[str, str]]:
 
 
 def test_the_summary_holds_every_highlight_by_head_and_seed(three_heads_two_seeds: list[Path], tmp_path: Path) -> None:
-    runs = read_runs(three_heads_two_seeds)
+    runs = load_runs(three_heads_two_seeds)
     summary = summary_of(runs, tmp_path)
     for run in runs:
-        expected = {key: run.final(*split_and_metric(key)) for key in HIGHLIGHTS if key != SELECTION}
+        expected = {key: run.final(key) for key in HIGHLIGHTS if key != SELECTION}
         assert summary[run.head][str(run.seed)] == {"epoch": 12, **expected}
 
 
 def test_with_validation_the_summary_holds_the_best_epoch_beside_the_last(make_run: MakeRun, tmp_path: Path) -> None:
-    (run,) = read_runs([make_run("digits", validation=(0.1, 0.8, 0.3, 0.2))])
+    (run,) = load_runs([make_run("digits", validation=(0.1, 0.8, 0.3, 0.2))])
     summary = summary_of([run], tmp_path)["linear"]["0"]
-    expected = {key: run.best(*split_and_metric(key)) for key in HIGHLIGHTS}
+    expected = {key: run.best(key) for key in HIGHLIGHTS}
     assert summary["epoch"] == 12
     assert summary["best_on_val"] == {"epoch": 6, **expected}
 
 
 def test_a_metric_that_was_not_measured_is_not_in_the_summary(make_run: MakeRun, tmp_path: Path) -> None:
-    summary = summary_of(read_runs([make_run("digits", without=("acc/few",))]), tmp_path)
+    summary = summary_of(load_runs([make_run("digits", without=("acc/few",))]), tmp_path)
     assert summary["linear"]["0"].keys() == {"epoch", *HIGHLIGHTS} - {"test/acc/few", SELECTION}
 
 
 def test_repetitions_of_one_seed_are_all_in_the_summary(make_run: MakeRun, tmp_path: Path) -> None:
-    runs = read_runs([make_run("first"), make_run("again"), make_run("other", seed=1)])
+    runs = load_runs([make_run("first"), make_run("again"), make_run("other", seed=1)])
     assert summary_of(runs, tmp_path)["linear"].keys() == {"first", "again", "1"}
 
 
 def test_curves_hold_every_metric_of_every_analysis(three_heads_two_seeds: list[Path], tmp_path: Path) -> None:
-    runs = read_runs(three_heads_two_seeds)
+    runs = load_runs(three_heads_two_seeds)
     rows = {tuple(row[key] for key in IDENTITY): row for row in curves_of(runs, tmp_path)}
     assert len(rows) == sum(2 * len(run.analyses) for run in runs)
     for run in runs:
@@ -67,13 +67,13 @@ def test_curves_hold_every_metric_of_every_analysis(three_heads_two_seeds: list[
 
 
 def test_a_metric_that_one_run_lacks_is_an_empty_cell(make_run: MakeRun, tmp_path: Path) -> None:
-    runs = read_runs([make_run("all"), make_run("less", without=("acc/few",))])
+    runs = load_runs([make_run("all"), make_run("less", without=("acc/few",))])
     cells = {(row["run"], row["acc/few"] == "") for row in curves_of(runs, tmp_path)}
     assert cells == {("all", False), ("less", True)}
 
 
 def test_the_validation_part_has_rows_of_its_own_in_the_curves(make_run: MakeRun, tmp_path: Path) -> None:
-    rows = curves_of(read_runs([make_run("with", validation=(0.1, 0.8, 0.3, 0.2)), make_run("without")]), tmp_path)
+    rows = curves_of(load_runs([make_run("with", validation=(0.1, 0.8, 0.3, 0.2)), make_run("without")]), tmp_path)
     validated = [(row["run"], float(row["acc/balanced"])) for row in rows if row["split"] == "val"]
     assert validated == [("with", 0.1), ("with", 0.8), ("with", 0.3), ("with", 0.2)]
 
@@ -82,12 +82,12 @@ def test_the_validation_part_has_rows_of_its_own_in_the_curves(make_run: MakeRun
 def test_statistics_of_any_number_of_seeds_are_those_of_the_standard_library(
     make_run: MakeRun, tmp_path: Path, seeds: int
 ) -> None:
-    runs = read_runs([make_run(f"run{seed}", seed=seed) for seed in range(seeds)])
+    runs = load_runs([make_run(f"run{seed}", seed=seed) for seed in range(seeds)])
     write_statistics(runs, tmp_path / "statistics.csv")
     with (tmp_path / "statistics.csv").open(newline="") as handle:
         rows = {row["metric"]: row for row in csv.DictReader(handle)}
     assert rows.keys() == {f"{split}/{name}" for split in ("train", "test") for name in runs[0].analyses[-1][split]}
-    values = [run.final("test", "acc/balanced") for run in runs]
+    values = [run.final("test/acc/balanced") for run in runs]
     row = rows["test/acc/balanced"]
     assert (row["head.name"], row["runs"]) == ("linear", str(seeds))
     for name in ("median", "mean", "min", "max"):

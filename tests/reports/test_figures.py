@@ -19,7 +19,7 @@ from ncflow.reports.beside import lengths_figure, predictions
 from ncflow.reports.curves import classwise_figure, curves_figure
 from ncflow.reports.figures import confusion_figure, cosine_figure, to_image, to_png
 from ncflow.reports.knobs import knob_figures
-from ncflow.reports.runs import read_runs
+from ncflow.runs.reader import load_runs
 from ncflow.theory import seli_optimum
 
 pytestmark = pytest.mark.filterwarnings("error")  # missing glyphs and layouts that do not fit are warnings
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("error")  # missing glyphs and layouts t
 )
 def figure(request: pytest.FixtureRequest, three_heads_two_seeds: list[Path]) -> Figure:
     """Every kind of figure that a report shows, drawn once."""
-    runs = read_runs(three_heads_two_seeds)
+    runs = load_runs(three_heads_two_seeds)
     dump = runs[0].dump
     shown = {"class_counts": dump["class_counts"], "title": "digits-linear-0, epoch 12"}
     optimum = seli_optimum(dump["class_counts"])

@@ -11,7 +11,7 @@ import pytest
 from ncflow.reports.arms import arms
 from ncflow.reports.figures import to_image
 from ncflow.reports.knobs import DRIFT, IMBALANCE, METRICS, knob_figures, knob_values
-from ncflow.reports.runs import Run, read_runs
+from ncflow.runs.reader import Run, load_runs
 from ncflow.theory import seli_step_relative_drift
 
 MakeRun = Callable[..., Path]
@@ -33,16 +33,14 @@ def step_run(make_run: MakeRun, factor: float, loss: str = "ce", seed: int = 0, 
 
 @pytest.fixture
 def runs(make_run: MakeRun) -> list[Run]:
-    return read_runs([step_run(make_run, factor, seed=seed) for factor in FACTORS for seed in range(3)])
+    return load_runs([step_run(make_run, factor, seed=seed) for factor in FACTORS for seed in range(3)])
 
 
 def test_points_are_medians_at_the_last_analysis_with_bars_over_all_seeds(runs: list[Run]) -> None:
     (figure,) = knob_figures(arms(runs), IMBALANCE).values()
     for axes, key in zip(figure.axes, METRICS, strict=True):
         split, _, metric = key.partition("/")
-        ends = np.array(
-            [[run.final(split, metric) for run in runs if run.options[IMBALANCE] == f] for f in sorted(FACTORS)]
-        )
+        ends = np.array([[run.final(key) for run in runs if run.options[IMBALANCE] == f] for f in sorted(FACTORS)])
         points, _, (bars,) = axes.containers[0]
         np.testing.assert_allclose(points.get_ydata(), np.median(ends, axis=1))
         np.testing.assert_allclose([bar[:, 1] for bar in bars.get_segments()], np.stack([ends.min(1), ends.max(1)], 1))
@@ -53,7 +51,7 @@ def test_points_are_medians_at_the_last_analysis_with_bars_over_all_seeds(runs: 
 def test_the_drift_that_features_of_this_sign_can_have_stands_beside_the_measured(
     make_run, neck, theory, other
 ) -> None:
-    runs = read_runs([step_run(make_run, factor, neck=neck) for factor in FACTORS])
+    runs = load_runs([step_run(make_run, factor, neck=neck) for factor in FACTORS])
     (figure,) = knob_figures(arms(runs), IMBALANCE).values()
     curves = {line.get_label(): line.get_ydata() for line in figure.axes[METRICS.index(DRIFT)].lines}
     sizes = [(1000,) * 5 + (round(1000 * factor),) * 5 for factor in sorted(FACTORS)]
@@ -66,8 +64,8 @@ def test_the_drift_that_features_of_this_sign_can_have_stands_beside_the_measure
 
 
 def test_no_theory_is_drawn_for_another_loss_nor_against_another_knob(make_run: MakeRun) -> None:
-    focal = read_runs([step_run(make_run, factor, loss="focal") for factor in FACTORS])
-    rates = read_runs([make_run(f"lr{lr}", overrides={"train": {"lr": lr, "loss": "ce"}}) for lr in (0.1, 0.2)])
+    focal = load_runs([step_run(make_run, factor, loss="focal") for factor in FACTORS])
+    rates = load_runs([make_run(f"lr{lr}", overrides={"train": {"lr": lr, "loss": "ce"}}) for lr in (0.1, 0.2)])
     for runs, key in ((focal, IMBALANCE), (rates, "train.lr")):
         (figure,) = knob_figures(arms(runs), key).values()
         assert not [line for axes in figure.axes for line in axes.lines if "theory" in str(line.get_label())]
@@ -75,24 +73,24 @@ def test_no_theory_is_drawn_for_another_loss_nor_against_another_knob(make_run: 
 
 def test_names_go_down_the_side_in_the_order_of_the_runs(make_run: MakeRun) -> None:
     losses = ["focal", "ce", "mse"]
-    runs = read_runs([make_run(name, overrides={"train": {"loss": name}}) for name in losses])
+    runs = load_runs([make_run(name, overrides={"train": {"loss": name}}) for name in losses])
     (figure,) = knob_figures(arms(runs), "train.loss").values()
     to_image(figure)
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == losses
     assert axes.yaxis_inverted()
-    ends = [run.final("test", "acc/balanced") for run in runs]
+    ends = [run.final("test/acc/balanced") for run in runs]
     np.testing.assert_allclose(axes.containers[0][0].get_xdata(), ends)
 
 
 def test_numbers_are_in_order_and_none_comes_first(make_run: MakeRun) -> None:
-    runs = read_runs([make_run(f"lr{lr}", overrides={"train": {"lr": lr}}) for lr in (0.5, None, 1e-3)])
+    runs = load_runs([make_run(f"lr{lr}", overrides={"train": {"lr": lr}}) for lr in (0.5, None, 1e-3)])
     assert knob_values(arms(runs), "train.lr") == [None, 1e-3, 0.5]
 
 
 def test_a_metric_that_nobody_measured_leaves_its_panel_empty(make_run: MakeRun) -> None:
     without = tuple(key.partition("/")[2] for key in METRICS)
-    runs = read_runs([make_run(f"lr{lr}", without=without, overrides={"train": {"lr": lr}}) for lr in (0.1, 0.2)])
+    runs = load_runs([make_run(f"lr{lr}", without=without, overrides={"train": {"lr": lr}}) for lr in (0.1, 0.2)])
     (figure,) = knob_figures(arms(runs), "train.lr").values()
     to_image(figure)
     assert all(len(axes.containers[0][0].get_xdata()) == 0 for axes in figure.axes)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ncflow.reports import read_runs, summary_table, write_report
-from ncflow.reports.highlights import HIGHLIGHTS, SELECTION
+from ncflow.reports import summary_table, write_report
+from ncflow.reports.highlights import HIGHLIGHTS
 from ncflow.reports.predictions import ASSUMPTIONS
+from ncflow.runs.reader import SELECTION, load_runs
 
 MakeRun = Callable[..., Path]
 
@@ -55,7 +56,7 @@ def test_every_tag_is_closed(report: Path) -> None:
 
 def test_the_page_shows_every_cell_of_the_summary(report: Path, three_heads_two_seeds: list[Path]) -> None:
     page = report.read_text()
-    for row in summary_table(read_runs(three_heads_two_seeds)).rows:
+    for row in summary_table(load_runs(three_heads_two_seeds)).rows:
         assert "</td>".join(row.cells).replace("</td>", "</td><td>") in page
 
 

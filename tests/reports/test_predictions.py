@@ -27,7 +27,7 @@ from ncflow.reports.predictions import (
     quantities,
     why_not,
 )
-from ncflow.reports.runs import Run, read_run
+from ncflow.runs.reader import Run, load_run
 from ncflow.theory import fixed_etf_feature_norm, predicted_optimum, seli_optimum, seli_step_relative_drift
 
 MakeRun = Callable[..., Path]
@@ -47,7 +47,7 @@ def configured(make_run: MakeRun) -> Callable[..., Run]:
         configuration = {"model": FREE, "head": LINEAR, "train": TRAIN}
         overrides = configuration | {name: configuration.get(name, {}) | s for name, s in sections.items()}
         shape = {"num_classes": len(counts), "class_counts": counts, "epochs": (3,)}
-        return read_run(make_run(f"run{next(number)}", **shape, overrides=overrides))
+        return load_run(make_run(f"run{next(number)}", **shape, overrides=overrides))
 
     return configure
 
@@ -193,7 +193,7 @@ def test_before_a_fixed_etf_features_are_as_long_as_the_head_or_weight_decay_mak
     def fixed(name: str, temperature: float | None, model: dict[str, Any], loss: str = "ce") -> Run:
         head = {"name": "fixed_etf", "temperature": temperature}
         overrides = {"head": head, "model": model, "train": TRAIN | {"loss": loss}}
-        return read_run(make_run(name, head="fixed_etf", num_classes=3, class_counts=(30, 9, 1), overrides=overrides))
+        return load_run(make_run(name, head="fixed_etf", num_classes=3, class_counts=(30, 9, 1), overrides=overrides))
 
     network = {"name": "resnet20", "neck": "batch_norm"}
     told = predict(fixed("told", 5.0, network))
@@ -210,7 +210,7 @@ def test_nonnegative_features_stay_at_an_angle_to_a_fixed_etf(make_run: MakeRun)
     def fixed(name: str, **head: Any) -> Run:
         overrides = {"head": {"name": "fixed_etf", "temperature": 5.0} | head, "model": {"name": "resnet20"}}
         overrides["train"] = TRAIN
-        return read_run(make_run(name, head="fixed_etf", num_classes=3, class_counts=(30, 9, 1), overrides=overrides))
+        return load_run(make_run(name, head="fixed_etf", num_classes=3, class_counts=(30, 9, 1), overrides=overrides))
 
     prediction = predict(fixed("canonical"))
     assert prediction.theory == "fixed ETF, ReLU"
@@ -222,7 +222,7 @@ def test_nonnegative_features_stay_at_an_angle_to_a_fixed_etf(make_run: MakeRun)
 
 
 def test_the_nearest_etf_head_has_no_closed_form(make_run: MakeRun) -> None:
-    assert predict(read_run(make_run("run", head="nearest_etf"))) is None
+    assert predict(load_run(make_run("run", head="nearest_etf"))) is None
 
 
 @pytest.mark.parametrize(

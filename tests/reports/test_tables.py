@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ncflow.reports.highlights import HIGHLIGHTS, SELECTION, split_and_metric
-from ncflow.reports.runs import read_runs
+from ncflow.reports.highlights import HIGHLIGHTS
 from ncflow.reports.tables import (
     ABSENT,
     COLUMNS,
@@ -22,6 +21,7 @@ from ncflow.reports.tables import (
     format_value,
     summary_table,
 )
+from ncflow.runs.reader import SELECTION, load_runs
 
 MakeRun = Callable[..., Path]
 FIXED_COLUMNS = 3  # head, seed, epoch
@@ -29,7 +29,7 @@ SHOWN = tuple(key for key in COLUMNS if key != SELECTION)  # without a validatio
 
 
 def test_one_row_per_run_when_there_is_one_seed(three_heads: list[Path]) -> None:
-    table = summary_table(read_runs(three_heads))
+    table = summary_table(load_runs(three_heads))
     assert [row.cells[:3] for row in table.rows] == [
         ("linear", "0", "12"),
         ("fixed_etf", "0", "12"),
@@ -39,23 +39,23 @@ def test_one_row_per_run_when_there_is_one_seed(three_heads: list[Path]) -> None
 
 
 def test_every_column_names_a_highlight_its_split_and_its_metric(three_heads: list[Path]) -> None:
-    headings = ["".join(heading) for heading in summary_table(read_runs(three_heads)).headings[FIXED_COLUMNS:]]
+    headings = ["".join(heading) for heading in summary_table(load_runs(three_heads)).headings[FIXED_COLUMNS:]]
     assert [heading.removesuffix(" %").replace(" ", "/", 1) for heading in headings] == list(SHOWN)
     assert [heading.endswith("%") for heading in headings] == [HIGHLIGHTS[key].percent for key in SHOWN]
 
 
 def test_cells_hold_the_final_values(three_heads: list[Path]) -> None:
-    runs = read_runs(three_heads)
+    runs = load_runs(three_heads)
     for run, row in zip(runs, summary_table(runs).rows, strict=True):
         for key, cell in zip(SHOWN, row.cells[FIXED_COLUMNS:], strict=True):
-            value = run.final(*split_and_metric(key))
+            value = run.final(key)
             assert value is not None
             assert float(cell) == pytest.approx(100 * value if HIGHLIGHTS[key].percent else value, rel=5e-3)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_any_number_of_seeds_is_summed_up_by_mean_std_median_and_range(make_run: MakeRun, seeds: int) -> None:
-    runs = read_runs([make_run(f"run{seed}", seed=seed) for seed in range(seeds)])
+    runs = load_runs([make_run(f"run{seed}", seed=seed) for seed in range(seeds)])
     *_, mean_row, median_row = summary_table(runs).rows
     values = [100 * run.analyses[-1]["test"]["acc/balanced"] for run in runs]
     assert mean_row.cells[1] == f"mean ± std of {seeds}"
@@ -67,14 +67,14 @@ def test_any_number_of_seeds_is_summed_up_by_mean_std_median_and_range(make_run:
 
 
 def test_an_absent_metric_is_an_em_dash_in_rows_and_aggregates(make_run: MakeRun) -> None:
-    runs = read_runs([make_run(f"run{seed}", seed=seed, without=("acc/few",)) for seed in (0, 1)])
+    runs = load_runs([make_run(f"run{seed}", seed=seed, without=("acc/few",)) for seed in (0, 1)])
     column = FIXED_COLUMNS + SHOWN.index("test/acc/few")
     cells = [row.cells[column] for row in summary_table(runs).rows]
     assert cells == [ABSENT] * 4
 
 
 def test_an_aggregate_uses_the_runs_that_have_the_metric(make_run: MakeRun) -> None:
-    runs = read_runs([make_run("a", seed=0), make_run("b", seed=1, without=("acc/few",))])
+    runs = load_runs([make_run("a", seed=0), make_run("b", seed=1, without=("acc/few",))])
     column = FIXED_COLUMNS + SHOWN.index("test/acc/few")
     with_metric, without, mean, median = (row.cells[column] for row in summary_table(runs).rows)
     assert without == ABSENT
@@ -82,7 +82,7 @@ def test_an_aggregate_uses_the_runs_that_have_the_metric(make_run: MakeRun) -> N
 
 
 def test_runs_that_stopped_at_different_epochs_show_the_span(make_run: MakeRun) -> None:
-    runs = read_runs([make_run("a", seed=0, epochs=(3,)), make_run("b", seed=1, epochs=(3, 6))])
+    runs = load_runs([make_run("a", seed=0, epochs=(3,)), make_run("b", seed=1, epochs=(3, 6))])
     assert [row.cells[2] for row in summary_table(runs).rows] == ["3", "6", "3–6", "3–6"]
 
 
@@ -92,7 +92,7 @@ def test_what_varies_has_a_column_of_its_own_and_names_its_values(make_run: Make
         make_run(f"run{i}", overrides={"dataset": {"name": name}, "train": {"drift_penalty": penalty}})
         for i, (name, penalty) in enumerate(settings)
     ]
-    table = summary_table(read_runs(paths))
+    table = summary_table(load_runs(paths))
     assert [lower for _, lower in table.headings[:5]] == ["dataset", "drift_penalty", "head", "seed", "epoch"]
     assert [row.cells[:2] for row in table.rows] == [(name, str(penalty)) for name, penalty in settings]
     assert table.words == 3
@@ -100,7 +100,7 @@ def test_what_varies_has_a_column_of_its_own_and_names_its_values(make_run: Make
 
 def test_with_validation_each_run_has_its_best_epoch_below_its_last(make_run: MakeRun) -> None:
     accuracies = {0: (0.1, 0.8, 0.3, 0.2), 1: (0.1, 0.2, 0.9, 0.2)}
-    runs = read_runs([make_run(f"run{seed}", seed=seed, validation=accuracies[seed]) for seed in accuracies])
+    runs = load_runs([make_run(f"run{seed}", seed=seed, validation=accuracies[seed]) for seed in accuracies])
     table = summary_table(runs)
     epochs = [row.cells[2] for row in table.rows]
     assert epochs == ["12"] * 4 + ["6 best on val", "9 best on val"] + ["6–9 best on val"] * 2
@@ -108,11 +108,11 @@ def test_with_validation_each_run_has_its_best_epoch_below_its_last(make_run: Ma
     test, validation = heading.index("balanced %", 4), heading.index("balanced %")
     assert [row.cells[validation] for row in table.rows[4:6]] == ["80.0", "90.0"]
     for run, row in zip(runs, table.rows[4:6], strict=True):
-        assert row.cells[test] == format_value("test/acc/balanced", run.best("test", "acc/balanced"))
+        assert row.cells[test] == format_value("test/acc/balanced", run.best("test/acc/balanced"))
 
 
 def test_a_run_without_validation_has_no_best_epoch_beside_others_that_have(make_run: MakeRun) -> None:
-    table = summary_table(read_runs([make_run("with", validation=(0.1, 0.8, 0.3, 0.2)), make_run("without", seed=1)]))
+    table = summary_table(load_runs([make_run("with", validation=(0.1, 0.8, 0.3, 0.2)), make_run("without", seed=1)]))
     assert [row.cells[1:3] for row in table.rows if not row.aggregate] == [
         ("0", "12"),
         ("1", "12"),
@@ -137,7 +137,7 @@ def test_values_are_written_to_three_digits_and_accuracies_in_percent(key: str, 
 
 
 def test_text_is_aligned(three_heads_two_seeds: list[Path]) -> None:
-    lines = as_text(summary_table(read_runs(three_heads_two_seeds))).splitlines()
+    lines = as_text(summary_table(load_runs(three_heads_two_seeds))).splitlines()
     rule = lines[2]
     gaps = [match.span() for match in re.finditer(" +", rule)]
     assert {len(line) for line in lines} == {len(rule)}
@@ -146,7 +146,7 @@ def test_text_is_aligned(three_heads_two_seeds: list[Path]) -> None:
 
 @pytest.mark.parametrize("render", [as_text, as_markdown, as_html])
 def test_every_rendering_holds_every_cell(three_heads: list[Path], render: Callable[[Table], str]) -> None:
-    table = summary_table(read_runs(three_heads))
+    table = summary_table(load_runs(three_heads))
     rendered = render(table)
     assert all(cell in rendered for row in table.rows for cell in row.cells)
 

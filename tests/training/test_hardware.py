@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from ncflow.training.hardware import (
     DTYPES,
     autocast,
     create_accelerator,
-    describe,
     reproducible_convolutions,
     resolve_precision,
 )
@@ -122,13 +120,6 @@ def test_more_processes_than_gpus_are_refused_unless_they_are_to_run_on_the_cpu(
     with pytest.raises(ValueError, match="a GPU for each of the 2 processes on this machine, got 1; use fewer"):
         create_accelerator()
     assert create_accelerator("cpu").device.type == "cpu"
-
-
-def test_a_description_names_processes_device_threads_and_precision():
-    threads = torch.get_num_threads()
-    one, two = (SimpleNamespace(num_processes=count, device=CPU) for count in (1, 2))
-    assert describe(one, "bf16") == f"1 process on cpu ({threads} threads), bf16"
-    assert describe(two, "fp32") == f"2 processes on cpu ({threads} threads), fp32"
 
 
 @pytest.mark.parametrize("allow_tf32", [True, False])

@@ -140,8 +140,8 @@ def test_the_report_names_the_classes_of_the_run(make_run: MakeRun, tmp_path: Pa
     count = len(read_tensors(last(folder, "raw_geo_epoch_*.pt"))["class_counts"])
     names = [f"class {k}" for k in range(count)]
     (folder / "provenance.json").write_text(json.dumps({"snapshot": {"digest": "x", "class_names": names}}))
-    from ncflow.reports.runs import read_run
+    from ncflow.runs.reader import load_run
 
-    assert read_run(folder).class_names == names
+    assert load_run(folder).class_names == names
     (folder / "provenance.json").write_text(json.dumps({"snapshot": {"digest": "x"}}))
-    assert read_run(folder).class_names is None
+    assert load_run(folder).class_names is None

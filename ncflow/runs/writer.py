@@ -17,13 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ncflow.files import publish, write_text
+from ncflow.runs.layout import FINAL_MODEL, GEOMETRY, HISTORY, METRICS, SPLITS, epoch_of
 from ncflow.tensors import read_tensors, write_tensors
 from ncflow.training.evaluation import Evaluation
 from ncflow.training.loop import EpochRecord
 from ncflow.training.state import differing_tensors
-
-FINAL_MODEL = "final_model.pth"
-HISTORY = "history.json"
 
 
 class RunFolder:
@@ -53,7 +51,7 @@ class RunFolder:
 
     def read_epoch(self, epoch: int) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
         """The history's numbers of an epoch that the run has behind it, and each split's metrics if it was analyzed."""
-        file = self.kept / f"metrics_epoch_{epoch}.json"
+        file = self.kept / METRICS.format(epoch)
         summary = _read_json(file) if file.exists() else {}
         return self._history[epoch - 1], {split: summary[split] for split in SPLITS if split in summary}
 
@@ -70,9 +68,9 @@ class RunFolder:
         if not record.analysis:
             return {}
         summary = summarize(record)
-        self.write_text(f"metrics_epoch_{record.epoch}.json", json.dumps(summary, indent=1))
+        self.write_text(METRICS.format(record.epoch), json.dumps(summary, indent=1))
         geometry = collect_geometry(record.analysis, head, class_counts, save_logits=save_logits)
-        self._publish(write_tensors(self.kept / f"raw_geo_epoch_{record.epoch}.pt", geometry))
+        self._publish(write_tensors(self.kept / GEOMETRY.format(record.epoch), geometry))
         return summary
 
     def write_model(self, classifier: nn.Module) -> Path:
@@ -144,8 +142,7 @@ def collect_geometry(
 def _remove_later(folder: Path, epoch: int) -> None:
     """Delete what a run that goes on after `epoch` is yet to write: the files of later epochs and the final model."""
     for file in folder.iterdir():
-        number = re.fullmatch(r"(?:metrics|raw_geo)_epoch_(\d+)\.(?:json|pt)", file.name)
-        if file.name == FINAL_MODEL or file.suffix == ".partial" or (number and int(number[1]) > epoch):
+        if file.name == FINAL_MODEL or file.suffix == ".partial" or (epoch_of(file) or 0) > epoch:
             file.unlink()
 
 
@@ -158,4 +155,3 @@ def _free_name(path: Path) -> Path:
 
 
 NUMBERS = ("epoch", "lr", "loss", "accuracy", "seconds", "images_per_second")  # of a record, in the history
-SPLITS = ("train", "test", "val")  # those an analysis may hold

@@ -14,8 +14,9 @@ import torch
 
 from ncflow.files import write_atomically
 from ncflow.nn import HEADS
+from ncflow.runs.writer import RunFolder, load_model
 from ncflow.tensors import write_tensors
-from ncflow.training import EpochRecord, RunFolder, evaluate_splits, load_model
+from ncflow.training import EpochRecord, evaluate_splits
 
 PLAIN = EpochRecord(epoch=1, lr=0.1, loss=2.0, accuracy=0.5, seconds=1.5, images_per_second=300.0)
 TENSORS = {"predictions", "targets", "drift_vector", "class_means", "class_counts", "weight"}

@@ -12,9 +12,14 @@ from typing import Any
 import torch
 
 from ncflow.dotted import flatten
-from ncflow.reports.highlights import SELECTION, split_and_metric
-from ncflow.reports.whole import epoch_of, whole_analysis, whole_config, whole_dump, whole_history
+from ncflow.runs.layout import CONFIG, GEOMETRY, HISTORY, METRICS, files_of_epochs
+from ncflow.runs.provenance import read_provenance
+from ncflow.runs.whole import whole_analysis, whole_config, whole_dump, whole_history
+from ncflow.tensors import read_tensors
 from ncflow.yaml_files import parse_yaml
+
+# What the best epoch is chosen by, where the training data have a validation part. Never a metric of the test split.
+SELECTION = "val/acc/balanced"
 
 
 @dataclass(frozen=True)
@@ -51,60 +56,58 @@ class Run:
     @property
     def best_epoch(self) -> int | None:
         """The analysis best on SELECTION, the first among equals; None without a validation part. Never test's best."""
-        curve = self.curve(*split_and_metric(SELECTION))
+        curve = self.curve(SELECTION)
         return max(curve, key=lambda epoch: curve[epoch], default=None)
 
     @cached_property
     def dump(self) -> dict[str, torch.Tensor]:
         """Predictions, targets (n_test,), class_means, weight (K,d), class_counts (K,), … at the last analysis."""
-        dumps = _by_epoch(self.path, "raw_geo_epoch_*.pt")
+        dumps = files_of_epochs(self.path, GEOMETRY)
         if not dumps:
-            raise ValueError(f"run folder '{self.path}' holds no raw_geo_epoch_N.pt; train it again")
-        from ncflow.tensors import read_tensors
-
+            raise ValueError(f"run folder '{self.path}' holds no {GEOMETRY.format('N')}; train it again")
         return whole_dump(dumps[-1], read_tensors(dumps[-1]))
 
     @cached_property
     def class_names(self) -> list[str] | None:
         """The names of the classes (K,), where the run's provenance tells them."""
-        file = self.path / "provenance.json"
-        provenance = _read_json(file) if file.is_file() else {}
-        snapshot = provenance.get("snapshot") if isinstance(provenance, dict) else None
-        names = snapshot.get("class_names") if isinstance(snapshot, dict) else None
-        fits = isinstance(names, list) and len(names) == len(self.dump["class_counts"])
-        return [str(name) for name in names] if isinstance(names, list) and fits else None
+        try:
+            names = read_provenance(self.path).snapshot.class_names
+        except ValueError:
+            return None
+        return [str(name) for name in names] if names and len(names) == len(self.dump["class_counts"]) else None
 
-    def final(self, split: str, metric: str) -> float | None:
-        """The metric's value at the last analysis, None where it was not measured."""
-        return self.curve(split, metric).get(self.epoch)
+    def final(self, key: str) -> float | None:
+        """The value of a metric such as "test/acc/few" at the last analysis, None where it was not measured."""
+        return self.curve(key).get(self.epoch)
 
-    def best(self, split: str, metric: str) -> float | None:
-        """The metric's value at the best epoch on validation, None where there is none."""
+    def best(self, key: str) -> float | None:
+        """The value at the best epoch on validation, None where there is none."""
         epoch = self.best_epoch
-        return None if epoch is None else self.curve(split, metric).get(epoch)
+        return None if epoch is None else self.curve(key).get(epoch)
 
-    def curve(self, split: str, metric: str) -> dict[int, float]:
+    def curve(self, key: str) -> dict[int, float]:
         """Epoch -> value, over the analyses that measured the metric."""
+        split, _, metric = key.partition("/")
         return {a["epoch"]: a[split][metric] for a in self.analyses if metric in a.get(split, {})}
 
 
-def read_run(path: str | Path) -> Run:
+def load_run(path: str | Path) -> Run:
     """The run in a folder such as `models/<exp_name>`; ValueError where it is missing or unfinished."""
     path = Path(path).resolve()
     if not path.is_dir():
         raise ValueError(f"no run folder at '{path}'; expected the folder that `ncflow train` wrote, models/<exp_name>")
-    analyses = tuple(whole_analysis(file, _read_json(file)) for file in _by_epoch(path, "metrics_epoch_*.json"))
+    analyses = tuple(whole_analysis(file, _read_json(file)) for file in files_of_epochs(path, METRICS))
     if not analyses:
         raise ValueError(
-            f"run folder '{path}' is unfinished: no metrics_epoch_N.json in it; let its training reach an analysis"
+            f"run folder '{path}' is unfinished: no {METRICS.format('N')} in it; let its training reach an analysis"
         )
-    history = path / "history.json"
+    history = path / HISTORY
     return Run(path, _read_config(path), analyses, whole_history(history, _read_json(history)))
 
 
-def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+def load_runs(paths: Iterable[str | Path]) -> list[Run]:
     """All runs, in the order given; two of the same name could not be told apart and are refused."""
-    runs = [read_run(path) for path in paths]
+    runs = [load_run(path) for path in paths]
     if not runs:
         raise ValueError("expected at least one run folder, got none; train first: `ncflow train`")
     first: dict[str, Run] = {}
@@ -123,12 +126,6 @@ def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
 
 
-def _by_epoch(folder: Path, pattern: str) -> list[Path]:
-    """Files sorted by the number after the last underscore, epoch 9 before epoch 10; others are nobody's epoch."""
-    epochs = {file: epoch_of(file) for file in folder.glob(pattern)}
-    return [file for _, file in sorted((epoch, file) for file, epoch in epochs.items() if epoch is not None)]
-
-
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -142,9 +139,9 @@ def _read_json(file: Path) -> Any:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """config.yaml, with the two keys that every report asks for."""
-    file = folder / "config.yaml"
+    file = folder / CONFIG
     if not file.is_file():
-        raise ValueError(f"run folder '{folder}' is unfinished: no config.yaml in it; train it again")
+        raise ValueError(f"run folder '{folder}' is unfinished: no {CONFIG} in it; train it again")
     try:
         config = parse_yaml(file.read_text(encoding="utf-8"), aliases=False)
     except ValueError as error:

@@ -13,18 +13,12 @@ from typing import Any
 
 import torch
 
-LAST_EPOCH = 10**9
-SPLITS = ("train", "val", "test")
+from ncflow.runs.layout import LAST_EPOCH, SPLITS, epoch_of
+
 NUMBERS = ("epoch", "seconds", "loss", "accuracy")  # of each record of the history
 SECTIONS = ("dataset", "model", "head", "train")  # of a configuration
 ROWS = ("class_means", "weight")  # of a dump: (K, d)
 SAMPLES = ("predictions", "targets")  # (N,)
-
-
-def epoch_of(file: Path) -> int | None:
-    """The number after the last underscore of a file's name, if it is one that training writes."""
-    text = file.stem.rpartition("_")[2]
-    return int(text) if text.isascii() and text.isdigit() and len(text) < len(str(LAST_EPOCH)) else None
 
 
 def whole_history(file: Path, history: object) -> tuple[dict[str, Any], ...]:

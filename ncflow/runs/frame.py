@@ -1,0 +1,66 @@
+"""Many runs as one pandas table: a row for each run, analysis and split, a column for each metric and option."""
+
+from __future__ import annotations
+
+import glob
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ncflow.runs.layout import CONFIG, METRICS, SPLITS, files_of_epochs
+from ncflow.runs.reader import Run, load_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INDEX = ["run", "epoch", "split"]
+
+
+def read_runs(runs: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """The analyses of many runs: rows (run, epoch, split), a column per metric and per configuration key.
+
+    `runs` is a pattern such as "models/*", or a list of run folders. A folder of a list must hold a run. Of a pattern's
+    matches, folders without a configuration are skipped, and runs without an analysis are skipped with a warning.
+    Metrics that an analysis lacks are NaN, as are keys that a configuration lacks. Keys are dotted, as in --set.
+
+    Raises ValueError where nothing matches, where two runs share a name, or where a file is damaged.
+
+    Example::
+
+        frame = ncflow.read_runs("models/*")
+        last = frame.groupby("run").tail(1)
+        frame.xs("test", level="split").groupby("head.name")["acc/balanced"].describe()
+    """
+    found = _matches(str(runs)) if isinstance(runs, str | Path) else load_runs(runs)
+    return as_frame(found)
+
+
+def as_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """The table of runs that are read already."""
+    import pandas as pd
+
+    rows = [row for run in runs for row in _rows(run)]
+    frame = pd.DataFrame(rows).set_index(INDEX)
+    metrics = sorted(name for name in frame.columns if "/" in name)
+    return frame[[*metrics, *(name for name in frame.columns if "/" not in name)]]
+
+
+def _rows(run: Run) -> Iterable[dict[str, Any]]:
+    for analysis in run.analyses:
+        for split in (split for split in SPLITS if split in analysis):
+            yield {"run": run.name, "epoch": analysis["epoch"], "split": split, **analysis[split], **run.options}
+
+
+def _matches(pattern: str) -> list[Run]:
+    folders = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
+    folders = [folder for folder in folders if (folder / CONFIG).is_file()]
+    if not folders:
+        raise ValueError(f"no run folder matches '{pattern}'; expected folders such as models/<exp_name>")
+    begun = []
+    for folder in folders:
+        if files_of_epochs(folder, METRICS):
+            begun.append(folder)
+        else:
+            warnings.warn(f"{folder} is skipped: it has no analysis yet", stacklevel=3)
+    return load_runs(begun)

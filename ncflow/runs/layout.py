@@ -1,0 +1,49 @@
+"""The names of the files in a run folder, in the first seed's layout.
+
+`models/<exp_name>/` holds the configuration, the history of all epochs, a file of metrics and one of tensors for each
+analysis, and the final model. The final model's presence says that the run is finished.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CONFIG = "config.yaml"
+HISTORY = "history.json"
+PROVENANCE = "provenance.json"
+FINAL_MODEL = "final_model.pth"
+METRICS, GEOMETRY = "metrics_epoch_{}.json", "raw_geo_epoch_{}.pt"  # of an epoch
+SPLITS = ("train", "val", "test")  # in the order of tables
+LAST_EPOCH = 10**9
+
+
+def run_folder(root: Path, name: str) -> Path:
+    """The folder of a run in a project."""
+    return root / "models" / name
+
+
+def finished_runs(root: Path) -> list[Path]:
+    """The folders of a project's finished runs, by name."""
+    return sorted(file.parent for file in (root / "models").glob(f"*/{FINAL_MODEL}"))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a folder has reached its end."""
+    return (folder / FINAL_MODEL).is_file()
+
+
+def epoch_of(file: Path) -> int | None:
+    """The epoch that a file of metrics or tensors belongs to, None for any other file."""
+    for pattern in (METRICS, GEOMETRY):
+        before, after = pattern.split("{}")
+        number = re.fullmatch(rf"{re.escape(before)}(\d{{1,9}}){re.escape(after)}", file.name, re.ASCII)
+        if number:
+            return int(number[1])
+    return None
+
+
+def files_of_epochs(folder: Path, pattern: str) -> list[Path]:
+    """The files of a pattern, METRICS or GEOMETRY, sorted by epoch: 9 before 10."""
+    epochs = {file: epoch_of(file) for file in folder.glob(pattern.format("*"))}
+    return [file for _, file in sorted((epoch, file) for file, epoch in epochs.items() if epoch is not None)]

@@ -1,0 +1,95 @@
+"""What a run was made of: versions, commit, data and hardware, as `provenance.json` in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ncflow.runs.layout import PROVENANCE
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a run computed. `threads` are those of a CPU process, None on a GPU; str() is a phrase for people."""
+
+    processes: int
+    device: str
+    threads: int | None
+    precision: str
+
+    @classmethod
+    def of(cls, accelerator: Any, precision: str) -> Hardware:
+        """The hardware behind an Accelerator."""
+        import torch
+
+        count, device = int(accelerator.num_processes), accelerator.device
+        if device.type == "cuda":
+            return cls(count, torch.cuda.get_device_name(device), None, precision)
+        return cls(count, "cpu", torch.get_num_threads(), precision)
+
+    def __str__(self) -> str:
+        processes = f"{self.processes} process{'es' if self.processes > 1 else ''}"
+        threads = "" if self.threads is None else f" ({self.threads} threads)"
+        return f"{processes} on {self.device}{threads}, {self.precision}"
+
+
+@dataclass(frozen=True)
+class DataVersion:
+    """The snapshot that a run was trained on: its usual folder name, its digest, its classes."""
+
+    name: str
+    digest: str
+    class_names: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a run was made of.
+
+    imports: file -> digest of the user's own modules. hardware: None in files of earlier versions, which had a phrase.
+    final_model_sha256: None until the run is finished. extended_from: the epochs of the finished run it began with.
+    """
+
+    ncflow: str
+    torch: str
+    git_commit: str | None
+    snapshot: DataVersion
+    hardware: Hardware | None
+    imports: dict[str, str] = field(default_factory=dict)
+    extended_from: int | None = None
+    final_model_sha256: str | None = None
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """The provenance of the run in a folder; a ValueError names a file that is missing or damaged."""
+    file = folder / PROVENANCE
+    try:
+        return _from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ValueError(f"{file} is missing or damaged; train the run again, or fetch it with `dvc pull`") from None
+
+
+def _from_json(values: Mapping[str, Any]) -> Provenance:
+    snapshot, hardware = values["snapshot"], values.get("hardware")
+    names = snapshot.get("class_names")
+    if not isinstance(snapshot["digest"], str) or not (names is None or isinstance(names, list)):
+        raise ValueError("snapshot")
+    imports = values.get("imports", {})
+    if not isinstance(imports, dict):
+        raise ValueError("imports")
+    return Provenance(
+        ncflow=str(values.get("ncflow")),
+        torch=str(values.get("torch")),
+        git_commit=values.get("git_commit"),
+        snapshot=DataVersion(str(snapshot.get("name")), snapshot["digest"], names),
+        hardware=Hardware(**hardware) if isinstance(hardware, dict) else None,
+        imports=imports,
+        extended_from=values.get("extended_from"),
+        final_model_sha256=values.get("final_model_sha256"),
+    )
