@@ -221,7 +221,7 @@ def suite(
     """Run what is missing of a group of experiments, several side by side, and report on the group.
 
     A run that is finished stays; one that was interrupted goes on. A failed run stops no other, and makes the exit
-    code 1. Stopped by SIGTERM, the suite stops its runs in order and exits with 75: the same command goes on.
+    code 65. Stopped by SIGTERM, the suite stops its runs in order and exits with 75: the same command goes on.
     """
     from rich.console import Console
 
@@ -241,7 +241,7 @@ def suite(
         looks = suites.run_suite(todo, engine=machines, prepare=_prepare, retries=retries, force=force)
         with closing(looks):
             suites.watch(looks, todo, say=_say, console=Console())
-        if done := [job for job in todo if job.state == "done"]:
+        if done := [job for job in todo if job.state == suites.JobState.DONE]:
             _report([job.folder for job in done], root / "reports" / group, group)
             log_page(root / "reports" / group)
         if done and track:
@@ -343,20 +343,29 @@ def ui(
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one message, not a traceback. SIGTERM is heard from here on."""
-    from ncflow.interruption import TEMPFAIL, interruptible
+    """Run the command line. Errors that the user can fix are one message; `Exit` lists the exit codes."""
+    from ncflow.exits import Exit, leave_result
+    from ncflow.interruption import interruptible
 
     try:
         with interruptible():
             app()
     except (ValueError, FloatingPointError, MemoryError, OSError) as error:
-        _fail(str(error))
+        leave_result(Exit.CHANGE, str(error))
+        print(f"ncflow: {error}", file=sys.stderr)
+        sys.exit(Exit.CHANGE)
     except SystemExit as stop:
-        if stop.code == TEMPFAIL and type(stop) is not SystemExit:  # those of our own say why
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        ours = type(stop) is not SystemExit  # Interrupted and Claimed say why
+        leave_result(code, str(stop) if ours else "")
+        if ours:
             print(f"ncflow: {stop}", file=sys.stderr)
         raise
     except KeyboardInterrupt:
         sys.exit(130)
+    except BaseException as error:
+        leave_result(1, f"{type(error).__name__}: {error}")
+        raise
 
 
 def _shown(folder: Path) -> str:
@@ -446,9 +455,9 @@ def _failures_told(jobs: list[Job]) -> Iterator[None]:
 
 
 def _failures(jobs: list[Job]) -> str:
-    from ncflow.suite import failures
+    from ncflow.suite import JobState, failures
 
-    count = sum(job.state == "failed" for job in jobs)
+    count = sum(job.state == JobState.FAILED for job in jobs)
     return f"{count} of {len(jobs)} runs failed:\n{failures(jobs)}" if count else ""
 
 
@@ -469,8 +478,3 @@ def _count(text: str) -> int | None:
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def _fail(message: str) -> None:
-    print(f"ncflow: {message}", file=sys.stderr)
-    sys.exit(1)

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TEMPFAIL = 75  # the exit code that says: give the same command again. os.EX_TEMPFAIL, which Windows lacks
+from ncflow.exits import Exit, leave_result
+
 AGAIN = "give the same command again"
 RESUMES = "the same command goes on after the last finished epoch"
 IMPATIENT = 3  # so many times Ctrl-C ends what is not to be disturbed, too
@@ -21,7 +22,7 @@ class Interrupted(SystemExit):
     """SIGTERM came, as schedulers send it; the exit code, 75, says that the same command is to be given again."""
 
     def __init__(self, advice: str = AGAIN) -> None:
-        super().__init__(TEMPFAIL)
+        super().__init__(Exit.AGAIN)
         self.advice = advice
 
     def __str__(self) -> str:
@@ -105,8 +106,10 @@ def _watch(reader: socket.socket, handler: _Handler, seconds: float) -> None:
             while handler.asked is None and time.monotonic() < until:
                 time.sleep(0.1)
             if handler.asked is None:
-                os.write(2, f"ncflow: {Interrupted(handler.advice)}, while it waited for another process\n".encode())
-                os._exit(TEMPFAIL)
+                reason = f"{Interrupted(handler.advice)}, while it waited for another process"
+                os.write(2, f"ncflow: {reason}\n".encode())
+                leave_result(Exit.AGAIN, reason)
+                os._exit(Exit.AGAIN)
 
 
 def end_if_asked() -> None:

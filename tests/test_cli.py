@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from ncflow import cli, imports
+from ncflow.exits import Exit
 from ncflow.interruption import Interrupted
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +57,7 @@ def test_help_loads_nothing_heavy():
 
 def test_a_wrong_key_is_one_message_with_its_path_and_the_nearest_spelling(project, monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "train", "--set", "train.learning_rate=1")
-    assert code == 1
+    assert code == Exit.CHANGE
     assert err.startswith("ncflow: unknown key 'train.learning_rate'")
     assert "Traceback" not in err
 
@@ -76,7 +77,7 @@ def test_a_wrong_key_is_one_message_with_its_path_and_the_nearest_spelling(proje
 )
 def test_an_unknown_name_is_refused_before_anything_is_made(project, monkeypatch, capsys, key, value, kind):
     code, _, err = run(monkeypatch, capsys, "train", "--set", f"{key}={value}")
-    assert code == 1
+    assert code == Exit.CHANGE
     assert f"unknown {kind} '{key.rpartition('.')[2] if 'option' in kind else value}'" in err
     assert sorted(path.name for path in project.iterdir()) == ["params.yaml"]
 
@@ -118,7 +119,7 @@ def test_a_file_that_cannot_be_imported_as_itself_is_refused(project, monkeypatc
     Path("json.py").write_text("")
     monkeypatch.setattr(sys, "path", [*sys.path])
     code, _, err = run(monkeypatch, capsys, "--import", name, "datasets")
-    assert code == 1
+    assert code == Exit.CHANGE
     assert err.startswith("ncflow: --import") and message in err
 
 
@@ -140,7 +141,7 @@ def test_an_option_that_no_command_has_is_refused(project, monkeypatch, capsys):
 
 def test_processes_must_be_a_positive_whole_number(project, monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "suite", "quickstart", "--processes", "two")
-    assert code == 1
+    assert code == Exit.CHANGE
     assert "processes must be a positive whole number, got 'two'" in err
 
 
@@ -195,7 +196,7 @@ def test_a_suite_takes_overrides_in_one_piece(project, monkeypatch, capsys):
     monkeypatch.setattr(suite, "run_suite", all_fail)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     code, out, err = run(monkeypatch, capsys, "suite", "exp10", "--set", "dataset.name=digits train.epochs=1")
-    assert code == 1
+    assert code == Exit.CHANGE
     assert err.startswith("ncflow: 2 of 2 runs failed:\n  exp10")
     assert out.count("failed: boom") == 2
     assert {(config.dataset.name, config.train.epochs, config.train.lr) for config in asked} == {("digits", 1, 0.0125)}
@@ -204,8 +205,8 @@ def test_a_suite_takes_overrides_in_one_piece(project, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("place", "error", "code", "words"),
     [
-        ("ncflow.cli._report", ValueError("no room for the page"), 1, "no room for the page"),
-        ("ncflow.suite.track", ValueError("DVC could not track exp10"), 1, "DVC could not track exp10"),
+        ("ncflow.cli._report", ValueError("no room for the page"), 65, "no room for the page"),
+        ("ncflow.suite.track", ValueError("DVC could not track exp10"), 65, "DVC could not track exp10"),
         ("ncflow.suite.track", Interrupted(), 75, "stopped by SIGTERM"),
     ],
 )
@@ -253,7 +254,7 @@ def test_a_run_that_another_process_trains_is_refused_with_the_code_that_says_la
 
     with claimed(project, "busy"):
         code, _, err = run(monkeypatch, capsys, "train", "--set", "exp_name=busy")
-    assert (code, err) == (75, "ncflow: another process trains models/busy; wait until it ends, or end it\n")
+    assert (code, err) == (76, "ncflow: another process trains models/busy; wait until it ends, or end it\n")
 
 
 @pytest.mark.parametrize(("command", "name"), [("models", "resnet20"), ("datasets", "digits")])
@@ -265,12 +266,12 @@ def test_tables_can_be_listed(project, monkeypatch, capsys, command, name):
 
 def test_a_missing_configuration_file_is_named(project, monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "train", "--config", "nowhere.yaml")
-    assert code == 1
+    assert code == Exit.CHANGE
     assert "no configuration file nowhere.yaml" in err
 
 
 @pytest.mark.parametrize("count", ["\u00b2", "\u0663", "0", "-1", "1.0", " 2", "two", "9" * 5000])
 def test_a_number_of_processes_that_is_none_is_one_message(project, monkeypatch, capsys, count):
     code, _, err = run(monkeypatch, capsys, "suite", "quickstart", "--processes", count)
-    assert code == 1
+    assert code == Exit.CHANGE
     assert err.startswith("ncflow: processes must be a positive whole number, got")

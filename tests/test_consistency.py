@@ -224,7 +224,7 @@ def test_the_command_line_tells_it_in_one_message_and_trains_nothing(tmp_path, m
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     err = capsys.readouterr().err
-    assert exit_.value.code == 1
+    assert exit_.value.code == 65
     assert err.startswith("ncflow: the class sizes would be corrected for more than once") and "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 

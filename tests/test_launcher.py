@@ -49,6 +49,8 @@ def test_each_knows_who_it_is_how_many_they_are_and_where_they_meet(script, tmp_
         ("time.sleep(60) if first else sys.exit(4)", 4),
         ("os.kill(os.getpid(), signal.SIGKILL) if first else sys.exit(1)", 137),
         ("sys.exit(75) if first else time.sleep(60)", 75),
+        ("sys.exit(76) if first else time.sleep(60)", 76),
+        ("sys.exit(65) if first else sys.exit(1)", 65),
     ],
 )
 def test_one_that_fails_takes_the_other_with_it_and_its_code_is_that_of_all(script, text, code):
@@ -135,7 +137,7 @@ def test_a_check_needs_one_process(started, capsys):
 
 def test_a_run_that_is_trained_already_is_said_so_once(started, tmp_path, monkeypatch, capsys):
     with claimed(tmp_path, "held"):
-        assert started("--processes", "2", "--set", "exp_name=held", code=75) == []
+        assert started("--processes", "2", "--set", "exp_name=held", code=76) == []
     assert capsys.readouterr().err == "ncflow: another process trains models/held; wait until it ends, or end it\n"
 
 

@@ -20,6 +20,7 @@ import yaml
 from rich.console import Console
 
 from ncflow import imports, suite
+from ncflow.exits import Exit
 from ncflow.params import make_params
 from ncflow.runs.provenance import DataVersion, Provenance
 from ncflow.suite import engines, process, schedule
@@ -41,9 +42,10 @@ first = not folder.exists()
 folder.mkdir(parents=True, exist_ok=True)
 note(environment={key: os.environ.get(key) for key in ("NCFLOW_PROCESSES", "OMP_NUM_THREADS")}, at=time.monotonic())
 if "refused" in name:
-    print("ncflow: lr: must be positive, got -1", file=sys.stderr)
-    sys.exit(1)
+    pathlib.Path(os.environ["NCFLOW_RESULT"]).write_text('{"code": 65, "reason": "lr: must be positive, got -1"}')
+    sys.exit(65)
 if "crash" in name:
+    pathlib.Path(os.environ["NCFLOW_RESULT"]).write_text('{"code": 1, "reason": "RuntimeError: boom"}')
     raise RuntimeError("boom")
 if "idle" in name:
     sys.exit(0)
@@ -52,8 +54,7 @@ if "lost" in name:
 if "interrupted" in name and first:
     sys.exit(75)
 if "taken" in name and first:
-    print(f"ncflow: another process trains models/{name}; wait until it ends, or end it", file=sys.stderr)
-    sys.exit(75)
+    sys.exit(76)
 if "killed" in name and first:
     os.kill(os.getpid(), signal.SIGKILL)
 if "endless" in name:
@@ -276,21 +277,16 @@ def test_without_retries_a_killed_run_has_failed(project):
     assert (job.state, job.reason) == ("failed", "killed by SIGKILL, as the system does when memory runs out")
 
 
-@pytest.mark.parametrize(
-    ("log", "reason"),
-    [
-        ("", "exit code 3"),
-        ("50%|##\rdone\n\nbye\n", "bye"),
-        ("Traceback (most recent call last):\n  File\ntorch.OutOfMemoryError: full\n", "torch.OutOfMemoryError: full"),
-        ("ncflow: loss is nan\nTraceback\nsubprocess.CalledProcessError: Command\n", "ncflow: loss is nan"),
-        ("ncflow: another process trains models/x; wait\nTraceback\nRuntimeError: boom\n", "RuntimeError: boom"),
-        ("[rank1]: ValueError: bad\nChildFailedError: \nRoot Cause\n", "[rank1]: ValueError: bad"),
-    ],
-)
-def test_the_reason_is_the_last_word_of_the_process_that_failed_not_of_its_launcher(tmp_path, log, reason):
-    before = "ncflow: of another attempt\n"
-    (tmp_path / "log").write_text(before + log)
-    assert process.explain(3, tmp_path / "log", len(before)) == reason
+def test_the_reason_is_what_the_process_wrote_whatever_its_log_says(tmp_path):
+    (tmp_path / "result").write_text('{"code": 3, "reason": "lr is negative"}')
+    assert process.explain(3, tmp_path / "result") == "lr is negative"
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}"])
+def test_without_a_reason_there_is_the_exit_code(tmp_path, text):
+    if text is not None:
+        (tmp_path / "result").write_text(text)
+    assert process.explain(3, tmp_path / "result") == "exit code 3"
 
 
 @pytest.mark.parametrize(
@@ -306,8 +302,8 @@ def test_the_reason_is_the_last_word_of_the_process_that_failed_not_of_its_launc
     ],
 )
 def test_an_exit_code_is_a_signal_only_where_there_is_such_a_signal(tmp_path, code, reason):
-    (tmp_path / "log").write_text("bye\n")
-    assert process.explain(code, tmp_path / "log") == reason
+    (tmp_path / "result").write_text('{"reason": "bye"}')
+    assert process.explain(code, tmp_path / "result") == reason
 
 
 def test_no_exit_code_ends_the_suite(project):
@@ -332,7 +328,7 @@ def test_a_process_that_does_not_listen_is_ended_after_a_while(project):
     (project / "deaf.py").write_text(
         "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nopen('ready', 'w')\ntime.sleep(60)"
     )
-    attempt = process.Attempt(process.Task(("deaf.py",), cwd=project, log=project / "log"))
+    attempt = process.Attempt(process.Task(("deaf.py",), cwd=project, log=project / "log", result=project / "result"))
     wait_for((project / "ready").exists)
     attempt.end(grace=0.2)
     assert attempt.poll().reason.startswith("killed by SIGKILL")
@@ -385,8 +381,8 @@ def test_a_run_that_others_have_finished_before_its_turn_is_not_trained_again_un
 def test_a_run_that_others_have_finished_while_ray_had_no_room_is_not_trained_again(project):
     (job,) = make(project, "one")
     finish(job)
-    task = process.Task(job.arguments, job.root, job.log)
-    assert run_job(job, task, {}).code == suite.RESUME
+    task = process.Task(job.arguments, job.root, job.log, job.result)
+    assert run_job(job, task, {}).code == Exit.TAKEN
     assert not (project / "seen.jsonl").exists()
     job.anew = True
     assert run_job(job, task, {}).code == 0
@@ -399,28 +395,15 @@ def test_ray_knows_a_run_that_is_finished_by_the_files_that_were_imported_here(p
     write_imports(job, {"mine.py": "0123"})
     monkeypatch.setattr("ncflow.suite.cluster.run_task", lambda task: process.Ending(0, "trained"))
     monkeypatch.setitem(imports.IMPORTED, "mine.py", "4567")
-    task = process.Task(job.arguments, job.root, job.log)
+    task = process.Task(job.arguments, job.root, job.log, job.result)
     assert run_job(job, task, {"mine.py": "4567"}).reason == "trained"
-    assert run_job(job, task, {"mine.py": "0123"}).code == suite.RESUME
+    assert run_job(job, task, {"mine.py": "0123"}).code == Exit.TAKEN
 
 
 def test_an_attempt_that_came_second_to_another_process_does_not_count(project):
     (job,) = make(project, "taken")
     assert run([job], retries=0) == {"taken": "done"}
     assert (job.attempts, starts(project)) == (1, ["taken", "taken"])
-
-
-def test_an_attempt_that_came_second_does_not_count_whoever_had_the_last_word(project):
-    """As where the first of several processes is refused, and ends the others."""
-    (job,) = make(project, "interrupted")
-    engine = suite.create_engine("local")
-    looks = suite.run_suite([job], engine=engine, prepare=lambda params: None, retries=0, pause=0.01)
-    next(looks), next(looks)
-    with suite.claimed(project, "interrupted"):
-        wait_for(lambda: next(looks, True) is None and job.reason)
-        assert (job.state, job.attempts, job.reason) == ("waiting", 0, "another process trains it")
-    assert list(looks) != []
-    assert (job.state, job.attempts) == ("done", 1)
 
 
 def test_a_run_that_another_process_left_unfinished_is_taken_over(project):
@@ -440,7 +423,7 @@ def test_a_second_process_on_the_same_run_is_told_to_come_later(tmp_path):
             suite.claimed(tmp_path, "one"),
         ):
             pass
-        assert refused.value.code == suite.RESUME
+        assert refused.value.code == Exit.TAKEN
     with suite.claimed(tmp_path, "one"):
         pass
 

@@ -1,7 +1,7 @@
 """Many runs on many devices: which are missing, what runs them side by side, how far they are, what became of them."""
 
 from ncflow.suite.engines import ENGINES, create_engine
-from ncflow.suite.jobs import RESUME, Claimed, Job, claimed, make_jobs
+from ncflow.suite.jobs import Claimed, Job, JobState, claimed, make_jobs
 from ncflow.suite.launcher import is_launched, launch
 from ncflow.suite.schedule import run_suite
 from ncflow.suite.table import failures, watch
@@ -9,9 +9,9 @@ from ncflow.suite.track import track
 
 __all__ = [
     "ENGINES",
-    "RESUME",
     "Claimed",
     "Job",
+    "JobState",
     "claimed",
     "create_engine",
     "failures",

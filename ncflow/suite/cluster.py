@@ -9,8 +9,9 @@ import signal
 import time
 from typing import Any
 
+from ncflow.exits import Exit
 from ncflow.imports import IMPORTED
-from ncflow.suite.jobs import RESUME, Claimed, Job
+from ncflow.suite.jobs import Job
 from ncflow.suite.process import GRACE, Ending, Task, run_task
 
 
@@ -65,7 +66,15 @@ class RayEngine:
         threads = max(int(self._resources["num_cpus"]) // self._processes, 1)
         # Another machine has its own environment: what ncflow and MLflow are told here goes along.
         told = {name: value for name, value in os.environ.items() if name.startswith(("NCFLOW_", "MLFLOW_"))}
-        task = Task(job.arguments, job.root, job.log, processes=self._processes, threads=threads, environment=told)
+        task = Task(
+            job.arguments,
+            job.root,
+            job.log,
+            job.result,
+            processes=self._processes,
+            threads=threads,
+            environment=told,
+        )
         self._running.append(RayAttempt(self._ray, job, task, self._resources))
         return self._running[-1]
 
@@ -110,7 +119,7 @@ def run_job(job: Job, task: Task, imported: dict[str, str]) -> Ending:
     """Run a job's task, in a process of Ray; while it waited for room there, others may have finished the run."""
     IMPORTED.update(imported)  # which belong to what a finished run is, and are not imported here
     if job.is_spared():
-        return Ending(RESUME, str(Claimed(job.name)))
+        return Ending(Exit.TAKEN, "finished by another process")
     return run_task(task)
 
 

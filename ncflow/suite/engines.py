@@ -76,7 +76,13 @@ class LocalEngine:
         slot = self._free_slot()
         assert slot is not None, "asked to start a job without room for it"
         task = Task(
-            job.arguments, job.root, job.log, processes=self._processes, threads=self._threads, gpus=self._gpus[slot]
+            job.arguments,
+            job.root,
+            job.log,
+            job.result,
+            processes=self._processes,
+            threads=self._threads,
+            gpus=self._gpus[slot],
         )
         attempt = self._slots[slot] = Attempt(task)
         return attempt

@@ -7,39 +7,47 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from filelock import FileLock
 
+from ncflow.exits import Exit
 from ncflow.imports import IMPORTED, run_digest
 from ncflow.params import Params, load_params
 from ncflow.runs.layout import CONFIG, HISTORY, is_finished, run_folder
 from ncflow.runs.provenance import read_provenance
 from ncflow.yaml_files import dump_yaml
 
-TAKEN = "another process trains models/"
-RESUME = 75  # the exit code (EX_TEMPFAIL) that says: start the same command again, later
-
 
 class Claimed(SystemExit):
-    """Another process trains this run; left alone, it ends this one with the code that says: later."""
+    """Another process trains this run. Not caught, it ends this process with the exit code for that."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(RESUME)
+        super().__init__(Exit.TAKEN)
         self.name = name
 
     def __str__(self) -> str:
-        return f"{TAKEN}{self.name}; wait until it ends, or end it"
+        return f"another process trains models/{self.name}; wait until it ends, or end it"
+
+
+class JobState(StrEnum):
+    """How far a job is, in the order of a suite's summary."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
 
 
 @dataclass
 class Job:
-    """One configuration, and how far it is: `state` waits, runs, and ends as done or failed, for a `reason`."""
+    """One configuration, its state, and the reason for that."""
 
     params: Params
     root: Path
     arguments: tuple[str, ...]
-    state: str = "waiting"
+    state: JobState = JobState.WAITING
     reason: str = ""
     attempts: int = 0
     started: float = 0.0  # seconds of a monotonic clock
@@ -59,6 +67,11 @@ class Job:
     @property
     def log(self) -> Path:
         return self.root / ".ncflow" / "suite" / f"{self.name}.log"
+
+    @property
+    def result(self) -> Path:
+        """The file in which its process says how it ended."""
+        return self.log.with_name(f"{self.name}.result.json")
 
     def epochs_done(self) -> int:
         """Epochs in the history that training keeps in the run folder; a waiting job has none.

@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from ncflow.exits import Exit
 from ncflow.interruption import end_if_asked
-from ncflow.suite.jobs import RESUME
 from ncflow.suite.process import GRACE, cpus, python
 
 PATIENCE = 10.0  # seconds for the others to say, and log, what ended the first
@@ -37,7 +37,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         while None in (codes := [process.poll() for process in running]) and not any(codes):
             end_if_asked()
             time.sleep(0.1)
-        if RESUME in codes:  # nothing is wrong, and whom the others wait for has gone
+        if {Exit.AGAIN, Exit.TAKEN} & {*codes}:  # nothing is wrong, and the others wait for a process that has gone
             _ask_to_end(running)
     except SystemExit:
         _ask_to_end(running)
@@ -48,8 +48,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
 
 
 def _exit_code(failed: Sequence[int]) -> int:
-    """That of a process killed by a signal, as shells tell it, comes first: the others only noticed its absence."""
-    code = min(failed, default=0)
+    """A signal comes first, as shells write it, then codes that ncflow chose: the others only noticed an absence."""
+    code = min(failed, key=lambda code: (code >= 0, code not in (Exit.CHANGE, Exit.TAKEN), code), default=0)
     return 128 - code if code < 0 else code
 
 

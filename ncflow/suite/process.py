@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ncflow.suite.jobs import RESUME, TAKEN
+from ncflow.exits import RESULT, read_reason
 
 PROCESSES = "NCFLOW_PROCESSES"  # tells training how many processes it should be
 GRACE = 60.0  # seconds between asking a process to end and ending it
@@ -30,6 +29,7 @@ class Task:
     arguments: tuple[str, ...]
     cwd: Path
     log: Path
+    result: Path
     processes: int = 1
     threads: int = 1
     gpus: tuple[str, ...] | None = None
@@ -53,7 +53,8 @@ class Attempt:
             # The first line tells a suite on another machine that this one has taken the task up.
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(task.arguments)}\n".encode())
             log.flush()
-            self._log, self._offset = task.log, log.tell()
+            self._result = task.result
+            self._result.unlink(missing_ok=True)  # of an earlier attempt
             # In a session of its own: Ctrl-C in a terminal reaches the suite alone, which then ends its jobs in order.
             self._process = subprocess.Popen(
                 python(*task.arguments),
@@ -71,7 +72,7 @@ class Attempt:
 
     def poll(self) -> Ending | None:
         code = self._process.poll()
-        return None if code is None else Ending(code, explain(code, self._log, self._offset))
+        return None if code is None else Ending(code, explain(code, self._result))
 
     def ask_to_end(self) -> None:
         """As schedulers do: training then saves its state and exits."""
@@ -117,19 +118,11 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, "-ISc", _END_WITH_PARENT, sys.executable, *arguments]
 
 
-def explain(code: int, log: Path, offset: int = 0) -> str:
-    """Why a process ended, in one line: the signal that killed it, else its own last word in the log after `offset`."""
+def explain(code: int, result: Path) -> str:
+    """Why a process ended, in one line: the signal that killed it, else what it wrote, else its exit code."""
     if name := _signal(code):
         return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
-    with log.open("rb") as file:
-        file.seek(offset)
-        lines = [line.strip() for line in re.split(r"[\r\n]+", file.read().decode(errors="replace")) if line.strip()]
-    if code != RESUME:  # then this is the word of another suite's process, to which this one had not given way
-        lines = [line for line in lines if not line.startswith(MESSAGE + TAKEN)]
-    own = [line for line in lines if line.startswith(MESSAGE)]
-    # Of several processes, the others' complaints follow the traceback of the one that failed: the first one counts.
-    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", re.sub(r"^\[rank\d+\]:\s*", "", line))]
-    return (own[-1:] or errors[:1] or lines[-1:] or [f"exit code {code}"])[0]
+    return read_reason(result) or f"exit code {code}"
 
 
 def _signal(code: int) -> str:
@@ -145,13 +138,12 @@ def cpus() -> int:
 
 def _share(task: Task) -> dict[str, str]:
     """The environment that holds a task to its share of the machine."""
-    share = {PROCESSES: str(task.processes), "OMP_NUM_THREADS": str(task.threads)}
+    share = {PROCESSES: str(task.processes), "OMP_NUM_THREADS": str(task.threads), RESULT: str(task.result)}
     if task.gpus is not None:
         share["CUDA_VISIBLE_DEVICES"] = ",".join(task.gpus)
     return task.environment | share
 
 
-MESSAGE = "ncflow: "  # how the command line begins what the user can mend
 # Becomes the task once the system (Linux) has promised to ask it to end, by SIGTERM, when its parent has died.
 _END_WITH_PARENT = """
 import ctypes, os, sys

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+from ncflow.exits import Exit
 from ncflow.interruption import end_if_asked
 from ncflow.params import Params
 from ncflow.suite.engines import Engine, Running
-from ncflow.suite.jobs import RESUME, Claimed, Job
-from ncflow.suite.process import MESSAGE, Ending
+from ncflow.suite.jobs import Job, JobState
+from ncflow.suite.process import Ending
 
 
 def run_suite(
@@ -35,9 +36,9 @@ def run_suite(
         for job in jobs:
             job.anew = force
             if job.is_spared():
-                job.state, job.reason = "done", "before; --force trains it anew"
+                job.state, job.reason = JobState.DONE, "before; --force trains it anew"
         yield
-        while open_jobs := [job for job in jobs if job.state in ("waiting", "running")]:
+        while open_jobs := [job for job in jobs if job.state in (JobState.WAITING, JobState.RUNNING)]:
             for job in open_jobs:
                 if job.name in running:
                     _look_at(job, running, retries)
@@ -55,9 +56,9 @@ def _start(job: Job, running: dict[str, Running], engine: Engine, prepare: Calla
     if job.is_claimed():
         job.reason = ELSEWHERE
     elif problem := prepare(job.params):
-        job.state, job.reason = "failed", problem
+        job.state, job.reason = JobState.FAILED, problem
     elif job.is_spared():  # asked last: a snapshot may have taken long
-        job.state, job.reason = "done", "by another process"
+        job.state, job.reason = JobState.DONE, "by another process"
     else:
         job.note_replaced()
         running[job.name] = engine.start(job)
@@ -67,39 +68,31 @@ def _start(job: Job, running: dict[str, Running], engine: Engine, prepare: Calla
 
 def _look_at(job: Job, running: dict[str, Running], retries: int) -> None:
     """Note that a job has begun or, at a later look, so that each is seen, how it ended: a killed one waits again."""
-    if job.state == "waiting" and running[job.name].has_started():
-        job.state, job.started = "running", time.monotonic()
+    if job.state == JobState.WAITING and running[job.name].has_started():
+        job.state, job.started = JobState.RUNNING, time.monotonic()
         job.epochs_before = 0 if job.replaced else job.epochs_done()
         return
     ending = running[job.name].poll()
     if ending is None:
         return
     job.ended = job.ended or time.monotonic()
-    if ending.code == 0 and not job.has_model() and time.monotonic() < job.ended + LAG:
+    if ending.code == Exit.DONE and not job.has_model() and time.monotonic() < job.ended + LAG:
         return
     del running[job.name]
     job.state, job.reason = _outcome(job, ending, retries)
 
 
-def _outcome(job: Job, ending: Ending, retries: int) -> tuple[str, str]:
+def _outcome(job: Job, ending: Ending, retries: int) -> tuple[JobState, str]:
     """State and reason of a job whose process has ended; its exit code alone does not say what it has trained."""
-    if ending.code == 0:
-        return ("done", "") if job.has_model() else ("failed", f"ended with exit code 0, but models/{job.name} {BARE}")
-    if _was_taken(job, ending):
+    if ending.code == Exit.DONE:
+        if job.has_model():
+            return JobState.DONE, ""
+        return JobState.FAILED, f"ended with exit code 0, but models/{job.name} {BARE}"
+    if ending.code == Exit.TAKEN:
         job.attempts, job.started = job.attempts - 1, 0.0
-        return "waiting", ELSEWHERE
-    again = job.attempts <= retries and _may_go_better(ending)
-    return "waiting" if again else "failed", ending.reason.removeprefix(MESSAGE)
-
-
-def _was_taken(job: Job, ending: Ending) -> bool:
-    """Whether another process had taken the run first; of several processes, others may have had the last word."""
-    return ending.code == RESUME and (str(Claimed(job.name)) in ending.reason or job.is_claimed())
-
-
-def _may_go_better(ending: Ending) -> bool:
-    """Not where training itself said what the user has to mend; that would be the same again."""
-    return ending.code == RESUME or not ending.reason.startswith(MESSAGE)
+        return JobState.WAITING, ELSEWHERE
+    again = job.attempts <= retries and ending.code != Exit.CHANGE
+    return JobState.WAITING if again else JobState.FAILED, ending.reason
 
 
 def _once(prepare: Callable[[Params], Any]) -> Callable[[Params], str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ncflow.suite.jobs import Job
+from ncflow.suite.jobs import Job, JobState
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -33,7 +33,7 @@ def watch(looks: Iterable[object], jobs: Sequence[Job], *, say: Callable[[str], 
 
 def failures(jobs: Iterable[Job]) -> str:
     """Which jobs failed, why, and where the rest can be read; empty if none did."""
-    return "\n".join(f"  {job.name}: {job.reason}\n    log: {job.log}" for job in jobs if job.state == "failed")
+    return "\n".join(f"  {job.name}: {job.reason}\n    log: {job.log}" for job in jobs if job.state == JobState.FAILED)
 
 
 @dataclass
@@ -52,9 +52,9 @@ class View:
 
         table = Table("run", "state", "epoch", "")
         for job in self.jobs:
-            if job.state in ("running", "failed"):
+            if job.state in (JobState.RUNNING, JobState.FAILED):
                 epoch = f"{job.epochs_done()}/{job.params.train.epochs}"
-                table.add_row(job.name, job.state, epoch, _rate(job) if job.state == "running" else job.reason)
+                table.add_row(job.name, job.state, epoch, _rate(job) if job.state == JobState.RUNNING else job.reason)
         return Group(self.summary(), *[table] * bool(table.row_count))
 
     def summary(self) -> str:
@@ -62,14 +62,14 @@ class View:
         count = Counter(job.state for job in self.jobs)
         left = self.seconds_left()
         rate = [f"{60 * self.rate():.3g} epochs/min", f"{duration(left)} left"] if left else []
-        return ", ".join([*(f"{count[state]} {state}" for state in STATES), *rate])
+        return ", ".join([*(f"{count[state]} {state}" for state in JobState), *rate])
 
     def news(self) -> list[str]:
         """A line for each job that has started or ended since the last call."""
         lines = []
         for job in self.jobs:
             now = (job.state, job.reason)
-            if now != self._told.get(job.name) and now != ("waiting", ""):
+            if now != self._told.get(job.name) and now != (JobState.WAITING, ""):
                 self._told[job.name] = now
                 lines.append(f"[{self._ended()}/{len(self.jobs)}] {job.name} {_news(job)}{self._outlook(job)}")
         return lines
@@ -82,9 +82,9 @@ class View:
     def seconds_left(self) -> float | None:
         """What the missing epochs will take at the rate so far; None before there is one, or when none is missing."""
         missing = sum(
-            job.params.train.epochs - (job.epochs_done() if job.state == "running" else 0)
+            job.params.train.epochs - (job.epochs_done() if job.state == JobState.RUNNING else 0)
             for job in self.jobs
-            if job.state in ("waiting", "running")
+            if job.state in (JobState.WAITING, JobState.RUNNING)
         )
         return missing / self.rate() if missing and self.rate() else None
 
@@ -95,10 +95,10 @@ class View:
         return due
 
     def _ended(self) -> int:
-        return sum(job.state in ("done", "failed") for job in self.jobs)
+        return sum(job.state in (JobState.DONE, JobState.FAILED) for job in self.jobs)
 
     def _outlook(self, job: Job) -> str:
-        left = self.seconds_left() if job.state != "running" else None
+        left = self.seconds_left() if job.state != JobState.RUNNING else None
         return f"; {duration(left)} left" if left else ""
 
 
@@ -113,10 +113,10 @@ def _news(job: Job) -> str:
     """What has just become of a job."""
     took = f" in {duration(job.ended - job.started)}" if job.ended and job.started else ""
     return {
-        "waiting": f"waits: {job.reason}",
-        "running": f"attempt {job.attempts}" if job.attempts > 1 else "starts",
-        "done": f"done {job.reason or took.strip()}",
-        "failed": f"failed{took}: {job.reason}",
+        JobState.WAITING: f"waits: {job.reason}",
+        JobState.RUNNING: f"attempt {job.attempts}" if job.attempts > 1 else "starts",
+        JobState.DONE: f"done {job.reason or took.strip()}",
+        JobState.FAILED: f"failed{took}: {job.reason}",
     }[job.state]
 
 
@@ -126,6 +126,3 @@ def _rate(job: Job) -> str:
     rate = (done - job.epochs_before) / max(time.monotonic() - job.started, 1e-9)
     left = (job.params.train.epochs - done) / rate if rate > 0 else None
     return f"{60 * rate:.3g} epochs/min, {duration(left)} left" if left is not None else ""
-
-
-STATES = ("waiting", "running", "done", "failed")

@@ -1,0 +1,40 @@
+"""How a process says what became of it: an exit code, and a file with the reason. No program reads a sentence of a log.
+
+A suite names the file in the environment. The first process of a run that has something to say writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from enum import IntEnum
+from pathlib import Path
+
+RESULT = "NCFLOW_RESULT"  # environment variable with the file's path
+
+
+class Exit(IntEnum):
+    """Exit codes of ncflow. Any other code is a crash, which may not happen again."""
+
+    DONE = 0
+    CHANGE = 65  # the user must change something first (EX_DATAERR)
+    AGAIN = 75  # interrupted: the same command resumes (EX_TEMPFAIL)
+    TAKEN = 76  # another process trains this run
+
+
+def leave_result(code: int, reason: str = "") -> None:
+    """Write how this process ends, if it was told where and no other process of the run was first."""
+    if not (file := os.environ.get(RESULT)):
+        return
+    with suppress(OSError), Path(file).open("x", encoding="utf-8") as stream:
+        json.dump({"code": int(code), "reason": reason}, stream)
+
+
+def read_reason(file: Path) -> str:
+    """The reason in a result file; empty where there is none."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        return str(result["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
