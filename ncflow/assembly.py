@@ -11,8 +11,8 @@ from ncflow.consistency import refuse_contradictions
 from ncflow.data import AUGMENTATIONS, SAMPLINGS, SOURCES, Batches, Recipe, Snapshot, load_batches
 from ncflow.data.sources import count_classes, given_options
 from ncflow.dotted import flatten
-from ncflow.lookup import lookup
-from ncflow.nn import Classifier, create_backbone, create_head, create_loss, refuse_missing_weights
+from ncflow.lookup import fact, lookup
+from ncflow.nn import HEADS, Classifier, create_backbone, create_head, create_loss, refuse_missing_weights
 from ncflow.params import Params
 from ncflow.rehearsal import rehearse
 from ncflow.reports.predictions import NoTheory, decays, exact_optimum
@@ -177,8 +177,10 @@ def objective(params: Params, classifier: Classifier, class_counts: Sequence[int
     how, free = params.train, params.model.name == "free_features"
     if not free and how.decay != "head":  # then the backbone's weights are part of it, and no features alone
         return None
-    if how.optimizer not in L2_DECAY or params.head.name == "nearest_etf" or params.head.temperature is not None:
-        return None  # another objective; rows that follow the batch; features that are not those that decay
+    if how.optimizer not in L2_DECAY or params.head.option("temperature") is not None:
+        return None  # another objective; features that are not those that decay
+    if fact(HEADS[params.head.name], "rows") not in ("learned", "fixed"):
+        return None  # rows that follow the batch, or that nothing is known of
     if how.reweight is not None or how.sampling == "class_balanced" or how.augment != "none":
         return None
     counts = torch.tensor(class_counts)

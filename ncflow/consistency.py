@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ncflow.lookup import fact
+from ncflow.nn.heads import HEADS
 from ncflow.params import Params
 
 Rule = tuple[Callable[[Params], object], str]  # is it broken, and what to say: a format string over the parameters
@@ -17,7 +19,7 @@ def refuse_contradictions(params: Params) -> None:
 
 
 def _has_etf(p: Params) -> bool:
-    return p.head.name in ("fixed_etf", "nearest_etf")
+    return bool(fact(HEADS[p.head.name], "is_frame"))
 
 
 def _has_free_features(p: Params) -> bool:
@@ -39,7 +41,7 @@ def _features_decay(p: Params) -> bool:
 
 def _asks_beyond_reach(p: Params) -> bool:
     """Unit rows meet features of norm τ at logits of τ at most; a target that is no number is the loss's to refuse."""
-    target, temperature = p.train.loss_options.get("target", 1.0), p.head.temperature
+    target, temperature = p.train.loss_options.get("target", 1.0), p.head.option("temperature")
     return temperature is not None and isinstance(target, int | float) and target > temperature
 
 
@@ -56,7 +58,7 @@ RULES: dict[str, Rule] = {
         lambda p: (
             p.train.loss in ("mse", "dot_regression")
             and _has_etf(p)
-            and p.head.temperature is None
+            and p.head.option("temperature") is None
             and not _features_decay(p)
         ),
         "loss '{train.loss}' fits logits of finite size, and the rows of head '{head.name}' are units that do not "
@@ -66,7 +68,7 @@ RULES: dict[str, Rule] = {
     ),
     # w_1 = … = w_K with all features on the same line is a minimum, at which no class is told from another.
     "dot regression needs rows that stay apart by themselves": (
-        lambda p: p.train.loss == "dot_regression" and p.head.name == "linear",
+        lambda p: p.train.loss == "dot_regression" and fact(HEADS[p.head.name], "rows") == "learned",
         "loss 'dot_regression' looks at no class but a sample's own, so that learned rows meet its target by length, "
         "or by all becoming one: expected head fixed_etf or nearest_etf, whose unit rows stay apart, "
         "got head '{head.name}'; try head.name=nearest_etf, or train.loss=mse",
@@ -78,13 +80,13 @@ RULES: dict[str, Rule] = {
         "try train.loss_options.target={head.temperature:g}",
     ),
     "features of fixed length do not decay": (
-        lambda p: p.train.feature_decay > 0 and p.head.temperature is not None,
+        lambda p: p.train.feature_decay > 0 and p.head.option("temperature") is not None,
         "train.feature_decay={train.feature_decay:g} changes nothing, because head '{head.name}' scales features to "
         "norm {head.temperature:g}: expected one of the two at most, got both; "
         "try train.feature_decay=0 or head.temperature=null",
     ),
     "only a head with a solver has one to analyze": (
-        lambda p: p.train.analyze_solver and p.head.name != "nearest_etf",
+        lambda p: p.train.analyze_solver and p.head.option("solver") is None,
         "train.analyze_solver needs a head that solves a problem at each step: expected head nearest_etf, "
         "got '{head.name}'; try train.analyze_solver=false",
     ),

@@ -1,4 +1,4 @@
-"""One error message for an unknown name or option: the nearest spelling first, then every choice."""
+"""Rows of tables: their names, their options, the facts that they carry, and one error message for what is unknown."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from reprlib import repr as shortened
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+FACTS = "__ncflow_facts__"
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
@@ -29,10 +30,34 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
 
 def check_options(function: Callable[..., Any], options: Iterable[str], owner: str) -> None:
     """Refuse options that `function` does not take by keyword; `owner` reads like "loss 'focal'"."""
-    accepted = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    accepted = options_of(function)
     for option in options:
         if option not in accepted:
             raise unknown(f"option of {owner}", option, accepted)
+
+
+def options_of(row: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The options of a row: its keyword-only parameters, by name."""
+    parameters = inspect.signature(row).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def facts(**values: Any) -> Callable[[T], T]:
+    """A decorator that attaches facts to a row of a table, such as the color of a head.
+
+    Facts belong to this row alone: a subclass has none of them until it is given its own.
+    """
+
+    def attach(row: T) -> T:
+        setattr(row, FACTS, values)
+        return row
+
+    return attach
+
+
+def fact(row: object, name: str, default: Any = None) -> Any:
+    """A fact that a row carries, or the default."""
+    return getattr(row, "__dict__", {}).get(FACTS, {}).get(name, default)
 
 
 @contextmanager

@@ -9,28 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from reprlib import Repr
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from ncflow.dotted import assign
-from ncflow.lookup import unknown
+from ncflow.lookup import fact, lookup, options_of, unknown
+from ncflow.ranges import LARGEST, MOST, Count, NotNegative, Positive, Seed, Share
 from ncflow.yaml_files import parse_yaml, read_yaml
 
-LARGEST = 1e30  # of any number: float32 ends at 3e38, and optimizers multiply
-MOST = 2**31 - 1  # of any count: what torch, NumPy and MLflow take on every platform
 WIDEST = 2**17  # features, as many as ncflow.geometry takes
-
-Positive = Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=MOST)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's generators take
-
 LARGEST_IMAGE = 1024  # pixels
 IMAGE_SIZES = {"imagenet": 224, "imagenet_lt": 224}  # pixels; 32 for all others
 ORDERS = ("name", "frequency")  # of the classes from the most frequent to the rarest
@@ -123,70 +126,6 @@ class ModelParams(Section):
         return options | {"num_features": num_classes + WIDTHS[width] if width in WIDTHS else width}
 
 
-class LinearHeadParams(Section):
-    name: Literal["linear"] = "linear"
-    bias: bool = False
-    normalize: bool = False
-    temperature: Positive | None = None
-
-
-class FixedETFHeadParams(Section):
-    name: Literal["fixed_etf"]
-    temperature: Positive | None = 5.0
-    rotation_seed: Seed | None = None
-
-
-def _momentum(momentum: Any) -> Any:
-    if momentum not in ("cumulative", "ema") and not (type(momentum) in (int, float) and 0 < momentum <= 1):
-        raise ValueError("must be cumulative, ema or a number in (0, 1]")
-    return momentum
-
-
-class NearestETFHeadParams(Section):
-    name: Literal["nearest_etf"]
-    temperature: Positive | None = 5.0
-    proximal: NotNegative = 1e-3
-    momentum: Annotated[float | str, BeforeValidator(_momentum)] = 0.1
-    differentiate: bool = True
-    solver: Literal["closed_form", "riemannian"] = "closed_form"
-    max_iterations: Count | None = None
-    tolerance: Positive | None = None
-    rotation_seed: Seed | None = None
-
-
-HEADS: dict[str, type[Section]] = {
-    "linear": LinearHeadParams,
-    "fixed_etf": FixedETFHeadParams,
-    "nearest_etf": NearestETFHeadParams,
-}
-HEAD_ALIASES = {"standard": "linear", "fixed": "fixed_etf", "implicit": "nearest_etf"}  # the second seed's names
-
-
-def _resolve_head(head: Any) -> Any:
-    """A name alone is a head with its defaults; aliases are resolved and unknown names refused."""
-    if isinstance(head, str):
-        head = {"name": head}
-    if isinstance(head, Mapping):
-        name = head.get("name", "linear")
-        name = HEAD_ALIASES.get(name, name) if isinstance(name, str) else _shown.repr(name)
-        if name not in HEADS:
-            raise unknown("head", name, HEADS)
-        return {**head, "name": name}
-    return head
-
-
-HeadParams = Annotated[
-    Annotated[LinearHeadParams | FixedETFHeadParams | NearestETFHeadParams, Field(discriminator="name")],
-    BeforeValidator(_resolve_head),
-]
-
-
-def _batch_size(size: Any) -> Any:
-    if size != "full" and not (type(size) is int and 2 <= size <= MOST):
-        raise ValueError(f"must be full or a whole number from 2 to {MOST}")
-    return size
-
-
 def _option(value: Any) -> Any:
     for item in value if isinstance(value, list | tuple) else [value]:
         fits = -LARGEST <= item <= LARGEST if isinstance(item, int | float) else isinstance(item, str | None)
@@ -197,7 +136,57 @@ def _option(value: Any) -> Any:
     return value
 
 
-Options = dict[str, Annotated[Any, AfterValidator(_option)]]  # of a row of a table, which knows them
+Option = Annotated[Any, AfterValidator(_option)]
+Options = dict[str, Option]  # of a row of a table, which knows them
+
+
+class HeadParams(Section):
+    """A head's name and its options, which are the keyword-only parameters of its row in `ncflow.nn.HEADS`."""
+
+    name: str
+
+    def option(self, name: str) -> Any:
+        """The value of an option, None where the head does not have it."""
+        return getattr(self, name, None)
+
+
+def head_section(name: str) -> type[HeadParams]:
+    """The section of the head called `name`: types, ranges and defaults are those of its signature."""
+    from ncflow.nn.heads import HEADS  # torch comes with it, and `ncflow --help` needs neither
+
+    return _section_of(name, lookup(HEADS, name, "head"))
+
+
+@cache
+def _section_of(name: str, row: Callable[..., Any]) -> type[HeadParams]:
+    hints = get_type_hints(row.__init__ if isinstance(row, type) else row, include_extras=True)  # type: ignore[misc]
+    defaults: dict[str, Any] = fact(row, "defaults", {})
+    fields: dict[str, Any] = {"name": (Literal[name], name)}
+    for option, parameter in options_of(row).items():
+        default = defaults.get(option, parameter.default)
+        fields[option] = (hints.get(option, Option), ... if default is parameter.empty else default)
+    return create_model(f"HeadParams_{name}", __base__=HeadParams, **fields)
+
+
+def _resolve_head(head: Any) -> Any:
+    """A name alone is a head with its defaults; aliases are resolved and unknown names refused."""
+    if isinstance(head, HeadParams):
+        return head
+    if isinstance(head, str):
+        head = {"name": head}
+    if not isinstance(head, Mapping):
+        return head
+    from ncflow.nn.heads import HEAD_ALIASES
+
+    name = head.get("name", "linear")
+    name = HEAD_ALIASES.get(name, name) if isinstance(name, str) else _shown.repr(name)
+    return head_section(name).model_validate({**head, "name": name})
+
+
+def _batch_size(size: Any) -> Any:
+    if size != "full" and not (type(size) is int and 2 <= size <= MOST):
+        raise ValueError(f"must be full or a whole number from 2 to {MOST}")
+    return size
 
 
 class TrainParams(Section):
@@ -257,7 +246,9 @@ class Params(Section):
     seed: Seed = 0
     dataset: DatasetParams = DatasetParams()
     model: ModelParams = ModelParams()
-    head: HeadParams = LinearHeadParams()
+    head: Annotated[SerializeAsAny[HeadParams], BeforeValidator(_resolve_head)] = Field(
+        default_factory=lambda: head_section("linear")(name="linear")
+    )
     train: TrainParams = TrainParams()
     grid: GridParams = GridParams()
 
@@ -312,7 +303,10 @@ def make_params(values: Any, overrides: Iterable[str] = ()) -> Params:
             _override(values, override)
         return Params.model_validate(values)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(problem) for problem in error.errors())) from None
+        by_key: dict[tuple[Any, ...], list[Any]] = {}
+        for problem in error.errors():
+            by_key.setdefault(_keys(problem), []).append(problem)
+        raise ValueError("\n".join(_explain(problems, values) for problems in by_key.values())) from None
     except RecursionError:
         raise ValueError("a configuration is a few sections of keys and values, got one nested without end") from None
 
@@ -360,23 +354,30 @@ def _override(values: Any, override: str) -> None:
         raise ValueError(f"--set {override}: {error}") from None
 
 
-def _explain(problem: Any) -> str:
-    """One line for one problem that pydantic found: full path, what was expected, what came."""
-    keys = problem["loc"]
-    # pydantic puts the name of the chosen head into the path, where the user's file has none.
-    path = [str(key) for i, key in enumerate(keys) if not (keys[:i] == ("head",) and key in HEADS)]
+def _explain(problems: Sequence[Any], values: Any) -> str:
+    """One line for what pydantic found wrong with one key: full path, what was expected, what came."""
+    problem = problems[0]
+    path = [str(key) for key in _keys(problem)]
     if problem["type"] == "extra_forbidden":
-        choices = [".".join([*path[:-1], field]) for field in _section(keys[:-1]).model_fields]
+        choices = [".".join([*path[:-1], field]) for field in _section(path[:-1], values).model_fields]
         return str(unknown("key", ".".join(path), choices))
-    message = problem["msg"].removeprefix("Value error, ")
+    message = " or ".join(dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in problems))
     return f"{'.'.join(path)}: {message}, got {_shown.repr(problem['input'])}" if path else message
 
 
-def _section(keys: Iterable[Any]) -> Any:
+def _keys(problem: Any) -> tuple[Any, ...]:
+    """The keys that lead to a problem; of an option of several types pydantic also names the type."""
+    keys: tuple[Any, ...] = problem["loc"]
+    return keys[:2] if keys[:1] == ("head",) else keys
+
+
+def _section(path: Sequence[str], values: Any) -> Any:
     """The section that the keys lead to."""
+    if path == ["head"]:
+        return type(_resolve_head({"name": values["head"].get("name", "linear")}))
     section: Any = Params
-    for key in keys:
-        section = HEADS[key] if key in HEADS else section.model_fields[key].annotation
+    for key in path:
+        section = section.model_fields[key].annotation
     return section
 
 

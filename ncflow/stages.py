@@ -27,11 +27,12 @@ from ncflow.data.manifest import find_manifest
 from ncflow.files import checksum, write_text
 from ncflow.imports import IMPORTED, run_digest
 from ncflow.interruption import RESUMES, end_if_asked, interruptible, watched
+from ncflow.lookup import fact
+from ncflow.nn import HEADS
 from ncflow.params import Params, make_params, read_config
 from ncflow.project import git_commit
 from ncflow.recording import log_history, record
 from ncflow.reports import Table, summary_table, write_report
-from ncflow.reports.curves import HEAD_LOOKS
 from ncflow.runs.layout import CONFIG, FINAL_MODEL, PROVENANCE, is_finished
 from ncflow.runs.provenance import DataVersion, Hardware, Provenance, read_provenance
 from ncflow.runs.reader import load_run, load_runs
@@ -102,7 +103,7 @@ def train(
                 name=params.exp_name,
                 config=params.resolved(),
                 tags=_tags(params, provenance, group, suite),
-                color=HEAD_LOOKS[params.head.name]["color"],  # a head has one color in the report and in MLflow
+                color=fact(HEADS[params.head.name], "color"),  # a head has one color in the report and in MLflow
                 attempt=states.token() if main else None,
                 enabled=main,
             ) as run,
@@ -236,7 +237,7 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
             name=params.exp_name,
             config=params.resolved(),
             tags=tags,
-            color=HEAD_LOOKS.get(params.head.name, {}).get("color"),
+            color=fact(HEADS[params.head.name], "color"),
             attempt=f"sync-{tags['config']}-{tags['snapshot'][:12]}",
         ) as logger:
             logger.dataset(provenance.snapshot.name, provenance.snapshot.digest, found or folder)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ncflow.params import HEAD_ALIASES, HEADS, Params, load_params, make_params, read_config, split_overrides
+from ncflow.nn.heads import HEAD_ALIASES, HEADS
+from ncflow.params import Params, head_section, load_params, make_params, read_config, split_overrides
 
 SEED_YAML = """
 exp_name: "exp1_univ_cifar10_resnet18"
@@ -205,7 +206,7 @@ def test_an_option_of_another_head_is_refused_with_the_choices(name):
     foreign = {"linear": "proximal", "fixed_etf": "bias", "nearest_etf": "normalize"}[name]
     message = refused(f"head.{foreign}=1", values={"head": {"name": name}})
     assert message.startswith(f"unknown key 'head.{foreign}'.")
-    assert all(f"head.{option}" in message for option in HEADS[name].model_fields)
+    assert all(f"head.{option}" in message for option in head_section(name).model_fields)
 
 
 def test_every_mistake_is_reported_at_once():
@@ -298,7 +299,7 @@ def test_a_plain_run_name_is_fine(name):
 @pytest.mark.parametrize("alias", HEAD_ALIASES)
 def test_an_alias_of_a_head_is_resolved(alias):
     for head in (alias, {"name": alias}):
-        assert make_params({"head": head}).head == HEADS[HEAD_ALIASES[alias]](name=HEAD_ALIASES[alias])
+        assert make_params({"head": head}).head == head_section(HEAD_ALIASES[alias])(name=HEAD_ALIASES[alias])
 
 
 def test_a_head_without_a_name_is_the_linear_one():

@@ -8,7 +8,8 @@ from itertools import product
 from typing import Any
 
 from ncflow.dotted import nest
-from ncflow.params import HEAD_ALIASES, Params, make_params
+from ncflow.nn.heads import HEAD_ALIASES
+from ncflow.params import Params, make_params
 
 Settings = dict[str, Any]  # dotted key -> value, as in --set
 

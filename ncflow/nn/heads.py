@@ -12,18 +12,20 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncflow.checks import LARGEST, check_batch, check_tensors, check_whole, where_float64_is
 from ncflow.geometry import nearest_etf, simplex_etf
 from ncflow.geometry.nearest import SOLVERS
-from ncflow.lookup import check_options, explained_options, lookup
+from ncflow.lookup import check_options, explained_options, facts, lookup
 from ncflow.nn.diagnostics import search_diagnostics, solution_diagnostics
 from ncflow.nn.processes import is_recomputed, sum_over_processes
+from ncflow.ranges import Count, NotNegative, Positive, Seed
 
 CENTER_MOMENTUM = 0.1  # weight of a batch in the running mean of the features, as in batch normalization
 
@@ -80,6 +82,7 @@ class Head(nn.Module):
         return f"num_features={self.num_features}, num_classes={self.num_classes}, temperature={self.temperature}"
 
 
+@facts(rows="learned", theory="linear", color="#0072B2", marker="o")
 class LinearHead(Head):
     """A learned classifier. With `normalize` the features meet the rows of `raw_weight` scaled to unit norm.
 
@@ -93,7 +96,7 @@ class LinearHead(Head):
         *,
         bias: bool = False,
         normalize: bool = False,
-        temperature: float | None = None,
+        temperature: Positive | None = None,
     ) -> None:
         super().__init__(num_features, num_classes, temperature=temperature)
         parameter = nn.Parameter(torch.empty(num_classes, num_features))
@@ -110,11 +113,17 @@ class LinearHead(Head):
         return super().__getattr__(name)
 
 
+@facts(rows="fixed", is_frame=True, theory="fixed_etf", color="#D55E00", marker="s", defaults={"temperature": 5.0})
 class FixedETFHead(Head):
     """A simplex ETF that never changes: canonical, or rotated at random by `rotation_seed`. d >= K-1; no parameters."""
 
     def __init__(
-        self, num_features: int, num_classes: int, *, temperature: float | None = None, rotation_seed: int | None = None
+        self,
+        num_features: int,
+        num_classes: int,
+        *,
+        temperature: Positive | None = None,
+        rotation_seed: Seed | None = None,
     ) -> None:
         super().__init__(num_features, num_classes, temperature=temperature)
         self.register_buffer("weight", _initial_etf(num_features, num_classes, rotation_seed))
@@ -139,6 +148,7 @@ class _Kept:
     repeated: bool = False
 
 
+@facts(rows="solved", is_frame=True, color="#009E73", marker="^")
 class NearestETFHead(Head):
     """The simplex ETF W nearest to running class means of the features, and the bias -Wμ that centers the features.
 
@@ -168,14 +178,14 @@ class NearestETFHead(Head):
         num_features: int,
         num_classes: int,
         *,
-        temperature: float | None = 5.0,
-        proximal: float = 1e-3,
-        momentum: str | float = 0.1,
+        temperature: Positive | None = 5.0,
+        proximal: NotNegative = 1e-3,
+        momentum: Annotated[float, Gt(0), Le(1)] | Literal["cumulative", "ema"] = 0.1,
         differentiate: bool = True,
-        solver: str = "closed_form",
-        max_iterations: int | None = None,
-        tolerance: float | None = None,
-        rotation_seed: int | None = None,
+        solver: Literal["closed_form", "riemannian"] = "closed_form",
+        max_iterations: Count | None = None,
+        tolerance: Positive | None = None,
+        rotation_seed: Seed | None = None,
     ) -> None:
         super().__init__(num_features, num_classes, temperature=temperature)
         if not 0 <= proximal < math.inf:
@@ -413,7 +423,13 @@ def _exponential(count: Tensor) -> Tensor:
 
 
 AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {"cumulative": _cumulative, "ema": _exponential}
-HEAD_ALIASES = {"standard": "linear", "fixed": "fixed_etf", "implicit": "nearest_etf"}
+HEAD_ALIASES = {"standard": "linear", "fixed": "fixed_etf", "implicit": "nearest_etf"}  # the second seed's names
+# A row: (num_features, num_classes, options by keyword) -> head. Its facts, all optional:
+# rows        how its weight comes about: "learned", "fixed", or "solved" for each batch
+# is_frame    whether its weight is a simplex ETF
+# theory      a key of ncflow.reports.predictions.THEORIES
+# color, marker    its look in reports and in MLflow
+# defaults    options with another default in a configuration
 HEADS: dict[str, Callable[..., Head]] = {
     "linear": LinearHead,
     "fixed_etf": FixedETFHead,

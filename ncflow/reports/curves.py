@@ -14,6 +14,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ncflow.lookup import fact
+from ncflow.nn.heads import HEADS
 from ncflow.reports.arms import Arm, labels, varying
 from ncflow.reports.figures import literal
 from ncflow.reports.highlights import HIGHLIGHTS
@@ -66,10 +68,18 @@ def arm_styles(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     heads = list(dict.fromkeys(arm.head for arm in arms))
     if len(heads) == 1 < len(arms):
         return [{**look, "linestyle": "-"} for look in _looks(arms)]
-    spare = cycle(LOOKS[len(HEAD_LOOKS) :])
-    looks = {head: HEAD_LOOKS.get(head) or next(spare) for head in heads}
+    taken = {look["color"] for name in HEADS if (look := look_of(name))}
+    spare = cycle([look for look in LOOKS if look["color"] not in taken] or LOOKS)
+    looks = {head: look_of(head) or next(spare) for head in heads}
     dashes = {head: cycle(DASHES) for head in heads}
     return [{**looks[arm.head], "linestyle": next(dashes[arm.head])} for arm in arms]
+
+
+def look_of(head: str) -> dict[str, str] | None:
+    """The color and the marker that a head's row carries, None for a head without."""
+    row = HEADS.get(head)
+    color, marker = fact(row, "color"), fact(row, "marker")
+    return {"color": color, "marker": marker or "o"} if color else None
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
@@ -142,13 +152,10 @@ def _mean_by_size(sizes: Array, values: Array, per_decade: int = 8) -> tuple[Arr
 
 
 # Okabe and Ito's palette, told apart by color-blind readers; the markers tell the heads apart without it.
-HEAD_LOOKS = {
-    "linear": {"color": "#0072B2", "marker": "o"},
-    "fixed_etf": {"color": "#D55E00", "marker": "s"},
-    "nearest_etf": {"color": "#009E73", "marker": "^"},
-}
 LOOKS = (
-    *HEAD_LOOKS.values(),
+    {"color": "#0072B2", "marker": "o"},
+    {"color": "#D55E00", "marker": "s"},
+    {"color": "#009E73", "marker": "^"},
     {"color": "#CC79A7", "marker": "D"},
     {"color": "#E69F00", "marker": "v"},
     {"color": "#56B4E9", "marker": "P"},

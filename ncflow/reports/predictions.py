@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ncflow.lookup import fact
 from ncflow.metrics.imbalance import minority_cosine
-from ncflow.nn import ENDINGS, feature_ending
+from ncflow.nn import ENDINGS, HEADS, feature_ending
 from ncflow.runs.reader import Run
 from ncflow.theory import (
     NONNEGATIVE,
@@ -106,7 +107,7 @@ def quantities(optimum: Optimum, *, scale: bool = True) -> dict[str, float]:
 def drift_limit(run: Run) -> tuple[str, float] | None:
     """The theory of a run's limit as weight decay vanishes, and its drift/relative; None where there is none."""
     try:
-        if run.head != "linear":
+        if _theory_of(run.head) != "linear":
             return None
         _require(run.options, PLAIN | PLAIN_LINEAR)
         limit = _limit(run.options, run.dump["class_counts"], _width(run))
@@ -127,11 +128,18 @@ def decays(options: Options, num_samples: int) -> tuple[float, float]:
 
 def _prediction(run: Run) -> Prediction:
     counts = run.dump["class_counts"]
-    if run.head not in BY_HEAD:
+    theory = _theory_of(run.head)
+    if theory is None:
         raise NoTheory(f"no closed form is known for head.name={run.head}")
     _require(run.options, PLAIN)
     _refuse_missing_classes(counts)
-    return BY_HEAD[run.head](run.options, counts, _width(run))
+    return THEORIES[theory](run.options, counts, _width(run))
+
+
+def _theory_of(head: str) -> str | None:
+    """The theory that a head's row names; None where it names none."""
+    theory: str | None = fact(HEADS.get(head), "theory")
+    return theory
 
 
 def _linear(options: Options, counts: Tensor, num_features: int) -> Prediction:
@@ -298,7 +306,8 @@ PLAIN_LINEAR: dict[str, tuple[Any, ...]] = {
     "head.normalize": (False,),
     "head.temperature": (None,),
 }
-BY_HEAD: dict[str, Callable[[Options, Tensor, int], Prediction]] = {"linear": _linear, "fixed_etf": _fixed_etf}
+# A head names its theory; its prediction follows from options, class sizes and the width of the features.
+THEORIES: dict[str, Callable[[Options, Tensor, int], Prediction]] = {"linear": _linear, "fixed_etf": _fixed_etf}
 LIMITS: dict[str, tuple[str, Callable[[Tensor], Optimum]]] = {
     "any": ("SELI", seli_optimum),
     "nonnegative": ("ReLU", relu_limit),

@@ -17,7 +17,8 @@ from thrown import refusal, throw
 
 from ncflow import assembly
 from ncflow.checks import LARGEST
-from ncflow.params import HEADS, WIDEST, Params, load_params, make_params
+from ncflow.nn.heads import HEADS
+from ncflow.params import WIDEST, Params, head_section, load_params, make_params
 
 REPOSITORY = Path(__file__).parents[2]
 VALID = [make_params({"head": {"name": name}}).model_dump(mode="json") for name in HEADS]
@@ -129,6 +130,7 @@ def test_a_run_name_that_is_taken_stays_in_its_folder(name):
 # --- sizes ---
 
 SCHEMA = Params.model_json_schema()
+SCHEMA["properties"]["head"] = {"anyOf": [head_section(name).model_json_schema() for name in HEADS]}
 
 
 def numbers(schema: Any, kind: str, *above: str) -> Iterator[tuple[str, ...]]:
@@ -147,7 +149,7 @@ def throw_at(path: tuple[str, ...], value: Any) -> str | None:
     """Why a configuration that has this value is refused; one that is taken is one that `--check` takes."""
     section = {"name": "vit_tiny"} if path[0] == "model" else {}  # which has all of its options
     if path[0] == "head":
-        name = next(name for name, head in HEADS.items() if path[1] in head.model_fields)
+        name = next(name for name in HEADS if path[1] in head_section(name).model_fields)
         section = {"name": name, **({"solver": "riemannian"} if name == "nearest_etf" else {})}
     inner = [value] if path == ("grid", "seed") else value
     values = {path[0]: section | {path[1]: inner}} if len(path) == 2 else {path[0]: value}

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from ncflow.nn import HEADS
 from ncflow.reports.arms import arms, labels
-from ncflow.reports.curves import CURVES, HEAD_LOOKS, arm_styles, classwise_figure, curves_figure
+from ncflow.reports.curves import CURVES, arm_styles, classwise_figure, curves_figure, look_of
 from ncflow.reports.figures import to_image
 from ncflow.reports.highlights import HIGHLIGHTS
 from ncflow.runs.reader import load_runs
@@ -67,13 +68,13 @@ def test_a_head_keeps_its_color_in_every_company(three_heads: list[Path]) -> Non
     everyone = arms(load_runs(three_heads))
     for arm, style in zip(everyone, arm_styles(everyone), strict=True):
         assert arm_styles([arm]) == [style]
-        assert style.items() >= HEAD_LOOKS[arm.head].items()
+        assert style.items() >= look_of(arm.head).items()
 
 
 def test_where_heads_are_compared_arms_of_one_head_share_its_color_and_differ_in_dash(make_run: MakeRun) -> None:
-    paths = [make_run(f"{h}{lr}", head=h, overrides={"train": {"lr": lr}}) for h in HEAD_LOOKS for lr in (0.1, 0.2)]
+    paths = [make_run(f"{h}{lr}", head=h, overrides={"train": {"lr": lr}}) for h in HEADS for lr in (0.1, 0.2)]
     styles = arm_styles(arms(load_runs(paths)))
-    assert [style["color"] for style in styles] == [look["color"] for look in HEAD_LOOKS.values() for _ in range(2)]
+    assert [style["color"] for style in styles] == [look_of(head)["color"] for head in HEADS for _ in range(2)]
     assert len({(style["color"], style["linestyle"]) for style in styles}) == 6
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ncflow.params import LinearHeadParams, TrainParams
+from ncflow.params import TrainParams, head_section
 from ncflow.reports.arms import arms, labels
 from ncflow.reports.beside import lengths_figure, predictions, theory_table
 from ncflow.reports.figures import to_image
@@ -158,7 +158,7 @@ def test_every_option_of_training_and_of_the_linear_head_is_judged_by_theory() -
     """A new one that changes the objective needs a row in PLAIN, or theory would be drawn where it cannot hold."""
     known = {key.removeprefix("train.") for key in PLAIN if key.startswith("train.")} | JUDGED | HARMLESS
     assert set(TrainParams.model_fields) == known
-    assert {f"head.{name}" for name in LinearHeadParams.model_fields} == {*PLAIN_LINEAR, "head.name"}
+    assert {f"head.{name}" for name in head_section("linear").model_fields} == {*PLAIN_LINEAR, "head.name"}
 
 
 # theory, loss, class sizes, model, the least d that has room for the optimum
