@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ncflow.data import SOURCES
 from ncflow.lookup import fact
 from ncflow.nn.heads import HEADS
 from ncflow.params import Params
@@ -27,11 +28,11 @@ def _has_free_features(p: Params) -> bool:
 
 
 def _has_numbered_images(p: Params) -> bool:
-    return p.dataset.name.startswith("ufm")
+    return bool(fact(SOURCES[p.dataset.name], "numbered"))
 
 
 def _is_built_in(p: Params) -> bool:
-    return p.dataset.name == "digits" or _has_numbered_images(p)
+    return bool(fact(SOURCES[p.dataset.name], "built_in"))
 
 
 def _features_decay(p: Params) -> bool:

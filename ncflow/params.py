@@ -23,8 +23,10 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
     ValidationError,
     create_model,
+    model_serializer,
     model_validator,
 )
 
@@ -35,7 +37,6 @@ from ncflow.yaml_files import parse_yaml, read_yaml
 
 WIDEST = 2**17  # features, as many as ncflow.geometry takes
 LARGEST_IMAGE = 1024  # pixels
-IMAGE_SIZES = {"imagenet": 224, "imagenet_lt": 224}  # pixels; 32 for all others
 ORDERS = ("name", "frequency")  # of the classes from the most frequent to the rarest
 WIDTHS = {"K-1": -1, "K": 0, "K+1": 1}  # of features, relative to the number of classes
 
@@ -67,6 +68,20 @@ def _class_order(order: Any) -> Any:
     return order
 
 
+def _option(value: Any) -> Any:
+    for item in value if isinstance(value, list | tuple) else [value]:
+        fits = -LARGEST <= item <= LARGEST if isinstance(item, int | float) else isinstance(item, str | None)
+        if not fits:  # nor NaN
+            raise ValueError(
+                f"must be a number of at most {LARGEST:g} in size, text, true, false, null or a list of these"
+            )
+    return value
+
+
+Option = Annotated[Any, AfterValidator(_option)]
+Options = dict[str, Option]  # of a row of a table, which knows them
+
+
 class DatasetParams(Section):
     """Which images, and how the training split is made long-tailed; `seed` chooses the samples that stay.
 
@@ -74,7 +89,7 @@ class DatasetParams(Section):
     then the tail is made, from `samples_per_class` (None: all that every class has) down to `min_samples` at least.
     `class_order` says which classes become rare, `test_fraction` divides a source with one split only, `on_damaged`
     says what becomes of pictures that cannot be read. `label_column`, `image_column` and `lists` are options of sources
-    that have columns or lists.
+    that have columns or lists; `options` are those of a source of the user's own.
     """
 
     name: str = "digits"
@@ -92,6 +107,15 @@ class DatasetParams(Section):
     label_column: str | None = None
     image_column: str | None = None
     lists: dict[Literal["train", "val", "test"], Annotated[str, AfterValidator(_path)]] | None = None
+    options: Options = {}
+
+    @model_serializer(mode="wrap")
+    def _without_empty_options(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Nothing is said of options that are not given: the configuration of a run stays what it was."""
+        values: dict[str, Any] = serialize(self)
+        if not values.get("options"):
+            values.pop("options", None)
+        return values
 
 
 def _width(width: Any) -> Any:
@@ -124,20 +148,6 @@ class ModelParams(Section):
         options = self.model_dump(exclude={"name", "affine"})
         width = options["num_features"]
         return options | {"num_features": num_classes + WIDTHS[width] if width in WIDTHS else width}
-
-
-def _option(value: Any) -> Any:
-    for item in value if isinstance(value, list | tuple) else [value]:
-        fits = -LARGEST <= item <= LARGEST if isinstance(item, int | float) else isinstance(item, str | None)
-        if not fits:  # nor NaN
-            raise ValueError(
-                f"must be a number of at most {LARGEST:g} in size, text, true, false, null or a list of these"
-            )
-    return value
-
-
-Option = Annotated[Any, AfterValidator(_option)]
-Options = dict[str, Option]  # of a row of a table, which knows them
 
 
 class HeadParams(Section):
@@ -267,8 +277,12 @@ class Params(Section):
             return values
         dataset, model = values.get("dataset"), values.get("model", {})
         name = dataset.get("name") if isinstance(dataset, Mapping) else None
-        size = IMAGE_SIZES.get(name) if isinstance(name, str) else None
-        if size is None or not isinstance(model, Mapping):
+        if not isinstance(name, str) or not isinstance(model, Mapping):
+            return values
+        from ncflow.data.sources import SOURCES  # torch comes with it
+
+        size = fact(SOURCES.get(name), "image_size")
+        if size is None:
             return values
         return {**values, "model": {"image_size": size, **model}}
 

@@ -12,8 +12,9 @@ import torchvision
 
 from ncflow import assembly, cli, stages
 from ncflow.consistency import RULES, refuse_contradictions
-from ncflow.data.sources import NUM_CLASSES, SOURCES, load_source
+from ncflow.data.sources import SOURCES, count_classes, load_source
 from ncflow.experiments import EXPERIMENTS, expand
+from ncflow.lookup import fact
 from ncflow.nn import HEADS
 from ncflow.params import WIDTHS, Params, make_params
 
@@ -229,16 +230,15 @@ def test_the_command_line_tells_it_in_one_message_and_trains_nothing(tmp_path, m
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
-@pytest.mark.parametrize("name", [name for name in NUM_CLASSES if name == "digits" or name.startswith("ufm")])
+@pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if fact(source, "built_in")])
 def test_the_numbers_of_classes_are_those_of_the_sources(name):
-    assert len(load_source(name).class_names) == NUM_CLASSES[name]
+    assert len(load_source(name).class_names) == count_classes(name)
 
 
 def test_the_numbers_of_classes_are_torchvisions():
     classes = {"mnist": "MNIST", "fmnist": "FashionMNIST"}
     for name, dataset in classes.items():
-        assert len(getattr(torchvision.datasets, dataset).classes) == NUM_CLASSES[name]
-    assert NUM_CLASSES.keys() <= SOURCES.keys()
+        assert len(getattr(torchvision.datasets, dataset).classes) == count_classes(name)
 
 
 # --- widths relative to the number of classes ---
@@ -266,5 +266,5 @@ def test_the_second_seeds_comparison_runs_at_its_width(head):
 def test_such_a_width_is_checked_with_the_classes_of_the_data_set(name):
     params = make_params({"dataset": {"name": name}, "head": "fixed_etf"}, ["model.num_features=K-1"])
     assembly.check(params)
-    with pytest.raises(ValueError, match=f"got {NUM_CLASSES[name] - 2} and {NUM_CLASSES[name]}"):
-        assembly.check(make_params(params.model_dump(), [f"model.num_features={NUM_CLASSES[name] - 2}"]))
+    with pytest.raises(ValueError, match=f"got {count_classes(name) - 2} and {count_classes(name)}"):
+        assembly.check(make_params(params.model_dump(), [f"model.num_features={count_classes(name) - 2}"]))

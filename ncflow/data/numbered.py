@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ncflow.data.images import ImageSource
+from ncflow.lookup import facts
 
 NUM_SAMPLES = 1000
 
@@ -22,7 +23,7 @@ def numbered_source(num_classes: int) -> Callable[[Path | None, str], ImageSourc
         return ImageSource(f"ufm{num_classes}", images, targets, class_names, is_training=split == "test")
 
     load.__doc__ = f"Unconstrained features: 1,000 numbered images in {num_classes} classes, for model 'free_features'."
-    return load
+    return facts(num_classes=num_classes, built_in=True, numbered=True)(load)
 
 
 def number_images(count: int) -> np.ndarray:

@@ -25,6 +25,7 @@ class Published:
     summary: str
     expected: str
     read: Callable[[Any, Path, str, bool], Contents]
+    num_classes: int = 10
     download: str = "D('{root}', download=True)"
 
 
@@ -142,21 +143,26 @@ PUBLISHED = {
         "CIFAR10", "Objects in 10 classes: 50,000 and 10,000, 32×32.", "cifar-10-batches-py/data_batch_1", _read_cifar
     ),
     "cifar100": Published(
-        "CIFAR100", "Objects in 100 classes: 50,000 and 10,000, 32×32.", "cifar-100-python/train", _read_cifar
+        "CIFAR100",
+        "Objects in 100 classes: 50,000 and 10,000, 32×32.",
+        "cifar-100-python/train",
+        _read_cifar,
+        num_classes=100,
     ),
     "svhn": Published(
         "SVHN",
         "House numbers, digit by digit: 73,257 and 26,032, 32×32, naturally imbalanced.",
         "train_32x32.mat",
         _read_svhn,
-        "[D('{root}', split=s, download=True) for s in ('train', 'test')]",
+        download="[D('{root}', split=s, download=True) for s in ('train', 'test')]",
     ),
     "emnist": Published(
         "EMNIST",
         "EMNIST balanced, letters and digits in 47 classes: 112,800 and 18,800, gray 28×28.",
         "EMNIST/raw/emnist-balanced-train-images-idx3-ubyte",
         _read_emnist,
-        "D('{root}', split='balanced', download=True)",
+        num_classes=47,
+        download="D('{root}', split='balanced', download=True)",
     ),
     "stl10": Published(
         "STL10", "Objects in 10 classes: 5,000 and 8,000, 96×96.", "stl10_binary/train_X.bin", _read_stl10

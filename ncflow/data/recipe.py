@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Recipe:
     least. `class_order` says which classes become rare: "name", the last as the source numbers them; "frequency", the
     smallest; or a list of all names, the most frequent first. `test_fraction` of each class of a source with one split
     only becomes the test split. `on_damaged` is "refuse" or "skip", for pictures that cannot be decoded. The fields of
-    SOURCE_OPTIONS are options of the source, which refuses those that it does not take.
+    SOURCE_OPTIONS are options of the source, as are those in `options`; it refuses what it does not take.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Recipe:
     label_column: str | None = None
     image_column: str | None = None
     lists: Mapping[str, str] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.class_order, str) and self.class_order not in ORDERS:
@@ -128,14 +129,16 @@ class Recipe:
     @property
     def source_options(self) -> dict[str, Any]:
         """The options of the source that are given."""
-        return {option: value for option in SOURCE_OPTIONS if (value := getattr(self, option)) is not None}
+        named = {option: value for option in SOURCE_OPTIONS if (value := getattr(self, option)) is not None}
+        return named | dict(self.options)
 
     def description(self) -> dict[str, Any]:
         """The choices, free of machine paths: of the root only its name, where another root holds other data.
 
         Options of the source that are not given are left out.
         """
-        choices = {key: value for key, value in asdict(self).items() if key not in SOURCE_OPTIONS} | self.source_options
+        choices = {key: value for key, value in asdict(self).items() if key not in (*SOURCE_OPTIONS, "options")}
+        choices |= self.source_options
         root = choices.pop("root")
         folder = _folder(Path(root)) if root is not None and self.name not in PUBLISHED else None
         shares = {key: float(choices[key]) for key in ("imb_factor", "val_fraction", "label_noise", "test_fraction")}

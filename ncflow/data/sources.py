@@ -17,7 +17,7 @@ from ncflow.data.longtail import sample_indices
 from ncflow.data.numbered import numbered_source
 from ncflow.data.published import PUBLISHED, default_root, load_published
 from ncflow.data.shards import find_shards, load_shards
-from ncflow.lookup import check_options, lookup, unknown
+from ncflow.lookup import check_options, fact, facts, lookup, unknown
 
 SPLITS = ("train", "test")
 # (root, split, its options by keyword) -> its images; described by its docstring. None stands for an option not given.
@@ -34,7 +34,7 @@ def load_source(
     given = given_options(name, options)
     if split not in (*SPLITS, "val"):
         raise unknown("split", split, (*SPLITS, "val"))
-    if split == "val" and name not in OWN_VALIDATION:
+    if split == "val" and not fact(SOURCES[name], "own_files"):
         raise SplitMissing(f"dataset '{name}' has no validation split; hold one out with dataset.val_fraction")
     return SOURCES[name](None if root is None else Path(root).expanduser(), split, **given)
 
@@ -52,12 +52,15 @@ def count_classes(name: str, root: str | os.PathLike[str] | None = None, **optio
 
     What is wrong with the data is said when it is read to be used.
     """
-    if name in OWN_VALIDATION and root is not None:
+    source = lookup(SOURCES, name, "dataset")
+    if fact(source, "own_files") and root is not None:
         with suppress(OSError, ValueError):
             return len(load_source(name, root, "train", **options).class_names)
-    return NUM_CLASSES.get(name)
+    known: int | None = fact(source, "num_classes")
+    return known
 
 
+@facts(num_classes=10, built_in=True)
 def _digits(root: Path | None, split: str) -> ImageSource:
     """scikit-learn's 1,797 digits, 8×8; the same 36 of each class are the test split, whatever the seed of a run."""
     from sklearn.datasets import load_digits
@@ -76,9 +79,10 @@ def _published(name: str) -> Source:
         return load_published(name, root, split)
 
     load.__doc__ = PUBLISHED[name].summary
-    return load
+    return facts(num_classes=PUBLISHED[name].num_classes)(load)
 
 
+@facts(own_files=True)
 def _imagefolder(root: Path | None, split: str) -> ImageSource:
     """A user's pictures in root/train/<class>/ and root/test/<class>/ (or val/); train's folders are the classes."""
     return load_folders(
@@ -86,11 +90,14 @@ def _imagefolder(root: Path | None, split: str) -> ImageSource:
     )
 
 
+@facts(num_classes=200)
 def _tiny_imagenet(root: Path | None, split: str) -> ImageSource:
     """Tiny-ImageNet, 64×64 in 200 classes, unpacked to root (or tiny-imagenet-200 below the default root)."""
     return load_tiny_imagenet(root or default_root() / "tiny-imagenet-200", split)
 
 
+# A folder of ImageNet's may hold some of its classes, and then decides.
+@facts(own_files=True, num_classes=1000, image_size=224)
 def _imagenet(root: Path | None, split: str) -> ImageSource:
     """ImageNet in its folders root/train/<class>/ and root/val/<class>/."""
     return load_folders(
@@ -98,6 +105,7 @@ def _imagenet(root: Path | None, split: str) -> ImageSource:
     )
 
 
+@facts(own_files=True, num_classes=1000, image_size=224)
 def _imagenet_lt(root: Path | None, split: str) -> ImageSource:
     """ImageNet-LT in root: its published lists beside ImageNet's folders or Parquet files; or its own images."""
     root = _given("imagenet_lt", root, "a folder with ImageNet_LT_train.txt, train-*.parquet or train/<class>/")
@@ -108,6 +116,7 @@ def _imagenet_lt(root: Path | None, split: str) -> ImageSource:
     return load_folders("imagenet_lt", root, split)
 
 
+@facts(own_files=True)
 def _listed(root: Path | None, split: str, *, lists: Mapping[str, str] | None = None) -> ImageSource:
     """Pictures below root that text files list, a line each: its path and its class; such as Places-LT, iNaturalist."""
     return load_listed(
@@ -115,6 +124,7 @@ def _listed(root: Path | None, split: str, *, lists: Mapping[str, str] | None = 
     )
 
 
+@facts(own_files=True)
 def _parquet(
     root: Path | None, split: str, *, label_column: str | None = None, image_column: str | None = None
 ) -> ImageSource:
@@ -131,6 +141,12 @@ def _given(name: str, root: Path | None, expected: str) -> Path:
 
 _UFM_CLASSES = (10, 100, 200, 1000)
 
+# A row: (root, split, options by keyword) -> images; its docstring is its summary. Its facts, all optional:
+# num_classes    how many classes it has, where that is known before it is read
+# own_files      whether it reads files of the user's own, which may have a validation split
+# image_size     pixels at which its images are usually seen, default 32
+# built_in       whether it needs no folder
+# numbered       whether its images only number the samples of unconstrained features
 SOURCES: dict[str, Source] = {
     "digits": _digits,
     **{name: _published(name) for name in PUBLISHED},
@@ -141,16 +157,4 @@ SOURCES: dict[str, Source] = {
     "listed": _listed,
     "parquet": _parquet,
     **{f"ufm{num_classes}": numbered_source(num_classes) for num_classes in _UFM_CLASSES},
-}
-# Sources of a user's own files, which may have a validation split and a test split.
-OWN_VALIDATION = {"imagenet", "imagenet_lt", "imagefolder", "listed", "parquet"}
-# How many classes a source has, where that is known before it is read; a folder of ImageNet's may hold some of them.
-NUM_CLASSES: dict[str, int] = {
-    **{name: 10 for name in ("digits", "mnist", "fmnist", "cifar10", "svhn", "stl10")},
-    "emnist": 47,
-    "cifar100": 100,
-    "tiny_imagenet": 200,
-    "imagenet": 1000,
-    "imagenet_lt": 1000,
-    **{f"ufm{num_classes}": num_classes for num_classes in _UFM_CLASSES},
 }
