@@ -30,6 +30,8 @@ HOMES = {
     "Head": "nn",
     "LOSSES": "nn",
     "LinearHead": "nn",
+    "METRICS": "metrics",
+    "Metric": "metrics",
     "NearestETFHead": "nn",
     "NeuralCollapse": "metrics",
     "OPTIMIZERS": "training",

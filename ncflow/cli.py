@@ -293,6 +293,14 @@ def models() -> None:
 
 
 @app.command()
+def metrics() -> None:
+    """List the metrics: formula, range, value at collapse, reference."""
+    from ncflow.metrics.table import as_markdown
+
+    _say(as_markdown())
+
+
+@app.command()
 def datasets() -> None:
     """List the data sets."""
     from ncflow.data import SOURCES
@@ -334,9 +342,9 @@ def ui(
 ) -> None:
     """Start the MLflow UI on this machine and print the address that opens straight on the runs."""
     from ncflow import tracking
-    from ncflow.reports.highlights import HIGHLIGHTS
+    from ncflow.reports.highlights import highlights
 
-    columns = ["tags.head", *(f"metrics.{key}" for key in HIGHLIGHTS)]
+    columns = ["tags.head", *(f"metrics.{key}" for key in highlights())]
     with tracking.ui(_root(), port=port, host=host, columns=columns, experiment=experiment) as (server, address):
         _say(f"compare runs at {address} (Ctrl-C stops)")
         server.wait()

@@ -66,7 +66,7 @@ def test_the_script_for_slurm_ends_as_its_suite_does_and_queues_again_what_was_s
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "42"}
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == code
+    assert done.returncode == code, done.stderr
     assert (tmp_path / "asked").exists() == queued_again
     assert not queued_again or (tmp_path / "asked").read_text() == "requeue 42\n"
 
@@ -77,7 +77,7 @@ def test_the_commands_find_the_rows_of_the_named_file_and_of_no_other(desk):
     assert "name: two_convolutions" in run(train)
     unnamed = experiments.replace("--import mine.py ", "")
     assert "margins_2.0" in run(unnamed, NCFLOW_IMPORT="mine.py")  # as `dvc repro` and `mlflow run` hand it on
-    assert "unknown experiment group 'margins'" in run(unnamed, code=1)
+    assert "unknown experiment group 'margins'" in run(unnamed, code=65)
 
 
 def run(command: str, *, code: int = 0, **environment: str) -> str:

@@ -15,12 +15,13 @@ from ncflow.metrics.accuracy import class_recalls
 from ncflow.metrics.analysis import Analysis
 from ncflow.metrics.moments import ClassMoments
 from ncflow.metrics.rounding import EPS, precision
-from ncflow.metrics.table import METRICS, SCATTER, SPECTRA, Formula
+from ncflow.metrics.rows import Formula, Metric
+from ncflow.metrics.table import METRICS
 
 if TYPE_CHECKING:
     from ncflow.metrics.torchmetric import NeuralCollapse
 
-__all__ = ["ClassMoments", "NeuralCollapse", "class_recalls", "collapse_metrics", "moment_metrics"]
+__all__ = ["METRICS", "ClassMoments", "Metric", "NeuralCollapse", "class_recalls", "collapse_metrics", "moment_metrics"]
 
 
 @torch.no_grad()
@@ -56,9 +57,10 @@ def collapse_metrics(
         check_ood(ood_features, features)
     targets = targets.long()
     wanted = METRICS if only is None else {name: lookup(METRICS, name, "metric") for name in only}
-    scatter = not SCATTER.isdisjoint(wanted)
+    needs = {row.needs for row in wanted.values()}
+    scatter = "scatter" in needs
     if moments is None:
-        alone = scatter and SPECTRA.isdisjoint(wanted)
+        alone = scatter and "spectra" not in needs  # which looks at each class, where the scatter comes for free
         moments = ClassMoments.from_features(features, targets, num_classes, scatter=alone)
     analysis = Analysis(
         moments,

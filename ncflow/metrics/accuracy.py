@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from ncflow.metrics.imbalance import rarest
-
-GROUPS = ("overall", "balanced", "top5", "many", "medium", "few", "tail20", "worst", "macro_f1")
-SHOTS = ("many", "medium", "few")
-MANY, FEW = 100, 20  # training samples: many-shot above the first, few-shot below the second. Liu et al. 2019.
+from ncflow.metrics.rows import Formula, Metric, View
+from ncflow.metrics.shots import shot_groups
 
 
 def accuracies(predictions: Tensor, ranks: Tensor, targets: Tensor, class_counts: Tensor) -> dict[str, Tensor]:
-    """Those in GROUPS; a group without a class, or top5 of <= 5 classes, is absent.
+    """By the names of METRICS, without "acc/"; a group without a class, or top5 of <= 5 classes, is absent.
 
     ranks (N,) says how many classes score above the target; class_counts (K,) are those of the training split. Every
     group is the mean recall of its classes; tail20 the rarest 20 % of all classes. worst is the least recall of a
@@ -39,15 +37,6 @@ def accuracies(predictions: Tensor, ranks: Tensor, targets: Tensor, class_counts
     return {"overall": (predictions == targets).double().mean(), **values}
 
 
-def shot_groups(class_counts: Tensor) -> dict[str, Tensor]:
-    """name -> mask (K,) of the many-, medium- and few-shot classes, by their training sizes (K,). Liu et al. 2019."""
-    return {
-        "many": class_counts > MANY,
-        "medium": (class_counts <= MANY) & (class_counts >= FEW),
-        "few": class_counts < FEW,
-    }
-
-
 def class_recalls(predictions: Tensor, targets: Tensor, num_classes: int) -> Tensor:
     """Share of each class's samples that are predicted right: (K,) float64, NaN for a class without samples."""
     hits = torch.bincount(targets[predictions == targets], minlength=num_classes)
@@ -59,3 +48,65 @@ def class_f1(predictions: Tensor, targets: Tensor, num_classes: int) -> Tensor:
     hits = torch.bincount(targets[predictions == targets], minlength=num_classes)
     predicted, actual = (torch.bincount(labels, minlength=num_classes) for labels in (predictions, targets))
     return 2 * hits.double() / (predicted + actual)
+
+
+def _of(group: str) -> Formula:
+    return lambda a: a.accuracies.get(group)
+
+
+LIU = "Liu et al. 2019"
+METRICS: dict[str, Metric] = {
+    "acc/overall": Metric(_of("overall"), "share of samples with argmax(Wh + b) = y", "[0, 1]", "1", "test"),
+    "acc/balanced": Metric(
+        _of("balanced"),
+        "mean over classes of their recall",
+        "[0, 1]",
+        "1",
+        "test",
+        view=View(
+            "Balanced accuracy",
+            "mean over classes of the accuracy within each class",
+            "test",
+            ("table", "curves", "knobs"),
+            percent=True,
+        ),
+    ),
+    "acc/top5": Metric(
+        _of("top5"), "share of samples with fewer than 5 classes scoring above y", "[0, 1]", "1", "test"
+    ),
+    "acc/many": Metric(
+        _of("many"), "mean recall of classes of more than 100 training samples", "[0, 1]", "1", "test", LIU
+    ),
+    "acc/medium": Metric(_of("medium"), "of classes of 20 to 100", "[0, 1]", "1", "test", LIU),
+    "acc/few": Metric(
+        _of("few"),
+        "of classes of fewer than 20",
+        "[0, 1]",
+        "1",
+        "test",
+        LIU,
+        view=View(
+            "Few-shot accuracy",
+            "accuracy on classes with fewer than 20 training samples",
+            "test",
+            ("table",),
+            percent=True,
+        ),
+    ),
+    "acc/tail20": Metric(
+        _of("tail20"),
+        "of the rarest 20 % of the classes",
+        "[0, 1]",
+        "1",
+        "test",
+        view=View("Tail accuracy", "accuracy on the rarest 20 % of the classes", "test", ("table",), percent=True),
+    ),
+    "acc/worst": Metric(_of("worst"), "the least recall of a class", "[0, 1]", "1", "test"),
+    "acc/macro_f1": Metric(
+        _of("macro_f1"),
+        "mean over classes of F1 = 2·hits/(samples decided for the class + samples of it)",
+        "[0, 1]",
+        "1",
+        "test",
+    ),
+}

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ncflow.geometry import seli_frame
 from ncflow.metrics import nc1, squared_error
-from ncflow.metrics.accuracy import accuracies, shot_groups
+from ncflow.metrics.accuracy import accuracies
 from ncflow.metrics.frame import Frame
 from ncflow.metrics.moments import ClassMoments, GramSum, variances_along, variances_of
 from ncflow.metrics.nc4 import Decisions, decide, nearest_classes
 from ncflow.metrics.rounding import EPS, Rounding, differ
+from ncflow.metrics.shots import shot_groups
 from ncflow.metrics.spectra import spectral_ratios
 
 

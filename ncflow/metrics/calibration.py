@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+from ncflow.metrics.rows import Metric
+
+if TYPE_CHECKING:
+    from ncflow.metrics.analysis import Analysis
 
 
 def expected_calibration_error(confidences: Tensor, correct: Tensor, *, num_bins: int = 15) -> Tensor:
@@ -15,3 +22,28 @@ def expected_calibration_error(confidences: Tensor, correct: Tensor, *, num_bins
     gaps = torch.zeros(num_bins, dtype=torch.float64, device=confidences.device)
     gaps.index_add_(0, bins, correct.double() - confidences.double())
     return gaps.abs().sum() / len(confidences)
+
+
+def _ece(a: Analysis) -> Tensor | None:
+    if a.samples is None or a.decisions is None:
+        return None
+    return expected_calibration_error(a.decisions.confidences, a.decisions.predictions == a.samples[1])
+
+
+def _nll(a: Analysis) -> Tensor | None:
+    return a.decisions.losses.mean() if a.decisions else None
+
+
+METRICS: dict[str, Metric] = {
+    "calibration/ece": Metric(
+        _ece,
+        "Σ over 15 equal bins of their share of samples times abs(accuracy − mean confidence)",
+        "[0, 1]",
+        "—",
+        "test",
+        "Guo et al. 2017",
+    ),
+    "calibration/nll": Metric(
+        _nll, "mean cross-entropy −log softmax(Wh + b)_y, without weights or adjustment", "[0, ∞)", "—", "test"
+    ),
+}

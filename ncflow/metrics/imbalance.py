@@ -5,10 +5,17 @@ Classifier rows and centered class means (K, d) in float64; class_counts (K,) ar
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ncflow.metrics.pairs import pairwise_cosines, unit_rows
+from ncflow.metrics.rows import EITHER, Metric
+
+if TYPE_CHECKING:
+    from ncflow.metrics.analysis import Analysis
+    from ncflow.metrics.frame import Frame
 
 
 def minority_cosine(weight: Tensor, class_counts: Tensor) -> Tensor:
@@ -58,3 +65,73 @@ def _minority(class_counts: Tensor) -> Tensor:
 def rarest(class_counts: Tensor, number: int) -> Tensor:
     """The indices of the `number` classes with the fewest samples; among equals the later ones."""
     return torch.argsort(class_counts, descending=True, stable=True)[-number:]
+
+
+def _minority_cosine(a: Analysis) -> Tensor | None:
+    return minority_cosine(a.rows.rows, a.class_counts) if a.rows else None
+
+
+def _majority_minority_cosine(a: Analysis) -> Tensor | None:
+    if a.rows is None or len(a.class_counts) < 3:
+        return None
+    return majority_minority_cosine(a.rows.rows, a.class_counts)
+
+
+def _seli_error_weight(a: Analysis) -> Tensor | None:
+    return seli_error(a.rows.gram, a.seli[0]) if a.rows and a.seli else None
+
+
+def _seli_error_means(a: Analysis) -> Tensor | None:
+    return seli_error(a.means.gram, a.seli_means) if a.means and a.seli_means is not None else None
+
+
+def _norm_slope(frame: Frame | None, sizes: Tensor) -> Tensor | None:
+    if frame is None or not bool((sizes > 0).all() and (sizes != sizes[0]).any()):
+        return None
+    return norm_slope(frame.rows, sizes, frame.blur)
+
+
+FANG, THRAMPOULIDIS = "Fang et al. 2021", "Thrampoulidis et al. 2022"
+METRICS: dict[str, Metric] = {
+    "imbalance/minority_cosine": Metric(
+        _minority_cosine,
+        "mean cos(w_i, w_j) over pairs of the rarest third of the classes; 1 is minority collapse",
+        "[−1, 1]",
+        "−1/(K−1)",
+        EITHER,
+        FANG,
+    ),
+    "imbalance/majority_minority_cosine": Metric(
+        _majority_minority_cosine,
+        "mean cos(w_i, w_j), i in the rarest third of the classes and j not",
+        "[−1, 1]",
+        "−1/(K−1)",
+        EITHER,
+        FANG,
+    ),
+    "imbalance/seli_error_weight": Metric(
+        _seli_error_weight,
+        "‖G/‖G‖_F − S/‖S‖_F‖_F, G = WWᵀ, S = VΛVᵀ with MDM = VΛ²Vᵀ",
+        "[0, √2]",
+        "0",
+        EITHER,
+        THRAMPOULIDIS,
+    ),
+    "imbalance/seli_error_means": Metric(
+        _seli_error_means, "the same, G = μ̃μ̃ᵀ, S = VΛ⁺Vᵀ", "[0, √2]", "0", "train", THRAMPOULIDIS
+    ),
+    "imbalance/norm_slope": Metric(
+        lambda a: _norm_slope(a.rows, a.class_counts),
+        "slope of log‖w_k‖ on log n_k, by least squares",
+        "(−∞, ∞)",
+        "—",
+        EITHER,
+    ),
+    "imbalance/norm_slope_means": Metric(
+        lambda a: _norm_slope(a.means, a.class_counts[a.moments.counts > 0]),
+        "the same of ‖μ̃_k‖",
+        "(−∞, ∞)",
+        "—",
+        "train",
+    ),
+}

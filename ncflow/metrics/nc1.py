@@ -6,11 +6,18 @@ not finite means that the metric is not defined there (one class, coinciding mea
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ncflow.metrics.moments import ClassMoments
 from ncflow.metrics.pairs import pairs, squared_distances
+from ncflow.metrics.rows import PAPYAN, Metric, View, of_differing_means, of_group
+from ncflow.metrics.shots import SHOTS
+
+if TYPE_CHECKING:
+    from ncflow.metrics.analysis import Analysis
 
 
 def pinv(moments: ClassMoments, variances: Tensor) -> Tensor:
@@ -109,3 +116,71 @@ def whiten(moments: ClassMoments, within: Tensor) -> Tensor:
     variances, basis = torch.linalg.eigh(within)
     floor = len(basis) * eps * torch.maximum(variances[-1], eps * moments.means.square().sum(1).mean())
     return basis.mT @ columns / variances.clamp(min=floor).sqrt().unsqueeze(1)
+
+
+def _pinv(a: Analysis) -> Tensor | None:
+    return pinv(a.present, a.variances) if a.means and a.variances is not None else None
+
+
+def _vci(a: Analysis) -> Tensor | None:
+    return None if a.whitened is None else vci(a.present, a.whitened)
+
+
+def _numerical_rank(a: Analysis) -> Tensor | None:
+    return numerical_rank(a.spectra[0]) if a.samples else None
+
+
+METRICS: dict[str, Metric] = {
+    "nc1/pinv": Metric(
+        _pinv,
+        "tr(Σ_W Σ_B⁺)/K",
+        "[0, ∞)",
+        "0",
+        "train",
+        PAPYAN,
+        view=View(
+            "NC1: features gather at their class mean",
+            "within-class scatter relative to between-class scatter, tr(Σ_W Σ_B⁺)/K",
+            "train",
+            ("table", "curves", "knobs"),
+            at_collapse=0,
+            log=True,
+        ),
+    ),
+    "nc1/quotient": Metric(of_differing_means(quotient), "tr Σ_W / tr Σ_B", "[0, ∞)", "0", "train"),
+    "nc1/cdnv": Metric(
+        of_differing_means(cdnv),
+        "mean over i≠j of (v_i + v_j)/(2‖μ_i − μ_j‖²), v_k = E‖h − μ_k‖² in class k",
+        "[0, ∞)",
+        "0",
+        "both",
+        "Galanti, György and Hutter 2022",
+    ),
+    **{
+        f"nc1/quotient_{group}": Metric(
+            of_group(quotient_of, group),
+            f"tr Σ_W over the samples of {group}-shot classes alone, over tr Σ_B",
+            "[0, ∞)",
+            "0",
+        )
+        for group in SHOTS
+    },
+    **{
+        f"nc1/cdnv_{group}": Metric(
+            of_group(cdnv_of, group),
+            f"mean over {group}-shot classes i and all j≠i of (v_i + v_j)/(2‖μ_i − μ_j‖²)",
+            "[0, ∞)",
+            "0",
+        )
+        for group in SHOTS
+    },
+    "nc1/vci": Metric(_vci, "1 − tr(Σ_T⁺ Σ_B)/min(d, K−1)", "[0, 1]", "0", "both", "Xu and Liu 2023", needs="scatter"),
+    "nc1/numerical_rank": Metric(
+        _numerical_rank,
+        "mean over classes of (‖H_k‖_*/‖H_k‖_F)², H_k the features of a class, not centered",
+        "[1, ∞)",
+        "1",
+        "train",
+        needs="spectra",
+    ),
+}

@@ -6,11 +6,27 @@ Each function takes centered class means or classifier rows (K, d), or their Gra
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ncflow.metrics.pairs import pairs, pairwise_cosines, squared_distances, unit_rows
+from ncflow.metrics.rows import (
+    EITHER,
+    MARKOU,
+    PAPYAN,
+    ZHU,
+    Metric,
+    View,
+    of_means,
+    of_uncentered_means,
+    of_weight,
+)
+
+if TYPE_CHECKING:
+    from ncflow.metrics.analysis import Analysis
+    from ncflow.metrics.frame import Frame
 
 
 def equinorm(rows: Tensor) -> Tensor:
@@ -71,3 +87,127 @@ def _log_squares(rows: Tensor, blur: Tensor | float) -> Tensor:
     turn = blur / torch.linalg.vector_norm(rows, dim=1)  # by so much rounding may turn a unit row
     squares = squared_distances(unit_rows(rows, blur))
     return torch.log(torch.where(squares > (turn[i] + turn[j]).square(), squares, 0))
+
+
+def _equinorm(frame: Frame) -> Tensor:
+    return equinorm(frame.rows)
+
+
+def _equinorm_gap(a: Analysis) -> Tensor | None:
+    return (equinorm(a.rows.rows) - equinorm(a.means.rows)).abs() if a.rows and a.means else None
+
+
+def _equiangularity(frame: Frame) -> Tensor | None:
+    return equiangularity(frame.rows, frame.blur) if len(frame.rows) > 2 else None
+
+
+def _maximal_angle(frame: Frame) -> Tensor:
+    return maximal_angle(frame.rows, frame.blur)
+
+
+def _etf_error(frame: Frame) -> Tensor:
+    return etf_error(frame.gram)
+
+
+def _etf_distance(frame: Frame) -> Tensor | None:
+    return frame.etf_distance if frame.has_nearest_etf else None
+
+
+def _orthogonal_error(frame: Frame) -> Tensor:
+    return orthogonal_error(frame.gram)
+
+
+def _orthogonal_distance(frame: Frame) -> Tensor | None:
+    return frame.orthogonal_distance if frame.has_room_for_orthogonal_rows else None
+
+
+def _gnc2_log(frame: Frame) -> Tensor:
+    return gnc2_log(frame.rows, frame.blur)
+
+
+def _gnc2_spread(frame: Frame) -> Tensor | None:
+    return gnc2_spread(frame.rows, frame.blur) if len(frame.rows) > 2 else None
+
+
+DANG = "Dang et al. 2024"
+METRICS: dict[str, Metric] = {
+    "nc2/equinorm_means": Metric(of_means(_equinorm), "std/mean of ‖μ̃_k‖", "[0, √K]", "0", "train", PAPYAN),
+    "nc2/equinorm_weight": Metric(of_weight(_equinorm), "std/mean of ‖w_k‖", "[0, √K]", "0", EITHER, PAPYAN),
+    "nc2/equinorm_gap": Metric(_equinorm_gap, "difference of the two, without sign", "[0, √K]", "0", "train"),
+    "nc2/equiangularity_means": Metric(
+        of_means(_equiangularity), "std over pairs of cos(μ̃_i, μ̃_j)", "[0, 2/√3]", "0", "train", PAPYAN
+    ),
+    "nc2/equiangularity_weight": Metric(
+        of_weight(_equiangularity), "std over pairs of cos(w_i, w_j)", "[0, 2/√3]", "0", EITHER, PAPYAN
+    ),
+    "nc2/maximal_angle_means": Metric(
+        of_means(_maximal_angle),
+        "mean over pairs of abs(cos(μ̃_i, μ̃_j) + 1/(K−1))",
+        "[0, K/(K−1)]",
+        "0",
+        "train",
+        PAPYAN,
+    ),
+    "nc2/maximal_angle_weight": Metric(
+        of_weight(_maximal_angle), "the same of w_i, w_j", "[0, K/(K−1)]", "0", EITHER, PAPYAN
+    ),
+    "nc2/etf_error_means": Metric(
+        of_means(_etf_error),
+        "‖G/‖G‖_F − M/√(K−1)‖_F, G = μ̃μ̃ᵀ",
+        "[0, √2]",
+        "0",
+        "train",
+        ZHU,
+        view=View(
+            "NC2: class means form a simplex ETF",
+            "distance of the centered class means' Gram matrix from a simplex ETF's, both of unit norm",
+            "train",
+            ("table", "curves"),
+            at_collapse=0,
+        ),
+    ),
+    "nc2/etf_error_weight": Metric(of_weight(_etf_error), "the same, G = WWᵀ", "[0, √2]", "0", EITHER, ZHU),
+    "nc2/etf_distance_means": Metric(
+        of_means(_etf_distance),
+        "squared distance of μ̃/‖μ̃‖_F to the nearest simplex ETF, 2 − 2‖μ̃‖_*/(√(K−1)‖μ̃‖_F)",
+        "[0, 2]",
+        "0",
+        "train",
+        MARKOU,
+    ),
+    "nc2/etf_distance_weight": Metric(
+        of_weight(_etf_distance), "the same of W, centered", "[0, 2]", "0", EITHER, MARKOU
+    ),
+    "nc2/orthogonal_error_means": Metric(
+        of_uncentered_means(_orthogonal_error),
+        "‖G/‖G‖_F − I/√K‖_F, G = μμᵀ of the means as they are, not centered",
+        "[0, √2]",
+        "—",
+        "train",
+        DANG,
+    ),
+    "nc2/orthogonal_error_weight": Metric(
+        of_weight(_orthogonal_error), "the same, G = WWᵀ", "[0, √2]", "√(2−2√(1−1/K))", EITHER, DANG
+    ),
+    "nc2/orthogonal_distance_means": Metric(
+        of_uncentered_means(_orthogonal_distance),
+        "squared distance of μ/‖μ‖_F to the nearest K orthogonal rows of one norm, 2 − 2‖μ‖_*/(√K‖μ‖_F)",
+        "[0, 2]",
+        "—",
+        "train",
+    ),
+    "nc2/orthogonal_distance_weight": Metric(
+        of_weight(_orthogonal_distance), "the same of W", "[0, 2]", "2−2√(1−1/K)", EITHER
+    ),
+    "nc2/gnc2_log": Metric(
+        of_means(_gnc2_log),
+        "mean over i≠j of −log‖μ̂_i − μ̂_j‖, μ̂_k = μ̃_k/‖μ̃_k‖",
+        "[−log 2, ∞)",
+        "−½ log(2K/(K−1))",
+        "train",
+        "Liu et al. 2023",
+    ),
+    "nc2/gnc2_spread": Metric(
+        of_means(_gnc2_spread), "standard deviation over pairs of −log‖μ̂_i − μ̂_j‖", "[0, ∞)", "0", "train"
+    ),
+}

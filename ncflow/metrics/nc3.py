@@ -6,11 +6,18 @@ etf_gap takes them as frames, which have been decomposed for other metrics, too.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ncflow.metrics import nc2
 from ncflow.metrics.frame import Frame
+from ncflow.metrics.rows import MARKOU, PAPYAN, ZHU, Formula, Metric, View, of_both
+from ncflow.metrics.shots import SHOTS
+
+if TYPE_CHECKING:
+    from ncflow.metrics.analysis import Analysis
 
 
 def self_duality(weight: Tensor, centered_means: Tensor) -> Tensor:
@@ -50,3 +57,71 @@ def etf_gap(weight: Frame, centered_means: Frame) -> Tensor:
     """
     gap = weight.nearest_etf_contrasts - centered_means.nearest_etf_contrasts
     return gap.square().sum() / len(gap)  # K-1 orthonormal rows have squared norm K-1
+
+
+def _alignment_of(group: str) -> Formula:
+    def of_group(a: Analysis) -> Tensor | None:
+        if not (a.dual_rows and a.means and group in a.shot_groups):
+            return None
+        return alignments(a.dual_rows.rows, a.means.rows, a.means.blur)[a.shot_groups[group]].mean()
+
+    return of_group
+
+
+def _etf_gap(rows: Frame, means: Frame) -> Tensor | None:
+    return etf_gap(rows, means) if rows.has_one_nearest_etf and means.has_one_nearest_etf else None
+
+
+METRICS: dict[str, Metric] = {
+    "nc3/self_duality": Metric(
+        of_both(lambda rows, means: self_duality(rows.rows, means.rows)),
+        "‖W/‖W‖_F − μ̃/‖μ̃‖_F‖²_F",
+        "[0, 4]",
+        "0",
+        "train",
+        PAPYAN,
+        view=View(
+            "NC3: classifier aligns with class means",
+            "squared distance of the classifier from the centered class means, both of unit norm",
+            "train",
+            ("table", "curves"),
+            at_collapse=0,
+        ),
+    ),
+    "nc3/etf_error": Metric(
+        of_both(lambda rows, means: etf_error(rows.rows, means.rows)),
+        "‖G/‖G‖_F − M/√(K−1)‖_F, G = Wμ̃ᵀ",
+        "[0, 2]",
+        "0",
+        "train",
+        ZHU,
+    ),
+    "nc3/alignment": Metric(
+        of_both(lambda rows, means: alignment(rows.rows, means.rows, means.blur)),
+        "mean over classes of cos(w_k, μ̃_k)",
+        "[−1, 1]",
+        "1",
+        "train",
+    ),
+    **{
+        f"nc3/alignment_{group}": Metric(
+            _alignment_of(group), f"mean over {group}-shot classes of cos(w_k, μ̃_k)", "[−1, 1]", "1", "train"
+        )
+        for group in SHOTS
+    },
+    "nc3/uniformity": Metric(
+        of_both(lambda rows, means: uniformity(rows.rows, means.rows)),
+        "variance over classes of w_k·μ̃_k; also 0 for W = 0",
+        "[0, ∞)",
+        "0",
+        "train",
+    ),
+    "nc3/etf_gap": Metric(
+        of_both(_etf_gap),
+        "squared distance of the ETFs nearest to W and to μ̃, both of unit Frobenius norm",
+        "[0, 4]",
+        "0",
+        "train",
+        MARKOU,
+    ),
+}

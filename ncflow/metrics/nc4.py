@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,10 @@ from torch import Tensor
 from ncflow.metrics.moments import CHUNK, float64_chunks
 from ncflow.metrics.pairs import nearest_distances, pairs, squared_distances
 from ncflow.metrics.rounding import Rounding
+from ncflow.metrics.rows import PAPYAN, Metric, View
+
+if TYPE_CHECKING:
+    from ncflow.metrics.analysis import Analysis
 
 FEW = 64  # so few class means are multiplied with along with the classifier, at nearly no cost
 CERTAIN = 1 - 1e-6  # of half the distance of two means: what the rounding of distances cannot bridge
@@ -171,3 +176,62 @@ def _margins(cosines: Tensor, targets: Tensor) -> Tensor:
     column = targets.unsqueeze(1)
     own = cosines.gather(1, column)
     return (own - cosines.scatter_(1, column, -torch.inf).amax(1, keepdim=True)).squeeze(1)
+
+
+def _ncc_mismatch(a: Analysis) -> Tensor | None:
+    return ncc_mismatch(a.decisions, a.nearest, a.nearest_rounding) if a.decisions and a.nearest_differ else None
+
+
+def _ncc_accuracy(a: Analysis) -> Tensor | None:
+    if a.samples is None or a.nearest_classes is None:
+        return None
+    return ncc_accuracy(a.nearest_classes, a.samples[1], a.nearest, a.nearest_rounding)
+
+
+def _bias_collapse(a: Analysis) -> Tensor | None:
+    return bias_collapse(*a.classifier, a.moments.sample_mean) if a.classifier else None
+
+
+def _all_margins(a: Analysis) -> Tensor | None:
+    defined = a.decisions and a.rows and a.rows.differs and a.features_differ
+    return a.decisions.margins if a.decisions and defined else None
+
+
+METRICS: dict[str, Metric] = {
+    "nc4/ncc_mismatch": Metric(
+        _ncc_mismatch,
+        "share of samples whose argmax(Wh + b) is not the nearest class mean of the train split",
+        "[0, 1]",
+        "0",
+        "both",
+        PAPYAN,
+        view=View(
+            "NC4: classifier is nearest class mean",
+            "share of samples on which the classifier and the nearest training class mean disagree",
+            "test",
+            ("curves",),
+            at_collapse=0,
+            percent=True,
+        ),
+    ),
+    "nc4/ncc_accuracy": Metric(
+        _ncc_accuracy,
+        "share of samples whose nearest class mean of the train split is that of their class",
+        "[0, 1]",
+        "1",
+        "test",
+    ),
+    "bias/collapse": Metric(_bias_collapse, "‖b + Wμ_N‖", "[0, ∞)", "0", "train"),
+    "margin/mean": Metric(
+        lambda a: None if (margins := _all_margins(a)) is None else margins.mean(),
+        "mean of cos(h − μ_N, w̃_y) − max over j≠y of cos(h − μ_N, w̃_j), w̃_k = w_k − mean row",
+        "[−2, 2]",
+        "K/(K−1)",
+    ),
+    "margin/min": Metric(
+        lambda a: None if (margins := _all_margins(a)) is None else margins.min(),
+        "the smallest of them",
+        "[−2, 2]",
+        "K/(K−1)",
+    ),
+}

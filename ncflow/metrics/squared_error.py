@@ -8,11 +8,17 @@ bias and classes of any sizes.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ncflow.metrics.moments import ClassMoments
 from ncflow.metrics.nc1 import unit_plus_gram
+from ncflow.metrics.rows import Formula, Metric
+
+if TYPE_CHECKING:
+    from ncflow.metrics.analysis import Analysis
 
 
 def least_squares(moments: ClassMoments, whitened: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,3 +58,38 @@ def _missed(basis: Tensor, roots: Tensor) -> Tensor:
         return roots.new_zeros(())
     outside = roots.diag() - roots.outer(roots.square()) - basis @ (basis.mT * roots)
     return outside.square().sum()
+
+
+def _part(number: int) -> Formula:
+    return lambda a: None if a.least_squares is None else a.least_squares[number]
+
+
+def _of_classifier(a: Analysis) -> Tensor | None:
+    if a.least_squares is None or a.within_cov is None or a.classifier is None:
+        return None
+    whole = loss(a.present, a.within_cov, *(rows[a.moments.counts > 0] for rows in a.classifier))
+    return (whole - sum(a.least_squares)).clamp(min=0)
+
+
+HAN = "Han, Papyan and Donoho 2022"
+METRICS: dict[str, Metric] = {
+    "squared_error/within": Metric(
+        _part(0),
+        "½E‖z − z̄_y‖² of the outputs z that fit one-hot targets best, z̄_k their mean in class k",
+        "[0, ½]",
+        "0",
+        "both",
+        HAN,
+        needs="scatter",
+    ),
+    "squared_error/means": Metric(_part(1), "½E‖z̄_y − e_y‖² of the same", "[0, ½]", "0", "both", HAN, needs="scatter"),
+    "squared_error/classifier": Metric(
+        _of_classifier,
+        "½E‖Wh + b − z‖²: the loss ½E‖Wh + b − e_y‖² less the two parts above",
+        "[0, ∞)",
+        "—",
+        "both",
+        HAN,
+        needs="scatter",
+    ),
+}

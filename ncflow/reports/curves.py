@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any, TypeAlias
@@ -18,25 +19,30 @@ from ncflow.lookup import fact
 from ncflow.nn.heads import HEADS
 from ncflow.reports.arms import Arm, labels, varying
 from ncflow.reports.figures import literal
-from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.reports.highlights import highlights, shown_in
 from ncflow.runs.reader import Run
 
 Array: TypeAlias = npt.NDArray[Any]
 
 
 def curves_figure(arms: Sequence[Arm], title: str = "") -> Figure:
-    """Six highlights over epochs: each arm's median over its seeds, in the band from their minimum to their maximum.
+    """Metrics over epochs: each arm's median over its seeds, in the band from their minimum to their maximum.
 
     Test highlights are dotted on the validation part, where the runs have one.
     """
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    for axes, key in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
+    keys = shown_in("curves")
+    rows = math.ceil(len(keys) / COLUMNS)
+    figure = Figure(figsize=(4 * COLUMNS, 3.5 * rows), layout="constrained")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    for axes, key in zip(panels, keys, strict=False):
         on_validation = key.replace("test/", "val/", 1)
         for arm, label, style in zip(arms, labels(arms), arm_styles(arms), strict=True):
             _draw_curve(axes, [run.curve(key) for run in arm.runs], label, style)
             if on_validation != key and any(validation := [run.curve(on_validation) for run in arm.runs]):
                 _draw_validation(axes, validation, style)
         _dress_curve(axes, key)
+    for axes in panels:  # those that no metric is left for
+        axes.remove()
     legend_below(figure, figure.axes[0])
     figure.suptitle(literal(title), fontsize=12)
     return figure
@@ -119,7 +125,7 @@ def _draw_validation(axes: Axes, curves: Sequence[Mapping[int, float]], style: M
 
 
 def _dress_curve(axes: Axes, key: str) -> None:
-    highlight = HIGHLIGHTS[key]
+    highlight = highlights()[key]
     measured = np.concatenate([line.get_ydata() for line in axes.lines])
     if not measured.size:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="gray")
@@ -161,12 +167,5 @@ LOOKS = (
     {"color": "#56B4E9", "marker": "P"},
     {"color": "#000000", "marker": "X"},
 )
+COLUMNS = 3  # of panels
 DASHES = ("-", "--", ":", "-.")
-CURVES = (
-    "test/acc/balanced",
-    "train/nc1/pinv",
-    "train/nc2/etf_error_means",
-    "train/nc3/self_duality",
-    "test/nc4/ncc_mismatch",
-    "train/drift/relative",
-)

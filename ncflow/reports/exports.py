@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ncflow.reports.arms import arms, labels
-from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.reports.highlights import highlights
 from ncflow.runs.frame import as_frame
 from ncflow.runs.layout import SPLITS
 from ncflow.runs.reader import Run
@@ -62,10 +62,10 @@ def write_statistics(runs: Sequence[Run], file: Path) -> None:
 
 
 def _highlights(run: Run) -> dict[str, Any]:
-    final = {"epoch": run.epoch} | _present({key: run.final(key) for key in HIGHLIGHTS})
+    final = {"epoch": run.epoch} | _present({key: run.final(key) for key in highlights()})
     if run.best_epoch is None:
         return final
-    best = {"epoch": run.best_epoch} | _present({key: run.best(key) for key in HIGHLIGHTS})
+    best = {"epoch": run.best_epoch} | _present({key: run.best(key) for key in highlights()})
     return final | {"best_on_val": best}
 
 

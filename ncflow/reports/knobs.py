@@ -15,11 +15,10 @@ from matplotlib.ticker import PercentFormatter
 from ncflow.reports.arms import Arm, facets, labels, lines, short, value_text
 from ncflow.reports.curves import Array, arm_styles, legend_below
 from ncflow.reports.figures import literal
-from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.reports.highlights import highlights, shown_in
 from ncflow.reports.predictions import drift_limit
 
 IMBALANCE, DRIFT = "dataset.imb_factor", "train/drift/relative"
-METRICS = ("test/acc/balanced", DRIFT, "train/nc1/pinv")
 
 
 def knob_figures(arms: Sequence[Arm], key: str) -> dict[str, Figure]:
@@ -37,12 +36,14 @@ def knob_values(arms: Sequence[Arm], key: str) -> list[Any]:
 def _knob_figure(title: str, arms: Sequence[Arm], key: str, places: Sequence[Any]) -> Figure:
     """Values stand at equal distances, because grids are closer to geometric than to even; names go down the side."""
     upright = _numeric(places)
-    figure = Figure(figsize=(12, 3.8 if upright else 1.8 + 0.27 * len(places)), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=not upright)
+    metrics = shown_in("knobs")
+    height = 3.8 if upright else 1.8 + 0.27 * len(places)
+    figure = Figure(figsize=(4 * len(metrics), height), layout="constrained")
+    panels = figure.subplots(1, len(metrics), sharey=not upright)
     drawn = lines(arms, along=key)
     first = [line[0] for line in drawn]
     names, styles = labels(first), arm_styles(first)
-    for axes, metric in zip(panels, METRICS, strict=True):
+    for axes, metric in zip(panels, metrics, strict=True):
         for number, (line, label, style) in enumerate(zip(drawn, names, styles, strict=True)):
             dodge = 0.0 if upright else 0.12 * (number - (len(drawn) - 1) / 2)
             points = _points(line, key, metric, places, dodge)
@@ -50,7 +51,7 @@ def _knob_figure(title: str, arms: Sequence[Arm], key: str, places: Sequence[Any
         if (key, metric) == (IMBALANCE, DRIFT):
             _draw_references(axes, arms, places)
         _dress(axes, key, metric, places)
-    legend_below(figure, panels[METRICS.index(DRIFT)])
+    legend_below(figure, panels[metrics.index(DRIFT)])
     figure.suptitle(literal(title), fontsize=12)
     return figure
 
@@ -89,7 +90,7 @@ def _draw_references(axes: Axes, arms: Sequence[Arm], places: Sequence[Any]) -> 
 
 
 def _dress(axes: Axes, key: str, metric: str, places: Sequence[Any]) -> None:
-    highlight, upright = HIGHLIGHTS[metric], _numeric(places)
+    highlight, upright = highlights()[metric], _numeric(places)
     ticks, texts = range(len(places)), [literal(value_text(value)) for value in places]
     measured, named = (axes.yaxis, axes.xaxis) if upright else (axes.xaxis, axes.yaxis)
     named.set_ticks(ticks, texts, fontsize=8, rotation=90 if upright and len("".join(texts)) > 45 else 0)

@@ -18,7 +18,7 @@ from ncflow.reports.beside import lengths_figure, predictions, theory_table, wit
 from ncflow.reports.curves import classwise_figure, curves_figure
 from ncflow.reports.exports import PLOTS, write_curves, write_plots, write_statistics, write_summary
 from ncflow.reports.figures import confusion_figure, cosine_figure, to_png
-from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.reports.highlights import highlights
 from ncflow.reports.knobs import knob_figures
 from ncflow.reports.predictions import ASSUMPTIONS, predict
 from ncflow.reports.tables import as_html, summary_table
@@ -123,7 +123,7 @@ def _render(runs: Sequence[Run], sections: Mapping[str, Sequence[Mapping[str, An
             for name, predicted in predictions(compared).items()
         ],
         without_theory=without_theory(compared, names),
-        highlights={key: highlight for key, highlight in HIGHLIGHTS.items() if validated or key != SELECTION},
+        highlights={key: highlight for key, highlight in highlights().items() if validated or key != SELECTION},
         datasets=_datasets(runs),
         differences={key: values for key, values in config_differences(runs).items() if key != "exp_name"},
         shared=_shared_config(runs),

@@ -8,7 +8,7 @@ from html import escape
 from typing import NamedTuple
 
 from ncflow.reports.arms import Arm, arms, short, value_text
-from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.reports.highlights import highlights, shown_in
 from ncflow.runs.reader import SELECTION, Run
 
 ABSENT = "—"
@@ -44,7 +44,8 @@ def summary_table(runs: Sequence[Run]) -> Table:
     """
     compared = arms(runs)
     keys = list(compared[0].choices)
-    columns = COLUMNS if any(run.best_epoch for run in runs) else tuple(key for key in COLUMNS if key != SELECTION)
+    validated = any(run.best_epoch for run in runs)
+    columns = [key for key in shown_in("table") if validated or key != SELECTION]
     choices = [("", short(key, keys)) for key in keys]
     headings = (*choices, ("", "seed"), ("", "epoch"), *(_heading(key) for key in columns))
     return Table(headings, tuple(row for arm in compared for row in _arm_rows(arm, columns)), words=len(keys))
@@ -80,7 +81,7 @@ def format_value(key: str, value: float | None) -> str:
     """A metric as the tables write it: accuracies in percent, the rest to three digits, an em dash where absent."""
     if value is None:
         return ABSENT
-    return f"{100 * value:.1f}" if HIGHLIGHTS[key].percent else number(value)
+    return f"{100 * value:.1f}" if highlights()[key].percent else number(value)
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -116,7 +117,7 @@ def _mean_and_std(key: str, values: list[float]) -> str:
     if len(values) < 2:
         return mean
     std = statistics.stdev(values)
-    return f"{mean} ± {format_value(key, std) if HIGHLIGHTS[key].percent else number(std, 2)}"
+    return f"{mean} ± {format_value(key, std) if highlights()[key].percent else number(std, 2)}"
 
 
 def _median_and_range(key: str, values: list[float]) -> str:
@@ -126,8 +127,9 @@ def _median_and_range(key: str, values: list[float]) -> str:
 
 def _heading(key: str) -> tuple[str, str]:
     """ "train/nc1/pinv" over two lines: the split and the group, then the metric."""
-    split, group, name = key.split("/")
-    return f"{split} {group}/", f"{name} %" if HIGHLIGHTS[key].percent else name
+    split, _, metric = key.partition("/")
+    group, _, name = metric.rpartition("/")
+    return f"{split} {group}/", f"{name} %" if highlights()[key].percent else name
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int], words: int) -> str:
@@ -142,16 +144,6 @@ def _html_row(row: Row, words: int) -> str:
     return f'<tr class="aggregate">{cells}</tr>' if row.aggregate else f"<tr>{cells}</tr>"
 
 
-COLUMNS = (
-    SELECTION,
-    "test/acc/balanced",
-    "test/acc/few",
-    "test/acc/tail20",
-    "train/nc1/pinv",
-    "train/nc2/etf_error_means",
-    "train/nc3/self_duality",
-    "train/drift/relative",
-)
 MOMENTS = (
     Moment("", lambda run: run.epoch, Run.final),
     Moment(" best on val", lambda run: run.best_epoch, Run.best),

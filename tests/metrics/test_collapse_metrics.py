@@ -15,6 +15,7 @@ import torch
 
 from ncflow.geometry import simplex_etf
 from ncflow.metrics import ClassMoments, analysis, collapse_metrics, moment_metrics
+from ncflow.metrics.table import METRICS, as_markdown
 
 SEEDS = range(4)
 COUNTS = (150, 60, 30, 20, 8, 3)
@@ -75,7 +76,9 @@ def collapsed(num_classes: int, num_features: int, per_class: int) -> references
 
 
 def test_the_document_the_definitions_and_the_code_name_the_same_metrics():
-    assert list(documented()) == list(references.METRICS)
+    assert set(METRICS) == set(references.METRICS), "write its definition in tests/references.py"
+    assert as_markdown() in DOCUMENT.read_text(encoding="utf-8"), "put the table that `ncflow metrics` prints there"
+    assert list(documented()) == list(METRICS)
     assert set(evaluate(PROBLEMS["ordinary"])) == set(documented())
 
 

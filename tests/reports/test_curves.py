@@ -11,9 +11,9 @@ import torch
 
 from ncflow.nn import HEADS
 from ncflow.reports.arms import arms, labels
-from ncflow.reports.curves import CURVES, arm_styles, classwise_figure, curves_figure, look_of
+from ncflow.reports.curves import arm_styles, classwise_figure, curves_figure, look_of
 from ncflow.reports.figures import to_image
-from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.reports.highlights import highlights, shown_in
 from ncflow.runs.reader import load_runs
 
 MakeRun = Callable[..., Path]
@@ -25,7 +25,7 @@ def test_curves_run_through_the_medians_in_the_band_of_all_seeds(make_run: MakeR
     heads, seeds = ("linear", "nearest_etf"), range(3)
     grouped = arms(load_runs([make_run(f"{head}-{seed}", head=head, seed=seed) for head in heads for seed in seeds]))
     panels = curves_figure(grouped).axes
-    for axes, key in zip(panels, CURVES, strict=True):
+    for axes, key in zip(panels, shown_in("curves"), strict=True):
         split, _, metric = key.partition("/")
         for arm, label, line, band in zip(grouped, labels(grouped), axes.lines, axes.collections, strict=False):
             expected = np.array([[a[split][metric] for a in run.analyses] for run in arm.runs])
@@ -37,14 +37,16 @@ def test_curves_run_through_the_medians_in_the_band_of_all_seeds(make_run: MakeR
 
 def test_only_logarithmic_highlights_have_a_logarithmic_axis(three_heads: list[Path]) -> None:
     scales = [axes.get_yscale() for axes in curves_figure(arms(load_runs(three_heads))).axes]
-    assert scales == ["log" if HIGHLIGHTS[key].log else "linear" for key in CURVES]
+    assert scales == ["log" if highlights()[key].log else "linear" for key in shown_in("curves")]
 
 
 def test_a_metric_that_nobody_measured_says_so(make_run: MakeRun) -> None:
-    without = tuple(key.partition("/")[2] for key in CURVES)
+    without = tuple(key.partition("/")[2] for key in shown_in("curves"))
     figure = curves_figure(arms(load_runs([make_run("bare", without=without)])))
     to_image(figure)
-    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["not measured"]] * len(CURVES)
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["not measured"]] * len(
+        shown_in("curves")
+    )
 
 
 def test_collapse_to_the_last_bit_is_drawn_where_a_logarithm_cannot(make_run: MakeRun) -> None:
@@ -53,15 +55,15 @@ def test_collapse_to_the_last_bit_is_drawn_where_a_logarithm_cannot(make_run: Ma
         analysis["train"]["nc1/pinv"] = 0.0
     figure = curves_figure(arms([run]))
     to_image(figure)
-    assert figure.axes[CURVES.index("train/nc1/pinv")].get_yscale() == "linear"
+    assert figure.axes[shown_in("curves").index("train/nc1/pinv")].get_yscale() == "linear"
 
 
 def test_the_validation_part_is_dotted_beside_the_test_split(make_run: MakeRun) -> None:
     accuracies = (0.3, 0.7, 0.6, 0.5)
     axes = curves_figure(arms(load_runs([make_run("digits", validation=accuracies)]))).axes
-    dotted = [line for line in axes[CURVES.index("test/acc/balanced")].lines if line.get_linestyle() == ":"]
+    dotted = [line for line in axes[shown_in("curves").index("test/acc/balanced")].lines if line.get_linestyle() == ":"]
     assert [tuple(line.get_ydata()) for line in dotted] == [accuracies]
-    assert not [line for line in axes[CURVES.index("train/nc1/pinv")].lines if line.get_linestyle() == ":"]
+    assert not [line for line in axes[shown_in("curves").index("train/nc1/pinv")].lines if line.get_linestyle() == ":"]
 
 
 def test_a_head_keeps_its_color_in_every_company(three_heads: list[Path]) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from ncflow.reports.arms import arms
 from ncflow.reports.figures import to_image
-from ncflow.reports.knobs import DRIFT, IMBALANCE, METRICS, knob_figures, knob_values
+from ncflow.reports.highlights import shown_in
+from ncflow.reports.knobs import DRIFT, IMBALANCE, knob_figures, knob_values
 from ncflow.runs.reader import Run, load_runs
 from ncflow.theory import seli_step_relative_drift
 
@@ -38,7 +39,7 @@ def runs(make_run: MakeRun) -> list[Run]:
 
 def test_points_are_medians_at_the_last_analysis_with_bars_over_all_seeds(runs: list[Run]) -> None:
     (figure,) = knob_figures(arms(runs), IMBALANCE).values()
-    for axes, key in zip(figure.axes, METRICS, strict=True):
+    for axes, key in zip(figure.axes, shown_in("knobs"), strict=True):
         split, _, metric = key.partition("/")
         ends = np.array([[run.final(key) for run in runs if run.options[IMBALANCE] == f] for f in sorted(FACTORS)])
         points, _, (bars,) = axes.containers[0]
@@ -53,7 +54,7 @@ def test_the_drift_that_features_of_this_sign_can_have_stands_beside_the_measure
 ) -> None:
     runs = load_runs([step_run(make_run, factor, neck=neck) for factor in FACTORS])
     (figure,) = knob_figures(arms(runs), IMBALANCE).values()
-    curves = {line.get_label(): line.get_ydata() for line in figure.axes[METRICS.index(DRIFT)].lines}
+    curves = {line.get_label(): line.get_ydata() for line in figure.axes[shown_in("knobs").index(DRIFT)].lines}
     sizes = [(1000,) * 5 + (round(1000 * factor),) * 5 for factor in sorted(FACTORS)]
     closed_form = {
         "SELI": [seli_step_relative_drift(10, 1 / factor) for factor in sorted(FACTORS)],
@@ -89,7 +90,7 @@ def test_numbers_are_in_order_and_none_comes_first(make_run: MakeRun) -> None:
 
 
 def test_a_metric_that_nobody_measured_leaves_its_panel_empty(make_run: MakeRun) -> None:
-    without = tuple(key.partition("/")[2] for key in METRICS)
+    without = tuple(key.partition("/")[2] for key in shown_in("knobs"))
     runs = load_runs([make_run(f"lr{lr}", without=without, overrides={"train": {"lr": lr}}) for lr in (0.1, 0.2)])
     (figure,) = knob_figures(arms(runs), "train.lr").values()
     to_image(figure)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ncflow.reports import summary_table, write_report
-from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.reports.highlights import highlights
 from ncflow.reports.predictions import ASSUMPTIONS
 from ncflow.runs.reader import SELECTION, load_runs
 
@@ -62,7 +62,7 @@ def test_the_page_shows_every_cell_of_the_summary(report: Path, three_heads_two_
 
 def test_the_page_explains_every_highlight(report: Path) -> None:
     page = report.read_text().replace("&#39;", "'")
-    for key, highlight in HIGHLIGHTS.items():
+    for key, highlight in highlights().items():
         assert (f"<code>{key}</code>" in page) == (key != SELECTION)
         assert (highlight.meaning in page) == (key != SELECTION)
 

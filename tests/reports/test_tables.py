@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ncflow.reports.highlights import HIGHLIGHTS
+from ncflow.reports.highlights import highlights, shown_in
 from ncflow.reports.tables import (
     ABSENT,
-    COLUMNS,
     Row,
     Table,
     as_html,
@@ -25,7 +24,7 @@ from ncflow.runs.reader import SELECTION, load_runs
 
 MakeRun = Callable[..., Path]
 FIXED_COLUMNS = 3  # head, seed, epoch
-SHOWN = tuple(key for key in COLUMNS if key != SELECTION)  # without a validation part
+SHOWN = tuple(key for key in shown_in("table") if key != SELECTION)  # without a validation part
 
 
 def test_one_row_per_run_when_there_is_one_seed(three_heads: list[Path]) -> None:
@@ -41,7 +40,7 @@ def test_one_row_per_run_when_there_is_one_seed(three_heads: list[Path]) -> None
 def test_every_column_names_a_highlight_its_split_and_its_metric(three_heads: list[Path]) -> None:
     headings = ["".join(heading) for heading in summary_table(load_runs(three_heads)).headings[FIXED_COLUMNS:]]
     assert [heading.removesuffix(" %").replace(" ", "/", 1) for heading in headings] == list(SHOWN)
-    assert [heading.endswith("%") for heading in headings] == [HIGHLIGHTS[key].percent for key in SHOWN]
+    assert [heading.endswith("%") for heading in headings] == [highlights()[key].percent for key in SHOWN]
 
 
 def test_cells_hold_the_final_values(three_heads: list[Path]) -> None:
@@ -50,7 +49,7 @@ def test_cells_hold_the_final_values(three_heads: list[Path]) -> None:
         for key, cell in zip(SHOWN, row.cells[FIXED_COLUMNS:], strict=True):
             value = run.final(key)
             assert value is not None
-            assert float(cell) == pytest.approx(100 * value if HIGHLIGHTS[key].percent else value, rel=5e-3)
+            assert float(cell) == pytest.approx(100 * value if highlights()[key].percent else value, rel=5e-3)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])

@@ -1,0 +1,98 @@
+"""A metric's row: its formula, what it means, its range, its value at collapse, and how reports show it.
+
+Each module of metrics ends with the rows of its own functions; `table` joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ncflow.metrics.analysis import Analysis
+    from ncflow.metrics.frame import Frame
+    from ncflow.metrics.moments import ClassMoments
+
+Formula = Callable[["Analysis"], "Tensor | None"]
+Place = Literal["table", "curves", "knobs"]
+
+
+@dataclass(frozen=True)
+class View:
+    """How reports and the MLflow UI show a metric: on which split, in which places, under which title.
+
+    at_collapse is drawn as a line, None draws none. percent and log are the scale of its axis.
+    """
+
+    title: str
+    meaning: str
+    split: Literal["train", "test"]
+    places: tuple[Place, ...] = ()
+    at_collapse: float | None = None
+    percent: bool = False
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. Its formula takes an `Analysis` and gives a 0-dim tensor, None where the metric is not defined.
+
+    meaning, range, collapse, split (where it tells most) and reference are the cells of its row in docs/metrics.md.
+    needs: "scatter", the whole within-class scatter, or "spectra", the features of each class alone.
+    """
+
+    formula: Formula
+    meaning: str
+    range: str
+    collapse: str = "—"
+    split: str = "both"
+    reference: str = ""
+    needs: Literal["", "scatter", "spectra"] = ""
+    view: View | None = None
+
+    def __call__(self, analysis: Analysis) -> Tensor | None:
+        return self.formula(analysis)
+
+
+def of_moments(formula: Callable[[ClassMoments], Tensor]) -> Formula:
+    """Of the classes that have samples."""
+    return lambda a: formula(a.present)
+
+
+def of_differing_means(formula: Callable[[ClassMoments], Tensor]) -> Formula:
+    """Of the classes that have samples, where their means differ."""
+    return lambda a: formula(a.present) if a.means else None
+
+
+def of_means(formula: Callable[[Frame], Tensor | None]) -> Formula:
+    """Of the centered class means."""
+    return lambda a: formula(a.means) if a.means else None
+
+
+def of_uncentered_means(formula: Callable[[Frame], Tensor | None]) -> Formula:
+    """Of the class means as they are."""
+    return lambda a: formula(a.uncentered_means) if a.uncentered_means else None
+
+
+def of_weight(formula: Callable[[Frame], Tensor | None]) -> Formula:
+    """Of the classifier's rows."""
+    return lambda a: formula(a.rows) if a.rows else None
+
+
+def of_both(formula: Callable[[Frame, Frame], Tensor | None]) -> Formula:
+    """Of the classifier's rows and the centered class means, of the classes that have samples."""
+    return lambda a: formula(a.dual_rows, a.means) if a.dual_rows and a.means else None
+
+
+def of_group(formula: Callable[[ClassMoments, Tensor], Tensor], group: str) -> Formula:
+    """Of the classes of a group by size, such as "few"."""
+    return lambda a: formula(a.present, a.shot_groups[group]) if a.means and group in a.shot_groups else None
+
+
+PAPYAN = "Papyan, Han and Donoho 2020"
+ZHU = "Zhu et al. 2021"
+MARKOU = "Markou, Ajanthan and Gould 2024"
+EITHER = "either, W only"

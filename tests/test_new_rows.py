@@ -1,0 +1,94 @@
+"""A new row is one function and one line: everything else follows, here from the user's file `mine.py`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ncflow
+from ncflow import tracking
+
+MINE = Path(__file__).with_name("mine.py")
+CHOICES = {
+    "head": ["head.name=mine", "head.scale=3.0"],
+    "loss": ["train.loss=mine", "train.loss_options.margin=1.0"],
+    "optimizer": ["train.optimizer=mine", "train.optimizer_options.nesterov=false"],
+    "backbone": ["model.name=mine", "model.image_size=8"],
+    "source": ["dataset.name=mine", "dataset.options.brightness=150", "dataset.imb_factor=0.5"],
+}
+SHORT = ["train.epochs=1", "train.batch_size=32", "model.image_size=8", "dataset.imb_factor=0.1"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of its own."""
+    root = tmp_path_factory.mktemp("mine")
+    (root / "params.yaml").write_text("exp_name: mine\n")
+    return root
+
+
+def run(root: Path, *arguments: str, code: int = 0) -> str:
+    command = [sys.executable, "-m", "ncflow", "--import", str(MINE), *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def settings(*values: str) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CHOICES)
+def test_a_row_of_a_users_file_is_checked_trained_logged_and_reported(kind, root, monkeypatch):
+    options = settings(*SHORT, *CHOICES[kind], f"exp_name={kind}")
+    checked = run(root, "train", "--check", *options)
+    assert "mine" in checked
+    run(root, "train", *options)
+    folder = root / "models" / kind
+    metrics = json.loads((folder / "metrics_epoch_1.json").read_text())
+    assert metrics["train"]["mine/width"] > 0
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with tracking.store(root) as mlflow:
+        (logged,) = mlflow.search_runs(filter_string=f"attributes.run_name = '{kind}'", output_format="list")
+    assert logged.data.metrics["train/mine/width"] == metrics["train"]["mine/width"]
+    assert logged.info.status == "FINISHED"
+    reported = run(root, "report", str(folder), "--out", str(root / "reports" / kind))
+    assert (
+        "mine/" in reported and "largest norm of a class mean" in (root / "reports" / kind / "index.html").read_text()
+    )
+    run(root, "evaluate", str(folder))
+    if kind != "source":
+        assert ncflow.read_runs(folder)["mine/width"].notna().any()
+
+
+@pytest.mark.slow
+def test_a_group_of_a_users_file_is_listed_and_run_as_a_suite(root):
+    assert "mine_0" in run(root, "experiments", "mine")
+    run(root, "suite", "mine", *settings(*SHORT))
+    assert {"mine_0", "mine_1"} <= {folder.name for folder in (root / "models").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("head={name: mine, scle: 1}", "unknown key 'head.scle'. Did you mean 'head.scale'?"),
+        ("head={name: mine, scale: wide}", "head.scale: Input should be a valid number"),
+        ("train={loss: mine, loss_options: {margn: 1}}", "unknown option of loss 'mine' 'margn'"),
+        ("dataset={name: mine, options: {bright: 1}}", "unknown option of dataset 'mine' 'bright'"),
+    ],
+)
+def test_a_misspelled_option_of_a_users_row_is_refused(root, setting, words):
+    assert words in run(root, "train", "--check", "--set", setting, code=65)
+
+
+@pytest.mark.parametrize(("command", "words"), [("models", "One convolution and a mean."),
+                                                ("datasets", "Three classes of noisy squares."),
+                                                ("experiments", "Two margins."),
+                                                ("metrics", "| `mine/width` | largest norm of a class mean | [0, ∞) |")])  # fmt: skip
+def test_a_users_row_is_in_the_tables_that_are_listed(root, command, words):
+    assert words in run(root, command)
