@@ -77,7 +77,7 @@ def build_classifier(params: Params, num_classes: int, *, pretrained: bool = Fal
 
     `pretrained` downloads the published weights that the parameters ask for; without, they only shape the model.
     """
-    options = params.model.options(num_classes)
+    options = params.model.keywords(num_classes)
     backbone = create_backbone(params.model.name, **options if pretrained else options | {"pretrained": None})
     if not params.model.affine:
         remove_affine(backbone)

@@ -23,6 +23,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+TABLES = {  # those of named rows with options; models, datasets, metrics and experiments have commands of their own
+    "heads": "ncflow.nn:HEADS",
+    "losses": "ncflow.nn:LOSSES",
+    "optimizers": "ncflow.training:OPTIMIZERS",
+    "schedules": "ncflow.training:SCHEDULES",
+    "samplings": "ncflow.data:SAMPLINGS",
+    "augmentations": "ncflow.data:AUGMENTATIONS",
+    "models": "ncflow.nn:BACKBONES",
+    "datasets": "ncflow.data:SOURCES",
+}
 PROCESSES = "NCFLOW_PROCESSES"  # how many of them a suite wants for each run
 IMPORT = "NCFLOW_IMPORT"  # the files of --import, for `dvc repro`, `mlflow run` and every process that these start
 Config = Annotated[Path | None, typer.Option(help="YAML file; default: the project's params.yaml, if there is one.")]
@@ -290,6 +300,27 @@ def models() -> None:
         meaning = ", ".join(f"{option}={value}" for option, value in options.items())
         _say(f"{name:20} {count:12,} {num_features:5}  {row} with {meaning}")
     _say(f"{'timm/<name>':20} {'':12} {'':5}  Any timm model without its classifier.")
+
+
+@app.command()
+def rows(
+    table: Annotated[str | None, typer.Argument(help="List the rows of this table and their options.")] = None,
+) -> None:
+    """List the tables, or the rows of one: names, options with their defaults, what they are."""
+    import importlib
+
+    from ncflow.lookup import lookup, options_of
+
+    if table is None:
+        for name, home in TABLES.items():
+            _say(f"{name:14} {home.replace(':', '.')}")
+        return
+    module, _, variable = lookup(TABLES, table, "table").partition(":")
+    for name, row in getattr(importlib.import_module(module), variable).items():
+        _say(f"{name:20} {_summary(row)}")
+        for option, parameter in options_of(row).items():
+            default = "" if parameter.default is parameter.empty else f"={parameter.default}"
+            _say(f"{'':20}   {option}{default}")
 
 
 @app.command()

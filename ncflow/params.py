@@ -82,7 +82,21 @@ Option = Annotated[Any, AfterValidator(_option)]
 Options = dict[str, Option]  # of a row of a table, which knows them
 
 
-class DatasetParams(Section):
+class WithOptions(Section):
+    """A section that names a row of a table; `options` are more options of a row of the user's own."""
+
+    options: Options = {}
+
+    @model_serializer(mode="wrap")
+    def _without_empty_options(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plain data, without `options` while there are none: then the configurations of runs stay what they were."""
+        values: dict[str, Any] = serialize(self)
+        if not values.get("options"):
+            values.pop("options", None)
+        return values
+
+
+class DatasetParams(WithOptions):
     """Which images, and how the training split is made long-tailed; `seed` chooses the samples that stay.
 
     `val_fraction` of the training data is held out first, then `label_noise` makes a share of the other labels wrong,
@@ -107,15 +121,6 @@ class DatasetParams(Section):
     label_column: str | None = None
     image_column: str | None = None
     lists: dict[Literal["train", "val", "test"], Annotated[str, AfterValidator(_path)]] | None = None
-    options: Options = {}
-
-    @model_serializer(mode="wrap")
-    def _without_empty_options(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Nothing is said of options that are not given: the configuration of a run stays what it was."""
-        values: dict[str, Any] = serialize(self)
-        if not values.get("options"):
-            values.pop("options", None)
-        return values
 
 
 def _width(width: Any) -> Any:
@@ -126,11 +131,12 @@ def _width(width: Any) -> Any:
     return width
 
 
-class ModelParams(Section):
+class ModelParams(WithOptions):
     """The backbone and its options; None leaves the choice to the backbone, which refuses options that it lacks.
 
     `num_features` is a width d, or one relative to the number of classes: K-1 is the least that a simplex ETF needs.
-    `affine: false` takes scales, shifts and biases out of every norm and layer, as AGD needs.
+    `affine: false` takes scales, shifts and biases out of every norm and layer, as AGD needs. `options` are those of a
+    backbone of the user's own.
     """
 
     name: str = "resnet20"
@@ -143,11 +149,11 @@ class ModelParams(Section):
     pretrained: bool | None = None
     affine: bool = True
 
-    def options(self, num_classes: int) -> dict[str, Any]:
+    def keywords(self, num_classes: int) -> dict[str, Any]:
         """The keyword options for `ncflow.nn.create_backbone`."""
-        options = self.model_dump(exclude={"name", "affine"})
+        options = self.model_dump(exclude={"name", "affine", "options"})
         width = options["num_features"]
-        return options | {"num_features": num_classes + WIDTHS[width] if width in WIDTHS else width}
+        return options | {"num_features": num_classes + WIDTHS[width] if width in WIDTHS else width} | self.options
 
 
 class HeadParams(Section):
@@ -174,7 +180,8 @@ def _section_of(name: str, row: Callable[..., Any]) -> type[HeadParams]:
     fields: dict[str, Any] = {"name": (Literal[name], name)}
     for option, parameter in options_of(row).items():
         default = defaults.get(option, parameter.default)
-        fields[option] = (hints.get(option, Option), ... if default is parameter.empty else default)
+        hint: Any = Annotated[hints.get(option, Any), AfterValidator(_option)]
+        fields[option] = (hint, ... if default is parameter.empty else default)
     return create_model(f"HeadParams_{name}", __base__=HeadParams, **fields)
 
 

