@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from benchmarks.baselines.pil_loop import Pictures, pil_epoch
 from benchmarks.frame import DEVICE, Case, run
-from ncflow.data import Batches, Snapshot, class_counts, load_batches
+from ncflow.data import Batches, Snapshot, load_batches, longtail_counts
 from ncflow.data.published import DEBIAN_FASHION_MNIST
 from ncflow.nn import Classifier, LinearHead, create_backbone, create_loss
 from ncflow.training import fit, keep_freed_memory, resolve_precision
@@ -169,11 +169,11 @@ def images(steps: int) -> Iterator[Snapshot]:
 def largest_class(steps: int) -> int:
     """Samples of the most frequent class when all together fill `steps` batches, nearly."""
     sizes = range(1, BATCH * steps)
-    return max(n for n in sizes if sum(class_counts(n, K, imb_factor=FACTOR, n_min=1)) <= BATCH * steps)
+    return max(n for n in sizes if sum(longtail_counts(n, K, imb_factor=FACTOR, n_min=1)) <= BATCH * steps)
 
 
 def num_images(steps: int) -> int:
-    return sum(class_counts(largest_class(steps), K, imb_factor=FACTOR, n_min=1))
+    return sum(longtail_counts(largest_class(steps), K, imb_factor=FACTOR, n_min=1))
 
 
 if __name__ == "__main__":

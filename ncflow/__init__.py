@@ -3,28 +3,83 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the twin of HOMES for type checkers
+    from ncflow.data import (
+        SOURCES,
+        Batches,
+        Recipe,
+        Snapshot,
+        load_batches,
+        load_source,
+        longtail_counts,
+        sample_indices,
+    )
+    from ncflow.experiments import EXPERIMENTS
+    from ncflow.geometry import etf_distance, nearest_etf, polar_factor, simplex_etf
+    from ncflow.metrics import METRICS, ClassMoments, Metric, NeuralCollapse, collapse_metrics
+    from ncflow.nn import (
+        BACKBONES,
+        HEADS,
+        LOSSES,
+        Backbone,
+        Classifier,
+        FixedETFHead,
+        Head,
+        LinearHead,
+        NearestETFHead,
+        Output,
+        TargetedModel,
+        capture,
+        create_backbone,
+        create_head,
+        create_loss,
+        drift_penalty,
+        list_backbones,
+        posthoc_adjustment,
+    )
+    from ncflow.runs.frame import read_runs
+    from ncflow.theory import predicted_optimum, seli_optimum
+    from ncflow.training import (
+        OPTIMIZERS,
+        EpochRecord,
+        Evaluation,
+        create_accelerator,
+        create_optimizer,
+        evaluate_splits,
+        fit,
+    )
 
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name from its home on first use, so that `import ncflow` costs nothing."""
-    if name not in HOMES:
-        raise AttributeError(f"module 'ncflow' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"ncflow.{HOMES[name]}"), name)
+if not TYPE_CHECKING:  # to a checker, a module with __getattr__ has every name
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name from its home on first use, so that `import ncflow` costs nothing."""
+        if name in RENAMED:
+            warnings.warn(f"ncflow.{name} is now ncflow.{RENAMED[name]}", DeprecationWarning, stacklevel=2)
+            name = RENAMED[name]
+        if name not in HOMES:
+            raise AttributeError(f"module 'ncflow' has no attribute '{name}'")
+        return getattr(importlib.import_module(f"ncflow.{HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *HOMES]
+    return sorted({*globals(), *HOMES})
 
 
 HOMES = {
     "BACKBONES": "nn",
     "Backbone": "nn",
+    "Batches": "data",
     "ClassMoments": "metrics",
     "Classifier": "nn",
     "EXPERIMENTS": "experiments",
+    "EpochRecord": "training",
+    "Evaluation": "training",
     "FixedETFHead": "nn",
     "HEADS": "nn",
     "Head": "nn",
@@ -35,11 +90,12 @@ HOMES = {
     "NearestETFHead": "nn",
     "NeuralCollapse": "metrics",
     "OPTIMIZERS": "training",
+    "Output": "nn",
+    "Recipe": "data",
     "SOURCES": "data",
     "Snapshot": "data",
     "TargetedModel": "nn",
     "capture": "nn",
-    "class_counts": "data",
     "collapse_metrics": "metrics",
     "create_accelerator": "training",
     "create_backbone": "nn",
@@ -53,6 +109,7 @@ HOMES = {
     "list_backbones": "nn",
     "load_batches": "data",
     "load_source": "data",
+    "longtail_counts": "data",
     "nearest_etf": "geometry",
     "polar_factor": "geometry",
     "posthoc_adjustment": "nn",
@@ -62,3 +119,53 @@ HOMES = {
     "seli_optimum": "theory",
     "simplex_etf": "geometry",
 }
+RENAMED = {"class_counts": "longtail_counts"}  # old name -> new name
+__all__ = [
+    "BACKBONES",
+    "EXPERIMENTS",
+    "HEADS",
+    "LOSSES",
+    "METRICS",
+    "OPTIMIZERS",
+    "SOURCES",
+    "Backbone",
+    "Batches",
+    "ClassMoments",
+    "Classifier",
+    "EpochRecord",
+    "Evaluation",
+    "FixedETFHead",
+    "Head",
+    "LinearHead",
+    "Metric",
+    "NearestETFHead",
+    "NeuralCollapse",
+    "Output",
+    "Recipe",
+    "Snapshot",
+    "TargetedModel",
+    "__version__",
+    "capture",
+    "collapse_metrics",
+    "create_accelerator",
+    "create_backbone",
+    "create_head",
+    "create_loss",
+    "create_optimizer",
+    "drift_penalty",
+    "etf_distance",
+    "evaluate_splits",
+    "fit",
+    "list_backbones",
+    "load_batches",
+    "load_source",
+    "longtail_counts",
+    "nearest_etf",
+    "polar_factor",
+    "posthoc_adjustment",
+    "predicted_optimum",
+    "read_runs",
+    "sample_indices",
+    "seli_optimum",
+    "simplex_etf",
+]

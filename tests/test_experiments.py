@@ -7,7 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from ncflow import cli
-from ncflow.data import SOURCES, class_counts
+from ncflow.data import SOURCES, longtail_counts
 from ncflow.experiments import EXPERIMENTS, expand, write_configs
 from ncflow.experiments.grids import COMMON, Grid, each
 from ncflow.nn.backbones import BACKBONES, MODEL_ALIASES
@@ -174,7 +174,7 @@ def test_no_factor_of_the_scaling_law_leaves_a_class_empty():
     for run in published("exp2"):
         num_classes = {"cifar10": 10, "cifar100": 100}[run.dataset.name]
         options = {"imb_factor": run.dataset.imb_factor, "n_min": run.dataset.min_samples}
-        assert min(class_counts(50000 // num_classes, num_classes, **options)) >= 1
+        assert min(longtail_counts(50000 // num_classes, num_classes, **options)) >= 1
 
 
 @pytest.mark.parametrize("group", MOVES)

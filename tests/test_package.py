@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +42,57 @@ def test_every_public_name_resolves_and_is_listed(name):
     assert name in dir(ncflow)
 
 
+def test_checkers_see_the_names_that_are_loaded():
+    tree = ast.parse(Path(ncflow.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    seen = {alias.name: node.module.removeprefix("ncflow.") for node in block.body for alias in node.names}
+    assert seen == ncflow.HOMES
+    assert {*ncflow.__all__} == {*ncflow.HOMES, "__version__"}
+
+
+def test_a_renamed_function_warns_and_works():
+    with pytest.warns(DeprecationWarning, match=r"ncflow.class_counts is now ncflow.longtail_counts"):
+        assert ncflow.class_counts is ncflow.longtail_counts
+
+
+USER = """
+from pathlib import Path
+import torch
+from ncflow import EpochRecord, LinearHead, collapse_metrics, create_head, nearest_etf, read_runs, simplex_etf
+head = LinearHead(8, 4, bias=True)
+etf: torch.Tensor = nearest_etf(torch.randn(4, 8))
+metrics: dict[str, float] = collapse_metrics(torch.randn(9, 8), torch.arange(9) % 4)
+reveal_type(create_head("linear", 8, 4))
+reveal_type(read_runs)
+def show(record: EpochRecord) -> float:
+    return record.loss
+"""
+WRONG = """
+from ncflow import LinearHaed
+import ncflow
+ncflow.simplex_etff(4)
+ncflow.simplex_etf("four")
+ncflow.LinearHead(8, 4, biass=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_users_file_is_checked_against_the_public_names(tmp_path):
+    (tmp_path / "right.py").write_text(USER)
+    (tmp_path / "wrong.py").write_text(WRONG)
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), "right.py", "wrong.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert not [line for line in lines if line.startswith("right.py") and "error" in line], done.stdout
+    assert 'right.py:8: note: Revealed type is "ncflow.nn.heads.Head"' in lines
+    assert {int(line.split(":")[1]) for line in lines if line.startswith("wrong.py") and "error" in line} == {
+        2,
+        4,
+        5,
+        6,
+    }
+
+
 def test_a_name_that_is_not_public_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'ncflow' has no attribute 'nothing'"):
         _ = ncflow.nothing
@@ -66,6 +119,7 @@ def test_a_room_imports_only_what_it_stands_on(module, absent):
 def test_training_metrics_and_heads_run_with_neither_mlflow_nor_dvc_installed():
     code = """
 import sys
+from pathlib import Path
 sys.modules["mlflow"] = sys.modules["dvc"] = None  # importing them fails
 import torch
 from ncflow.metrics import collapse_metrics

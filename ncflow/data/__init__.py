@@ -3,7 +3,7 @@
 from ncflow.data.augment import AUGMENTATIONS
 from ncflow.data.images import DatasetMissing, ImageSource
 from ncflow.data.loaders import Batches, load_batches
-from ncflow.data.longtail import PROFILES, class_counts, hold_out, sample_indices
+from ncflow.data.longtail import PROFILES, hold_out, longtail_counts, sample_indices
 from ncflow.data.manifest import SnapshotDamaged
 from ncflow.data.noise import noisy_targets
 from ncflow.data.recipe import Recipe
@@ -22,10 +22,10 @@ __all__ = [
     "Recipe",
     "Snapshot",
     "SnapshotDamaged",
-    "class_counts",
     "hold_out",
     "load_batches",
     "load_source",
+    "longtail_counts",
     "noisy_targets",
     "sample_indices",
 ]

@@ -19,7 +19,7 @@ TOLERATED = 0.1  # share that a class may lack of what is asked: MNIST's classes
 NATIVE = -1  # imb_factor of a source that is long-tailed by nature: every sample is kept
 
 
-def class_counts(
+def longtail_counts(
     n_max: int,
     num_classes: int,
     *,
@@ -142,7 +142,7 @@ def tail_counts(
             f"are with dataset.imb_factor={NATIVE}, or leave it out"
         )
     places = range(num_classes) if order is None else order
-    profile = class_counts(
+    profile = longtail_counts(
         n_max or len(targets) // num_classes,
         num_classes,
         imb_type=imb_type,

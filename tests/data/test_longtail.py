@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ncflow.data.longtail import PROFILES, class_counts, hold_out, longtail_indices, sample_indices, tail_counts
+from ncflow.data.longtail import PROFILES, hold_out, longtail_counts, longtail_indices, sample_indices, tail_counts
 
 FACTORS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
@@ -29,17 +29,17 @@ def exact_exponential_counts(n_max: int, num_classes: int, imb_factor: float) ->
 @pytest.mark.parametrize(("n_max", "num_classes"), [(5000, 10), (6000, 10), (1000, 4), (1000, 100), (1280, 11)])
 def test_exponential_counts_are_exact(n_max, num_classes, imb_factor):
     expected = exact_exponential_counts(n_max, num_classes, imb_factor)
-    assert class_counts(n_max, num_classes, imb_factor=imb_factor) == expected
+    assert longtail_counts(n_max, num_classes, imb_factor=imb_factor) == expected
 
 
 def test_long_tailed_fashion_mnist_has_its_known_counts():
-    assert class_counts(6000, 10) == [6000, 3596, 2156, 1292, 774, 464, 278, 166, 100, 60]
+    assert longtail_counts(6000, 10) == [6000, 3596, 2156, 1292, 774, 464, 278, 166, 100, 60]
 
 
 @pytest.mark.parametrize("imb_type", PROFILES)
 @pytest.mark.parametrize("imb_factor", FACTORS)
 def test_every_profile_falls_from_n_max(imb_type, imb_factor):
-    counts = class_counts(2000, 7, imb_type=imb_type, imb_factor=imb_factor)
+    counts = longtail_counts(2000, 7, imb_type=imb_type, imb_factor=imb_factor)
     assert len(counts) == 7 and counts[0] == 2000
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == (2000 if imb_type == "none" else round(2000 * imb_factor))
@@ -47,32 +47,32 @@ def test_every_profile_falls_from_n_max(imb_type, imb_factor):
 
 @pytest.mark.parametrize("imb_type", PROFILES)
 def test_factor_one_is_balanced(imb_type):
-    assert class_counts(50, 5, imb_type=imb_type, imb_factor=1) == [50] * 5
+    assert longtail_counts(50, 5, imb_type=imb_type, imb_factor=1) == [50] * 5
 
 
 def test_step_makes_the_second_half_rare_and_leaves_the_middle_class_frequent():
-    assert class_counts(100, 4, imb_type="step", imb_factor=0.1) == [100, 100, 10, 10]
-    assert class_counts(100, 5, imb_type="step", imb_factor=0.1) == [100, 100, 100, 10, 10]
+    assert longtail_counts(100, 4, imb_type="step", imb_factor=0.1) == [100, 100, 10, 10]
+    assert longtail_counts(100, 5, imb_type="step", imb_factor=0.1) == [100, 100, 100, 10, 10]
 
 
 @pytest.mark.parametrize("imb_type", ["exp", "step"])
 @pytest.mark.parametrize("n_max", [3, 7, 143, 500, 6000])
 def test_an_empty_class_is_named_and_the_factor_to_try_works(imb_type, n_max):
     with pytest.raises(ValueError, match=r"class .*9 without a sample") as error:
-        class_counts(n_max, 10, imb_type=imb_type, imb_factor=0.5 / n_max)
+        longtail_counts(n_max, 10, imb_type=imb_type, imb_factor=0.5 / n_max)
     suggested = float(str(error.value).rsplit(" ", 1)[1])
-    assert class_counts(n_max, 10, imb_type=imb_type, imb_factor=suggested)[-1] == 1
+    assert longtail_counts(n_max, 10, imb_type=imb_type, imb_factor=suggested)[-1] == 1
 
 
 @pytest.mark.parametrize("imb_factor", [0, -0.5, 1.5, -1, float("nan")])
 def test_a_factor_out_of_range_is_refused(imb_factor):
     with pytest.raises(ValueError, match=r"imb_factor must be in \(0, 1\]"):
-        class_counts(100, 10, imb_factor=imb_factor)
+        longtail_counts(100, 10, imb_factor=imb_factor)
 
 
 def test_an_unknown_profile_is_refused_with_the_nearest_spelling():
     with pytest.raises(ValueError, match="Did you mean 'step'"):
-        class_counts(100, 10, imb_type="stpe")
+        longtail_counts(100, 10, imb_type="stpe")
 
 
 @pytest.fixture
@@ -135,10 +135,10 @@ def test_a_target_without_a_count_is_refused():
 @pytest.mark.parametrize("imb_type", ["exp", "step"])
 def test_a_least_number_of_samples_fills_the_classes_that_would_be_empty_and_no_others(imb_type):
     shares = PROFILES[imb_type](10, 0.001)
-    counts = class_counts(143, 10, imb_type=imb_type, imb_factor=0.001, n_min=1)
+    counts = longtail_counts(143, 10, imb_type=imb_type, imb_factor=0.001, n_min=1)
     assert counts == [max(int(143 * share + 1e-9), 1) for share in shares]
     with pytest.raises(ValueError, match="min_samples must be between 0 and 143, those of .*; got 144"):
-        class_counts(143, 10, n_min=144)
+        longtail_counts(143, 10, n_min=144)
 
 
 def test_the_number_of_samples_per_class_scales_the_whole_profile():
@@ -146,7 +146,7 @@ def test_the_number_of_samples_per_class_scales_the_whole_profile():
     for imb_type, imb_factor in (("exp", 0.1), ("step", 0.1), ("none", 1.0)):
         options = {"imb_type": imb_type, "imb_factor": imb_factor}
         indices = longtail_indices(targets, 10, seed=0, n_max=40, **options)
-        assert np.bincount(targets[indices]).tolist() == class_counts(40, 10, **options)
+        assert np.bincount(targets[indices]).tolist() == longtail_counts(40, 10, **options)
         assert set(indices) <= set(longtail_indices(targets, 10, seed=0, **options))
 
 

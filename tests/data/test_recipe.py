@@ -11,7 +11,7 @@ import pytest
 
 from ncflow.data import Snapshot, load_source
 from ncflow.data.images import ImageSource
-from ncflow.data.longtail import class_counts, hold_out, longtail_indices
+from ncflow.data.longtail import hold_out, longtail_counts, longtail_indices
 from ncflow.data.noise import noisy_targets
 from ncflow.data.recipe import Parts, Recipe
 
@@ -64,7 +64,7 @@ def test_wrong_labels_follow_the_profile_and_spoil_every_class_alike(source, see
     """Noise on a finished tail would give the rarest class more strangers than samples of its own."""
     parts = take(source, seed=seed, label_noise=0.3, imb_factor=0.05, samples_per_class=150)
     labels, truth = parts.source.targets[parts.train], source.targets[parts.train]
-    assert counts(labels) == class_counts(150, 10, imb_factor=0.05)
+    assert counts(labels) == longtail_counts(150, 10, imb_factor=0.05)
     for group in (labels < 3, labels > 5):
         share = (labels != truth)[group].mean()
         assert abs(share - 0.3) < 4 * (0.21 / group.sum()) ** 0.5
@@ -81,7 +81,7 @@ def test_labels_are_wrong_only_among_what_may_be_trained_on(source):
 
 def test_samples_per_class_and_min_samples_are_the_ends_of_the_tail(source):
     parts = take(source, imb_factor=0.001, samples_per_class=40, min_samples=2)
-    assert counts(source.targets[parts.train]) == class_counts(40, 10, imb_factor=0.001, n_min=2)
+    assert counts(source.targets[parts.train]) == longtail_counts(40, 10, imb_factor=0.001, n_min=2)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_snapshot_has_the_third_split_and_says_what_was_chosen(mixed):
 
 def test_a_snapshot_counts_the_labels_that_training_sees_and_the_true_ones(mixed):
     parts, source = Recipe("digits", **EVERYTHING).apply(load_source("digits")), load_source("digits")
-    assert mixed.class_counts == class_counts(80, 10, imb_factor=0.1, n_min=10)
+    assert mixed.class_counts == longtail_counts(80, 10, imb_factor=0.1, n_min=10)
     assert mixed.manifest["clean_class_counts"] == counts(source.targets[parts.train]) != mixed.class_counts
     assert mixed.manifest["val_class_counts"] == mixed.targets("val").bincount().tolist()
     assert mixed.manifest["test_class_counts"] == [36] * 10

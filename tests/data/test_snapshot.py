@@ -24,7 +24,7 @@ from ncflow.data import manifest as manifest_module
 from ncflow.data import snapshot as snapshot_module
 from ncflow.data.images import decode_image
 from ncflow.data.loaders import load_batches
-from ncflow.data.longtail import class_counts, longtail_indices
+from ncflow.data.longtail import longtail_counts, longtail_indices
 from ncflow.data.manifest import SnapshotDamaged, read_manifest, write_manifest
 from ncflow.data.snapshot import Snapshot
 from ncflow.data.sources import SPLITS, load_source
@@ -69,7 +69,7 @@ def test_a_disk_that_is_full_is_named_and_nothing_of_the_snapshot_stays(tmp_path
 def test_the_manifest_tells_what_it_holds(digits):
     manifest = digits.manifest
     assert digits.class_counts == torch.bincount(digits.targets("train")).tolist()
-    assert digits.class_counts[1:] == class_counts(143, 10, imb_factor=0.02)[1:]  # class 0 has 142 samples in all
+    assert digits.class_counts[1:] == longtail_counts(143, 10, imb_factor=0.02)[1:]  # class 0 has 142 samples in all
     assert manifest["test_class_counts"] == [36] * 10
     assert digits.num_classes == 10 and digits.class_names == [str(k) for k in range(10)]
     assert (manifest["image_mode"], manifest["image_size"]) == ("L", [8, 8])

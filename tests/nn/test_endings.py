@@ -13,7 +13,7 @@ from ncflow.nn import BACKBONES, ENDINGS, MODEL_ALIASES, create_backbone, ends_i
 from ncflow.nn.necks import NECKS
 
 DEEP = ("resnet50", "densenet121", "convnext_tiny", "vgg16", "dinov2_small", "dinov3_small", "repvit_m1")
-ROWS = [name for name in BACKBONES if name != "free_features"]
+ROWS = [name for name in BACKBONES if name != "free_features" and feature_ending(name)]
 CASES = [
     *((name, {"neck": "none"}) for name in ROWS),
     *((name, {"neck": "none", "final_norm": True}) for name in ("vit_tiny", "EVA-02")),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from thrown import refusal, throw
 
-from ncflow.data import SAMPLINGS, Recipe, class_counts, hold_out, noisy_targets, sample_indices
+from ncflow.data import SAMPLINGS, Recipe, hold_out, longtail_counts, noisy_targets, sample_indices
 from ncflow.data.longtail import longtail_indices
 
 K = 4
@@ -75,7 +75,7 @@ number = st.integers(-3, 300) | st.floats() | st.sampled_from([None, "7", True, 
 def test_class_sizes_are_those_of_the_profile_or_refused(n_max, num_classes, imb_type, imb_factor, n_min):
     sizes: list[int] = []
     message = refusal(
-        lambda: sizes.extend(class_counts(n_max, num_classes, imb_type=imb_type, imb_factor=imb_factor, n_min=n_min))
+        lambda: sizes.extend(longtail_counts(n_max, num_classes, imb_type=imb_type, imb_factor=imb_factor, n_min=n_min))
     )
     if message is not None:
         assert any(name in message for name in ("n_max", "num_classes", "imb_type", "imb_factor", "n_min", "class"))
