@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.baselines.three_passes import three_passes
 from benchmarks.frame import DEVICE, Case, run
 from ncflow.nn import Classifier, LinearHead, create_backbone
-from ncflow.training.evaluation import evaluate_splits
+from ncflow.training.evaluation import Splits, evaluate_splits
 
 Call = Callable[[], Any]
 K, BATCH = 10, 256
@@ -76,7 +76,7 @@ def one_forward(name: str, train: int, test: int) -> Call:
     classifier.to(memory_format=torch.channels_last)
 
     def call() -> dict[str, float]:
-        found = evaluate_splits(classifier, splits["train"], splits["test"], class_counts=[train // K] * K)
+        found = evaluate_splits(classifier, Splits(**splits, class_counts=[train // K] * K))
         return {f"{split}/{key}": value for split, of in found.items() for key, value in of.metrics.items()}
 
     return call

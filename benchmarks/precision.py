@@ -25,7 +25,7 @@ from benchmarks.frame import DEVICE, publish
 from ncflow.data import Snapshot, load_batches
 from ncflow.data.published import DEBIAN_FASHION_MNIST
 from ncflow.nn import Classifier, LinearHead, create_backbone, create_loss
-from ncflow.training import fit, keep_freed_memory, resolve_precision
+from ncflow.training import Analysis, Objective, Splits, fit, keep_freed_memory, resolve_precision
 
 SEEDS, EPOCHS, LARGEST, BATCH, SIZE, K = 3, 12, 1000, 128, 32, 10
 
@@ -64,14 +64,12 @@ def accuracy(precision: str, seed: int, quick: bool) -> float:
     classifier = Classifier(backbone, LinearHead(backbone.num_features, K)).to(DEVICE)
     records = fit(
         classifier,
-        train,
-        test,
-        criterion=create_loss("ce"),
-        optimizer=torch.optim.SGD(classifier.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4),
+        Splits(train, test, snapshot.class_counts),
+        Objective(create_loss("ce")),
+        torch.optim.SGD(classifier.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4),
         schedule=lambda progress: (1 + math.cos(math.pi * progress)) / 2,
         epochs=epochs,
-        analyze_freq=epochs,
-        class_counts=snapshot.class_counts,
+        analysis=Analysis(every=epochs),
         precision=precision,
     )
     *_, last = records

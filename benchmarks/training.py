@@ -41,7 +41,7 @@ from benchmarks.frame import DEVICE, Case, run
 from ncflow.data import Batches, Snapshot, load_batches, longtail_counts
 from ncflow.data.published import DEBIAN_FASHION_MNIST
 from ncflow.nn import Classifier, LinearHead, create_backbone, create_loss
-from ncflow.training import fit, keep_freed_memory, resolve_precision
+from ncflow.training import Analysis, Objective, Splits, fit, keep_freed_memory, resolve_precision
 from ncflow.training.hardware import autocast
 
 Call = Callable[[], Any]
@@ -96,13 +96,11 @@ def ours(name: str, steps: int, precision: str) -> Call:
     train, classifier, optimizer = problem(name, steps)
     records = fit(
         classifier,
-        train,
-        train,
-        criterion=create_loss("ce"),
-        optimizer=optimizer,
+        Splits(train, train, torch.bincount(train.targets, minlength=K).tolist()),
+        Objective(create_loss("ce")),
+        optimizer,
         epochs=ENDLESS,
-        analyze_freq=ENDLESS,
-        class_counts=torch.bincount(train.targets, minlength=K).tolist(),
+        analysis=Analysis(every=ENDLESS),
         precision=precision,
     )
     return lambda: next(records).loss

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 
 from ncflow.consistency import refuse_contradictions
-from ncflow.data import AUGMENTATIONS, SAMPLINGS, SOURCES, Batches, Recipe, Snapshot, load_batches
+from ncflow.data import AUGMENTATIONS, SAMPLINGS, SOURCES, Recipe, Share, Snapshot, load_batches
 from ncflow.data.sources import count_classes, given_options
 from ncflow.dotted import flatten
 from ncflow.lookup import fact, lookup
@@ -18,9 +19,12 @@ from ncflow.rehearsal import rehearse
 from ncflow.reports.predictions import NoTheory, decays, exact_optimum
 from ncflow.training import (
     L2_DECAY,
+    Analysis,
     EpochRecord,
+    FeatureObjective,
     Objective,
     OutOfMemory,
+    Splits,
     StateFolder,
     create_optimizer,
     create_schedule,
@@ -91,13 +95,20 @@ def snapshot_name(params: Params) -> str:
     return Snapshot.default_name(**params.dataset.model_dump())
 
 
+@dataclass(frozen=True)
+class Training:
+    """A training that is about to begin, or to resume after epoch `done`."""
+
+    classifier: Classifier
+    splits: Splits
+    records: Iterator[EpochRecord]
+    done: int = 0
+
+
 def start(
     params: Params, images: Snapshot, accelerator: Any, precision: str, states: StateFolder | None = None
-) -> tuple[Classifier, dict[str, Batches], Iterator[EpochRecord], int]:
-    """The classifier, the batches of every split, the training that is about to begin or to resume, and its last epoch.
-
-    A state that is whole but not of this classifier and optimizer is left out with a warning.
-    """
+) -> Training:
+    """Everything that a run trains with. A state of another classifier or optimizer is left out with a warning."""
     resume = states.newest(accelerator) if states else None
     how = params.train
     set_seed(params.seed)
@@ -106,35 +117,36 @@ def start(
     classifier.to(accelerator.device)
     if accelerator.process_index:  # all begin with the same weights; what layers draw from here on is each one's own
         set_seed((params.seed + accelerator.process_index) % 2**32)
-    batches = load_splits(params, images, accelerator)
-    counts = torch.tensor(images.class_counts, device=accelerator.device)
+    splits = load_splits(params, images, accelerator)
     optimizer = _optimizer(params, classifier)
     if states and resume and (reason := misfit(resume, classifier, optimizer)):
         states.leave_out(resume["epoch"], reason)
         resume = None
     records = fit(
         classifier,
-        batches["train"],
-        batches["test"],
-        validation=batches.get("val"),
-        criterion=_criterion(params, counts),
-        optimizer=optimizer,
+        splits,
+        _objective(params, torch.tensor(images.class_counts, device=accelerator.device)),
+        optimizer,
         epochs=how.epochs,
-        class_counts=images.class_counts,
         schedule=_schedule(params),
-        deferred=(how.reweight_after, _criterion(params, counts, reweight=how.reweight)) if how.reweight else None,
-        drift_weight=how.drift_penalty,
-        feature_weight=how.feature_decay,
-        analyze_freq=how.analyze_freq,
-        analyze_layers=how.analyze_layers,
-        analyze_solver=how.analyze_solver,
-        posthoc_tau=how.posthoc_tau,
-        measured_objective=objective(params, classifier, images.class_counts),
+        analysis=analysis(params, classifier, images.class_counts),
         precision=precision,
         accelerator=accelerator,
         resume=resume,
     )
-    return classifier, batches, records, resume["epoch"] if resume else 0
+    return Training(classifier, splits, records, resume["epoch"] if resume else 0)
+
+
+def analysis(params: Params, classifier: Classifier, class_counts: Sequence[int]) -> Analysis:
+    """What is measured of a run."""
+    how = params.train
+    return Analysis(
+        every=how.analyze_freq,
+        layers=how.analyze_layers,
+        solver=how.analyze_solver,
+        posthoc_tau=how.posthoc_tau,
+        objective=feature_objective(params, classifier, class_counts),
+    )
 
 
 def refuse_to_extend(params: Params, done: int) -> None:
@@ -169,7 +181,7 @@ def is_extendable(params: Params) -> bool:
     return True
 
 
-def objective(params: Params, classifier: Classifier, class_counts: Sequence[int]) -> Objective | None:
+def feature_objective(params: Params, classifier: Classifier, class_counts: Sequence[int]) -> FeatureObjective | None:
     """The objective of unconstrained features, where these parameters train just that; None for any other.
 
     Its gap to theory is measured where `exact_optimum` has the minimum.
@@ -190,7 +202,7 @@ def objective(params: Params, classifier: Classifier, class_counts: Sequence[int
         optimum = exact_optimum(options, counts, classifier.head.num_features)
     except NoTheory:
         optimum = None
-    return Objective(
+    return FeatureObjective(
         _criterion(params, counts.to(classifier.head.weight.device)),
         weight_decay=lambda_w,
         row_decay=lambda_w if free and how.decay != "head" else 0.0,
@@ -201,8 +213,10 @@ def objective(params: Params, classifier: Classifier, class_counts: Sequence[int
     )
 
 
-def load_splits(params: Params, images: Snapshot, accelerator: Any) -> dict[str, Batches]:
-    return {
+def load_splits(params: Params, images: Snapshot, accelerator: Any) -> Splits:
+    """The batches of every split of a snapshot."""
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    batches = {
         split: load_batches(
             images,
             split,
@@ -212,11 +226,11 @@ def load_splits(params: Params, images: Snapshot, accelerator: Any) -> dict[str,
             augment=params.train.augment,
             sampling=params.train.sampling,
             seed=params.seed,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
+            share=share,
         )
         for split in images.splits
     }
+    return Splits(batches["train"], batches["test"], images.class_counts, validation=batches.get("val"))
 
 
 def _batch_size(params: Params, split: str, num_processes: int) -> int | None:
@@ -225,6 +239,12 @@ def _batch_size(params: Params, split: str, num_processes: int) -> int | None:
     if size != "full":
         return cast(int, size)
     return None if split == "train" else MEASURED_AT_ONCE * num_processes
+
+
+def _objective(params: Params, counts: torch.Tensor) -> Objective:
+    how = params.train
+    late = (how.reweight_after, _criterion(params, counts, reweight=how.reweight)) if how.reweight else None
+    return Objective(_criterion(params, counts), late, how.drift_penalty, how.feature_decay)
 
 
 def _criterion(params: Params, class_counts: torch.Tensor, *, reweight: float | None = None) -> Any:

@@ -165,6 +165,23 @@ class HeadParams(Section):
         """The value of an option, None where the head does not have it."""
         return getattr(self, name, None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its values: the class is made from the row, which the other process has in its own table."""
+        return _restored_head, (self.model_dump(),)
+
+
+class ForeignHeadParams(HeadParams):
+    """The values of a head whose row this process does not have, as on a machine that only hands jobs on."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+
+def _restored_head(values: dict[str, Any]) -> HeadParams:
+    from ncflow.nn.heads import HEADS
+
+    section = head_section(values["name"]) if values["name"] in HEADS else ForeignHeadParams
+    return section.model_validate(values)
+
 
 def head_section(name: str) -> type[HeadParams]:
     """The section of the head called `name`: types, ranges and defaults are those of its signature."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from ncflow.data import Batches, Snapshot
+from ncflow.assembly import Training
+from ncflow.data import Snapshot
 from ncflow.files import checksum
 from ncflow.interruption import end_if_asked
 from ncflow.metrics import class_recalls
@@ -30,15 +31,12 @@ MOST_ROWS = 10_000  # of a table that grows with every analysis: MLflow reads an
 
 def record(
     params: Params,
-    records: Iterator[EpochRecord],
-    classifier: Classifier,
+    training: Training,
     images: Snapshot,
     files: RunFolder,
     states: StateFolder,
     provenance: Provenance,
     run: RunLogger,
-    *,
-    example: Batches,
 ) -> None:
     """Consume the training records: files, MLflow, state, progress bar; then the final model.
 
@@ -53,7 +51,8 @@ def record(
     if files.epochs:
         told = f"{params.exp_name}: resuming after epoch {files.epochs} of {params.train.epochs}"
         tqdm.write(told, file=sys.stderr)
-    bar = tqdm(records, params.exp_name, params.train.epochs, initial=files.epochs, unit="epoch", dynamic_ncols=True)
+    classifier, total = training.classifier, params.train.epochs
+    bar = tqdm(training.records, params.exp_name, total, initial=files.epochs, unit="epoch", dynamic_ncols=True)
     shown: dict[str, str] = {}
     rows = images.num_classes * math.ceil(params.train.epochs / params.train.analyze_freq)
     try:
@@ -74,7 +73,7 @@ def record(
         run.keep(files.path)
         raise
     run.artifacts(files.path)
-    pixels, _ = next(example.ordered())
+    pixels, _ = next(training.splits.test.ordered())
     run.model(classifier, pixels, step=params.train.epochs)
 
 

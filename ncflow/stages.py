@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 
 import ncflow
 from ncflow.assembly import (
+    analysis,
     build_classifier,
     check,
     is_extendable,
     load_splits,
-    objective,
     refuse_to_extend,
     snapshot_name,
     start,
@@ -92,7 +93,7 @@ def train(
         finished = StateFolder(root / FINISHED / _run_id(make_params(params.resolved(), ["train.epochs=1"]), images))
         precision = resolve_precision(how.precision, accelerator.device)
         extended = _extend(params, finished, states, accelerator) if extend else None
-        classifier, batches, records, done = start(params, images, accelerator, precision, states)
+        training = start(params, images, accelerator, precision, states)
         provenance = _provenance(params, images, root, Hardware.of(accelerator, precision), extended)
         main = accelerator.is_main_process
         watch = watched if accelerator.num_processes > 1 else nullcontext
@@ -110,10 +111,10 @@ def train(
         ):
             if main:
                 run.dataset(provenance.snapshot.name, images.digest, images.path)
-                files = RunFolder(folder, kept=states.files, epoch=done)
-                record(params, records, classifier, images, files, states, provenance, run, example=batches["test"])
+                files = RunFolder(folder, kept=states.files, epoch=training.done)
+                record(params, training, images, files, states, provenance, run)
             else:
-                for epoch in records:
+                for epoch in training.records:
                     epoch.state()  # each process has a part of it
                     end_if_asked()
         if main and is_extendable(params):
@@ -174,19 +175,13 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
             "the checkpoint is not the model that was trained, so train it again or fetch it with `dvc pull`"
         )
     classifier.to(accelerator.device).to(memory_format=torch.channels_last)
-    batches = load_splits(params, images, accelerator)
-    analysis = evaluate_splits(
+    results = evaluate_splits(
         classifier,
-        batches["train"],
-        batches["test"],
-        validation=batches.get("val"),
-        class_counts=images.class_counts,
-        layers=params.train.analyze_layers,
-        posthoc_tau=params.train.posthoc_tau,
-        objective=objective(params, classifier, images.class_counts),
+        load_splits(params, images, accelerator),
+        replace(analysis(params, classifier, images.class_counts), solver=False),
         accelerator=accelerator,
     )
-    measured = {split: result.metrics for split, result in analysis.items()}
+    measured = {split: result.metrics for split, result in results.items()}
     logged = load_runs([folder])[0].analyses[-1]
     there = provenance.hardware
     same = there is not None and there == Hardware.of(accelerator, there.precision) and there.device == "cpu"

@@ -10,6 +10,7 @@ from torch import nn
 
 from ncflow.data import Batches, Snapshot, load_batches
 from ncflow.nn import Classifier, create_backbone, create_head
+from ncflow.training import Splits
 
 SPLITS = ("train", "test")
 
@@ -22,6 +23,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 @pytest.fixture(scope="session")
 def splits(digits: Snapshot) -> dict[str, Batches]:
     return {split: load_batches(digits, split, image_size=8, batch_size=64) for split in SPLITS}
+
+
+@pytest.fixture(scope="session")
+def whole(digits: Snapshot, splits: dict[str, Batches]) -> Splits:
+    """The same as `fit` takes them."""
+    return Splits(**splits, class_counts=digits.class_counts)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ def begin(tmp_path):
 
     def begin(rank: int, count: int, seed: int = 3) -> tuple[torch.Tensor, float]:
         accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=rank, num_processes=count)
-        classifier, *_ = assembly.start(params.model_copy(update={"seed": seed}), images, accelerator, "fp32")
+        classifier = assembly.start(params.model_copy(update={"seed": seed}), images, accelerator, "fp32").classifier
         return torch.nn.utils.parameters_to_vector(classifier.parameters()), torch.rand(()).item()
 
     return begin

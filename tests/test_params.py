@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ncflow.nn.heads import HEAD_ALIASES, HEADS
+from ncflow.nn.heads import HEAD_ALIASES, HEADS, LinearHead
 from ncflow.params import Params, head_section, load_params, make_params, read_config, split_overrides
 
 SEED_YAML = """
@@ -458,3 +460,20 @@ def test_another_order_of_classes_is_one_message(order):
     with pytest.raises(ValueError, match="dataset.class_order: must be name or frequency, or a list of all") as error:
         make_params({}, [f"dataset.class_order={order}"])
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_parameters_can_be_pickled_and_copied(head):
+    params = make_params({"head": head})
+    assert pickle.loads(pickle.dumps(params)) == deepcopy(params) == params
+
+
+def test_parameters_of_a_head_that_another_process_lacks_keep_their_digest(monkeypatch):
+    class Mine(LinearHead):
+        pass
+
+    monkeypatch.setitem(HEADS, "mine", Mine)
+    params = make_params({"head": {"name": "mine", "bias": True}})
+    content, digest = pickle.dumps(params), params.digest()
+    monkeypatch.delitem(HEADS, "mine")
+    assert pickle.loads(content).digest() == digest

@@ -2,7 +2,7 @@
 
 from ncflow.data.augment import AUGMENTATIONS
 from ncflow.data.images import DatasetMissing, ImageSource
-from ncflow.data.loaders import Batches, load_batches
+from ncflow.data.loaders import Batches, Share, Storage, load_batches
 from ncflow.data.longtail import PROFILES, hold_out, longtail_counts, sample_indices
 from ncflow.data.manifest import SnapshotDamaged
 from ncflow.data.noise import noisy_targets
@@ -20,8 +20,10 @@ __all__ = [
     "DatasetMissing",
     "ImageSource",
     "Recipe",
+    "Share",
     "Snapshot",
     "SnapshotDamaged",
+    "Storage",
     "hold_out",
     "load_batches",
     "load_source",

@@ -20,6 +20,22 @@ RESIDENT_BYTES = 2 * 2**30  # a split up to this size lives on the device
 Batch = tuple[Tensor, Tensor]  # images (b,3,S,S) float32, targets (b,) int64
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch is this process's."""
+
+    process_index: int = 0
+    num_processes: int = 1
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where pixels live: up to `resident_bytes` on the device; above, `num_workers` processes decode each batch."""
+
+    resident_bytes: int = RESIDENT_BYTES
+    num_workers: int = 4
+
+
 def load_batches(
     snapshot: Snapshot,
     split: str,
@@ -30,29 +46,26 @@ def load_batches(
     augment: str = "none",
     sampling: str = "shuffled",
     seed: int = 0,
-    process_index: int = 0,
-    num_processes: int = 1,
-    resident_bytes: int = RESIDENT_BYTES,
-    num_workers: int = 4,
+    share: Share = Share(),
+    storage: Storage = Storage(),
 ) -> Batches:
     """This process's share of a split; `batch_size` counts the samples of all processes together, None all of them.
 
-    Up to `resident_bytes` of pixels live on the device; above, `num_workers` processes decode them on the way, unless
-    all belong to one batch, which is a ValueError.
+    Raises ValueError for a batch of all samples that does not fit into `storage.resident_bytes`.
     """
     device = torch.device(device)
     targets = snapshot.targets(split)
     pixels = len(targets) * len(snapshot.manifest["image_mode"]) * image_size**2  # L or RGB
     pictures: Pictures
-    if pixels <= resident_bytes:
+    if pixels <= storage.resident_bytes:
         pictures = Resident(snapshot, split, image_size=image_size, device=device)
     elif batch_size is None:
         raise ValueError(
             f"a full batch of {len(targets)} images of {image_size}x{image_size} takes {pixels} bytes, more than the "
-            f"{resident_bytes} that may stay in memory; use a number of samples as batch size, or smaller images"
+            f"{storage.resident_bytes} that may stay in memory; use a smaller batch size, or smaller images"
         )
     else:
-        pictures = Streamed(snapshot, split, image_size=image_size, device=device, num_workers=num_workers)
+        pictures = Streamed(snapshot, split, image_size=image_size, device=device, num_workers=storage.num_workers)
     return Batches(
         pictures=pictures,
         targets=targets.to(device),
@@ -60,10 +73,10 @@ def load_batches(
         pixel_std=torch.tensor(snapshot.manifest["pixel_std"], device=device),
         augment=lookup(AUGMENTATIONS, augment, "augmentation"),
         sampling=lookup(SAMPLINGS, sampling, "sampling"),
-        batch_size=batch_size or max(len(targets), num_processes),
+        batch_size=batch_size or max(len(targets), share.num_processes),
         seed=seed,
-        process_index=process_index,
-        num_processes=num_processes,
+        process_index=share.process_index,
+        num_processes=share.num_processes,
     )
 
 

@@ -3,11 +3,11 @@
 from accelerate.utils import set_seed
 
 from ncflow.training.agd import AGD, remove_affine
-from ncflow.training.evaluation import Evaluation, evaluate, evaluate_splits
+from ncflow.training.evaluation import Analysis, Evaluation, Splits, evaluate, evaluate_splits
 from ncflow.training.faults import OutOfMemory, explained_faults, is_out_of_memory
 from ncflow.training.hardware import create_accelerator, keep_freed_memory, resolve_precision
 from ncflow.training.loop import Diverged, EpochRecord, fit
-from ncflow.training.objective import Objective
+from ncflow.training.objective import FeatureObjective, Objective
 from ncflow.training.optimizers import (
     ADAPTIVE,
     L2_DECAY,
@@ -26,11 +26,14 @@ __all__ = [
     "L2_DECAY",
     "OPTIMIZERS",
     "SCHEDULES",
+    "Analysis",
     "Diverged",
     "EpochRecord",
     "Evaluation",
+    "FeatureObjective",
     "Objective",
     "OutOfMemory",
+    "Splits",
     "StateFolder",
     "create_accelerator",
     "create_optimizer",

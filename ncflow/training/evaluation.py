@@ -18,7 +18,7 @@ from ncflow.metrics import ClassMoments, collapse_metrics
 from ncflow.metrics.accuracy import accuracies
 from ncflow.nn import Classifier, capture, posthoc_adjustment
 from ncflow.training.hardware import reproducible_convolutions
-from ncflow.training.objective import Objective
+from ncflow.training.objective import FeatureObjective
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,25 +45,47 @@ class Evaluation:
         return self.logits.argmax(1)
 
 
+@dataclass(frozen=True)
+class Splits:
+    """The batches of every split, and the class sizes (K,) of the training split."""
+
+    train: Batches
+    test: Batches
+    class_counts: Sequence[int]
+    validation: Batches | None = None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is measured, and after how many epochs; the last epoch is always measured.
+
+    layers: layers/<layer>/drift and layers/<layer>/nc1 of every stage of the backbone, from the same forward.
+    solver: head/<name> of the head's solver, too. posthoc_tau: posthoc/<name>, the accuracies of logits that are
+    adjusted post hoc by the training class sizes. objective: its value, and its gap to theory, on the train split.
+    """
+
+    every: int = 1
+    layers: bool = False
+    solver: bool = False
+    posthoc_tau: float = 0.0
+    objective: FeatureObjective | None = None
+
+
 def evaluate(
     classifier: Classifier,
     batches: Batches,
     *,
     class_counts: Sequence[int],
     train_means: Tensor | None = None,
-    layers: bool = False,
-    posthoc_tau: float = 0.0,
-    objective: Objective | None = None,
+    analysis: Analysis = Analysis(),
     accelerator: Accelerator | None = None,
 ) -> Evaluation:
     """Every metric of a classifier on one split; each sample counts once, over however many processes.
 
-    class_counts (K,) are those of the training split; train_means (K, d) its class means, None on that split itself.
-    `layers` adds layers/<layer>/drift and layers/<layer>/nc1 of every stage of the backbone, from the same forward;
-    `posthoc_tau` the accuracies, as posthoc/<name>, of logits adjusted post hoc by the training class sizes;
-    `objective` its value, and its gap to theory, at these features.
+    class_counts (K,) are those of the training split. train_means (K, d) are its class means; None says that this is
+    the training split itself, which has the objective; logits are adjusted on the other splits.
     """
-    features, logits, by_layer = extract(classifier, batches, layers=layers)
+    features, logits, by_layer = extract(classifier, batches, layers=analysis.layers)
     features, logits = gather_rows(accelerator, features), gather_rows(accelerator, logits)
     targets = batches.targets
     moments = ClassMoments.from_features(features, targets, len(class_counts), scatter=False)
@@ -76,10 +98,10 @@ def evaluate(
         train_means=train_means,
         moments=moments,
     )
-    if objective is not None:
-        metrics |= objective(features, targets, classifier.head)
-    if posthoc_tau:
-        adjusted = posthoc_adjustment(logits, class_counts, tau=posthoc_tau)
+    if analysis.objective is not None and train_means is None:
+        metrics |= analysis.objective(features, targets, classifier.head)
+    if analysis.posthoc_tau and train_means is not None:
+        adjusted = posthoc_adjustment(logits, class_counts, tau=analysis.posthoc_tau)
         metrics |= logit_metrics("posthoc", adjusted, targets, class_counts)
     for layer, rows in by_layer.items():
         metrics |= layer_metrics(layer, gather_rows(accelerator, rows), targets, len(class_counts))
@@ -88,29 +110,25 @@ def evaluate(
 
 def evaluate_splits(
     classifier: Classifier,
-    train: Batches,
-    test: Batches,
+    splits: Splits,
+    analysis: Analysis = Analysis(),
     *,
-    validation: Batches | None = None,
-    class_counts: Sequence[int],
-    layers: bool = False,
-    posthoc_tau: float = 0.0,
-    solver: bool = False,
-    objective: Objective | None = None,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Evaluation]:
-    """{"train": …, "test": …} and, with `validation`, "val": unseen samples are held against the means of training.
+    """{"train": …, "test": …} and, where there is a validation part, "val".
 
-    Options as in `evaluate`; the objective is that of the train split, logits are adjusted on the others. What the
-    head tells of itself, with `solver` of its solver too, joins the metrics of the train split as head/<name>.
+    Unseen samples are compared with the class means of training. Diagnostics of the head join the metrics of the train
+    split as head/<name>.
     """
-    measure = partial(evaluate, classifier, class_counts=class_counts, layers=layers, accelerator=accelerator)
-    on_train = measure(train, objective=objective)
-    told = classifier.head.diagnostics(solver=solver)
+    measure = partial(
+        evaluate, classifier, class_counts=splits.class_counts, analysis=analysis, accelerator=accelerator
+    )
+    on_train = measure(splits.train)
+    told = classifier.head.diagnostics(solver=analysis.solver)
     on_train.metrics.update({f"head/{name}": value for name, value in told.items()})
-    unseen = {"test": test} | ({"val": validation} if validation is not None else {})
-    measure = partial(measure, train_means=on_train.class_means, posthoc_tau=posthoc_tau)
-    return {"train": on_train} | {split: measure(batches) for split, batches in unseen.items()}
+    unseen = {"test": splits.test} | ({"val": splits.validation} if splits.validation is not None else {})
+    measured = {split: measure(batches, train_means=on_train.class_means) for split, batches in unseen.items()}
+    return {"train": on_train} | measured
 
 
 @torch.no_grad()

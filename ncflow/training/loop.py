@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,10 +14,9 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ncflow.checks import OutOfRange
-from ncflow.nn import Classifier, drift_penalty, feature_penalty
-from ncflow.nn.losses import Loss
+from ncflow.nn import Classifier
 from ncflow.nn.processes import common_batch_norms, sum_over_processes, synchronize_batch_norms
-from ncflow.training.evaluation import Evaluation, evaluate_splits
+from ncflow.training.evaluation import Analysis, Evaluation, Splits, evaluate_splits
 from ncflow.training.hardware import autocast, create_accelerator, reproducible_convolutions
 from ncflow.training.objective import Objective
 from ncflow.training.state import State, apply_state, collect_state
@@ -50,36 +49,31 @@ class Diverged(FloatingPointError):
 
 def fit(
     classifier: Classifier,
-    train: Batches,
-    test: Batches,
-    *,
-    validation: Batches | None = None,
-    criterion: Loss,
+    splits: Splits,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
+    *,
     epochs: int,
-    class_counts: Sequence[int],
     schedule: Callable[[float], float] = lambda progress: 1.0,
-    deferred: tuple[float, Loss] | None = None,
-    drift_weight: float = 0.0,
-    feature_weight: float = 0.0,
-    analyze_freq: int = 1,
-    analyze_layers: bool = False,
-    analyze_solver: bool = False,
-    posthoc_tau: float = 0.0,
-    measured_objective: Objective | None = None,
+    analysis: Analysis = Analysis(),
     precision: str = "fp32",
     accelerator: Accelerator | None = None,
     resume: State | None = None,
 ) -> Iterator[EpochRecord]:
-    """Train in place and yield an EpochRecord after every epoch, analyzed every `analyze_freq` epochs and at the last.
+    """Train in place and yield an EpochRecord after every epoch, with what `analysis` asks for.
 
-    The loss is criterion(logits, targets) + drift_weight·‖batch mean of features‖² + feature_weight·feature_penalty.
-    `schedule` maps the share of epochs done to a factor of the learning rate; `deferred` is a share of the epochs and
-    the criterion to go on with from there. test and `validation` are only ever measured. Several processes, each with
-    its share of the batches, train as one does with all of them, as long as the criterion is a mean over samples.
-    `measured_objective` adds its value, and its gap to theory, to every analysis of the train split.
-    `resume`, the state() of a record, goes on after it: on a CPU with the bits of a run that never stopped. Raises
-    Diverged, naming epoch, step and learning rate, when the loss is not finite, or the features of an analysis are not.
+    Test and validation splits are only measured. `schedule` maps the share of epochs done, in [0, 1), to a factor of
+    the learning rate. Several processes, each with its share of the batches, train as one does with all of them, as
+    long as the criterion is a mean over samples. `resume`, the state() of a record, continues after it: on a CPU with
+    the bits of a run that never stopped.
+
+    Raises Diverged, naming epoch, step and learning rate, when the loss or the features of an analysis are not finite.
+
+    Example::
+
+        splits = Splits(train, test, digits.class_counts)
+        for record in fit(classifier, splits, Objective(create_loss("ce")), optimizer, epochs=10):
+            print(record.epoch, record.loss, record.analysis["train"].metrics["nc1/pinv"])
     """
     accelerator = accelerator or create_accelerator()
     classifier.to(memory_format=torch.channels_last)
@@ -88,56 +82,40 @@ def fit(
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
     base_rates = [group["lr"] for group in optimizer.param_groups]
 
-    def objective(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def step(images: Tensor, targets: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         with autocast(precision, accelerator.device), common_batch_norms():
             logits, features = model(images.contiguous(memory_format=torch.channels_last), targets)
-        loss = current(logits, targets)
-        if drift_weight:
-            loss = loss + drift_weight * drift_penalty(features)
-        if feature_weight:
-            loss = loss + feature_weight * feature_penalty(features)
+        loss = objective(logits, features, targets, progress=progress)
         return loss, (logits.detach().argmax(1) == targets).sum()
 
-    measure = partial(
-        evaluate_splits,
-        classifier,
-        train,
-        test,
-        validation=validation,
-        class_counts=class_counts,
-        layers=analyze_layers,
-        solver=analyze_solver,
-        posthoc_tau=posthoc_tau,
-        objective=measured_objective,
-        accelerator=accelerator,
-    )
     done = apply_state(resume, classifier, optimizer, scaler, accelerator.process_index) if resume else 0
     for epoch in range(done + 1, epochs + 1):
         progress = (epoch - 1) / epochs
-        current = deferred[1] if deferred and progress >= deferred[0] else criterion
         factor = schedule(progress)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
         started = time.perf_counter()
         with reproducible_convolutions(allow_tf32=True):
-            loss, accuracy = _train_epoch(model, train, objective, optimizer, scaler, accelerator, epoch)
+            compute = partial(step, progress=progress)
+            loss, accuracy = _train_epoch(model, splits.train, compute, optimizer, scaler, accelerator, epoch)
         seconds = time.perf_counter() - started
-        analysis = {}
-        if epoch % analyze_freq == 0 or epoch == epochs:
+        measured = {}
+        if epoch % analysis.every == 0 or epoch == epochs:
             broadcast(list(classifier.buffers()))  # those of the first process are the model's, here as in training
             try:
-                analysis = measure()
+                measured = evaluate_splits(classifier, splits, analysis, accelerator=accelerator)
             except OutOfRange as error:  # in every process: each measures the features of all
                 raise _diverged(error.args[0], f"at epoch {epoch}", optimizer) from error
         rate = base_rates[0] * factor
         state = partial(collect_state, epoch, classifier, optimizer, scaler)
-        yield EpochRecord(epoch, rate, loss, accuracy, seconds, train.num_samples / seconds, analysis, state)
+        speed = splits.train.num_samples / seconds
+        yield EpochRecord(epoch, rate, loss, accuracy, seconds, speed, measured, state)
 
 
 def _train_epoch(
     model: nn.Module,
     train: Batches,
-    objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     accelerator: Accelerator,
@@ -148,7 +126,7 @@ def _train_epoch(
     losses, hits = [], []
     try:
         for (images, targets), size in zip(train.shuffled(epoch), train.sizes, strict=True):
-            loss, hit = objective(images, targets)
+            loss, hit = compute(images, targets)
             loss = loss * (len(targets) / size)  # a part of the mean over the samples of all processes
             losses.append(sum_over_processes(loss.detach()))  # the same in each: if one diverges, all stop
             hits.append(hit)

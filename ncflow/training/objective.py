@@ -1,4 +1,7 @@
-"""The regularized objective of unconstrained features, at the features and the classifier that were measured.
+"""What training minimizes, batch by batch; and the same for unconstrained features, as a whole.
+
+`Objective` is the loss of a batch. `FeatureObjective` is the regularized objective of unconstrained features, at the
+features and the classifier that were measured:
 
     criterion(logits, targets) + drift ‖μ_N‖² + (λ_h/2) mean ‖h‖² + (λ_W/2) ‖θ‖² + (λ_H/2) Σ ‖h‖²
 
@@ -15,13 +18,37 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncflow.nn.heads import Head
-from ncflow.nn.losses import Loss
+from ncflow.nn.losses import Loss, drift_penalty, feature_penalty
 from ncflow.theory import Optimum
 from ncflow.training.optimizers import DECAYS
 
 
 @dataclass(frozen=True)
 class Objective:
+    """criterion(logits, targets) + drift_weight·‖batch mean of features‖² + feature_weight·feature_penalty(features).
+
+    `deferred` is a share of the training, in [0, 1], and the criterion that replaces the first one from there on.
+    """
+
+    criterion: Loss
+    deferred: tuple[float, Loss] | None = None
+    drift_weight: float = 0.0
+    feature_weight: float = 0.0
+
+    def __call__(self, logits: Tensor, features: Tensor, targets: Tensor, *, progress: float = 0.0) -> Tensor:
+        """The loss of a batch, logits (B, K), features (B, d) and targets (B,), after a share of the training."""
+        late = self.deferred is not None and progress >= self.deferred[0]
+        criterion = self.deferred[1] if self.deferred is not None and late else self.criterion
+        loss = criterion(logits, targets)
+        if self.drift_weight:
+            loss = loss + self.drift_weight * drift_penalty(features)
+        if self.feature_weight:
+            loss = loss + self.feature_weight * feature_penalty(features)
+        return loss
+
+
+@dataclass(frozen=True)
+class FeatureObjective:
     """What full-batch training minimizes: λ_W is `weight_decay`, λ_H `row_decay`, λ_h `feature_weight`.
 
     `decay` says which of the head's parameters decay, as in `parameter_groups`; `optimum` is that of theory, if any.

@@ -147,10 +147,10 @@ def test_the_list_has_a_sentence_for_every_script(monkeypatch, capsys):
 
 
 def test_an_unknown_benchmark_and_a_folder_without_any_are_errors_that_help(monkeypatch, capsys, tmp_path):
-    assert bench(monkeypatch, "nearest-etf") == 1
+    assert bench(monkeypatch, "nearest-etf") == 65
     assert "unknown benchmark 'nearest-etf'. Did you mean 'nearest_etf'?" in capsys.readouterr().err
     monkeypatch.setattr(cli, "_root", lambda: tmp_path)
-    assert bench(monkeypatch) == 1
+    assert bench(monkeypatch) == 65
     assert "benchmarks come with a clone of the repository" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ncflow.data import Share, Storage
 from ncflow.data.augment import AUGMENTATIONS
 from ncflow.data.images import decode_image
 from ncflow.data.loaders import Batches, batch_sizes, load_batches
@@ -158,7 +159,7 @@ def test_streamed_batches_equal_resident_ones(which, device, request):
     snapshot = request.getfixturevalue(which)
     options = {"batch_size": 128, "augment": "crop_flip", "device": device}
     resident = load_batches(snapshot, "train", **options)
-    streamed = load_batches(snapshot, "train", resident_bytes=0, num_workers=1, **options)
+    streamed = load_batches(snapshot, "train", storage=Storage(0, 1), **options)
     assert isinstance(resident.pictures, Resident) and isinstance(streamed.pictures, Streamed)
     for ours, theirs in [(resident.shuffled(0), streamed.shuffled(0)), (resident.ordered(), streamed.ordered())]:
         for (images, targets), (same_images, same_targets) in zip(ours, theirs, strict=True):
@@ -167,8 +168,8 @@ def test_streamed_batches_equal_resident_ones(which, device, request):
 
 def test_the_byte_budget_decides_exactly(digits):
     needed = len(digits.targets("test")) * 32 * 32
-    assert isinstance(load_batches(digits, "test", resident_bytes=needed).pictures, Resident)
-    assert isinstance(load_batches(digits, "test", resident_bytes=needed - 1).pictures, Streamed)
+    assert isinstance(load_batches(digits, "test", storage=Storage(needed)).pictures, Resident)
+    assert isinstance(load_batches(digits, "test", storage=Storage(needed - 1)).pictures, Streamed)
 
 
 def test_ordered_images_are_the_stored_ones_normalized_and_gray_thrice(digits):
@@ -203,8 +204,9 @@ def test_pictures_of_various_sizes_become_one_size(flower_snapshot):
 
 @pytest.mark.parametrize("num_processes", [1, 3])
 def test_a_full_batch_is_the_whole_split_in_one_step(digits, num_processes):
-    share = {"num_processes": num_processes}
-    parts = [load_batches(digits, "train", batch_size=None, process_index=i, **share) for i in range(num_processes)]
+    parts = [
+        load_batches(digits, "train", batch_size=None, share=Share(i, num_processes)) for i in range(num_processes)
+    ]
     assert [len(part) for part in parts] == [1] * num_processes
     steps = [list(part.shuffled(1)) for part in parts]
     assert sum(len(targets) for ((_, targets),) in steps) == sum(digits.class_counts)
@@ -214,7 +216,7 @@ def test_a_full_batch_that_does_not_fit_in_memory_is_refused(digits):
     count = sum(digits.class_counts)
     message = f"full batch of {count} images of 32x32 takes {count * 1024} bytes, more than the 1000 that may stay"
     with pytest.raises(ValueError, match=message):
-        load_batches(digits, "train", batch_size=None, resident_bytes=1000)
+        load_batches(digits, "train", batch_size=None, storage=Storage(1000))
 
 
 def test_an_unknown_augmentation_is_refused(digits):

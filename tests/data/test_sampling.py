@@ -8,7 +8,7 @@ import pytest
 import torch
 from references import draw_class_balanced, draw_stratified
 
-from ncflow.data import load_batches
+from ncflow.data import Share, load_batches
 from ncflow.data.loaders import batch_sizes
 from ncflow.data.sampling import SAMPLINGS, class_balanced, shuffled, stratified
 
@@ -103,7 +103,7 @@ def test_a_rare_class_may_come_in_any_batch():
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_the_part_of_every_process_holds_all_classes(digits, num_processes):
     for rank in range(num_processes):
-        share = {"num_processes": num_processes, "process_index": rank}
+        share = {"share": Share(rank, num_processes)}
         batches = load_batches(digits, "train", image_size=8, batch_size=128, sampling="stratified", **share)
         parts = [targets for epoch in range(1, 20) for _, targets in batches.shuffled(epoch)]
         assert torch.cat(parts).unique().tolist() == list(range(10))
@@ -139,7 +139,7 @@ def test_a_class_without_a_sample_is_not_drawn():
 def test_one_process_and_many_draw_the_same(digits, name):
     options = {"image_size": 8, "batch_size": 48, "sampling": name, "seed": 4, "augment": "crop_flip"}
     alone = list(load_batches(digits, "train", **options).shuffled(2))
-    parts = [load_batches(digits, "train", num_processes=4, process_index=i, **options).shuffled(2) for i in range(4)]
+    parts = [load_batches(digits, "train", share=Share(i, 4), **options).shuffled(2) for i in range(4)]
     for (images, targets), *shares in zip(alone, *parts, strict=True):
         assert torch.equal(torch.cat([part for part, _ in shares]), images)
         assert torch.equal(torch.cat([part for _, part in shares]), targets)

@@ -17,7 +17,7 @@ from ncflow.data.pictures import fit_square
 from ncflow.nn import Classifier, create_head, create_loss
 from ncflow.nn.free_features import FreeFeatures, free_features, sample_numbers
 from ncflow.theory import Optimum, fixed_etf_feature_norm, predicted_optimum
-from ncflow.training import SCHEDULES, Objective, create_optimizer, fit
+from ncflow.training import SCHEDULES, Analysis, FeatureObjective, Objective, Splits, create_optimizer, fit
 
 SIZES = [8, 16, 32, 48]
 
@@ -139,7 +139,7 @@ def test_training_ends_at_the_optimum_of_theory(loss, counts, decay, lr):
     expected = predicted_optimum(loss, counts, lambda_w=decay, lambda_h=decay)
     features, targets, weight = train(loss, counts, decay, lr=lr)
     assert_same_geometry(collapsed(features, targets, weight), expected)
-    objective = Objective(create_loss(loss), weight_decay=decay, row_decay=decay, optimum=expected)
+    objective = FeatureObjective(create_loss(loss), weight_decay=decay, row_decay=decay, optimum=expected)
     head = create_head("linear", weight.shape[1], len(counts)).double()
     head.weight.data.copy_(weight)
     assert -1e-12 < objective(features, targets, head)["objective/gap"] < 1e-6
@@ -171,9 +171,9 @@ def test_an_imbalanced_snapshot_of_numbered_images_trains_in_the_house_to_the_pr
     torch.manual_seed(0)
     classifier = Classifier(free_features(num_samples=160, num_features=9), create_head("linear", 9, 4))
     train, test = (load_batches(data, split, **options) for split in ("train", "test"))
-    how = {"criterion": create_loss("ce"), "epochs": 800, "schedule": SCHEDULES["cosine"], "analyze_freq": 800}
+    how = {"epochs": 800, "schedule": SCHEDULES["cosine"], "analysis": Analysis(every=800)}
     optimizer = create_optimizer("sgd", classifier.parameters(), lr=5, weight_decay=3e-3)
-    *_, last = fit(classifier, train, test, optimizer=optimizer, class_counts=data.class_counts, **how)
+    *_, last = fit(classifier, Splits(train, test, data.class_counts), Objective(create_loss("ce")), optimizer, **how)
     means = last.analysis["train"].class_means
     expected = predicted_optimum("ce", data.class_counts, lambda_w=3e-3, lambda_h=3e-3)
     found = Optimum(classifier.head.weight.detach().double(), means.double(), expected.class_counts)

@@ -16,7 +16,7 @@ from ncflow.files import write_atomically
 from ncflow.nn import HEADS
 from ncflow.runs.writer import RunFolder, load_model
 from ncflow.tensors import write_tensors
-from ncflow.training import EpochRecord, evaluate_splits
+from ncflow.training import EpochRecord, Splits, evaluate_splits
 
 PLAIN = EpochRecord(epoch=1, lr=0.1, loss=2.0, accuracy=0.5, seconds=1.5, images_per_second=300.0)
 TENSORS = {"predictions", "targets", "drift_vector", "class_means", "class_counts", "weight"}
@@ -30,7 +30,7 @@ def classifier(make_classifier):
 @pytest.fixture
 def record(classifier, splits, digits) -> EpochRecord:
     """An analyzed epoch."""
-    analysis = evaluate_splits(classifier, **splits, class_counts=digits.class_counts)
+    analysis = evaluate_splits(classifier, Splits(**splits, class_counts=digits.class_counts))
     return replace(PLAIN, epoch=2, analysis=analysis)
 
 
@@ -88,7 +88,7 @@ def test_geometry_holds_tensors_only_and_logits_when_asked(
     tmp_path, make_classifier, splits, digits, head, save_logits
 ):
     classifier = make_classifier(head)
-    analysis = evaluate_splits(classifier, **splits, class_counts=digits.class_counts)
+    analysis = evaluate_splits(classifier, Splits(**splits, class_counts=digits.class_counts))
     folder = RunFolder(tmp_path / "run")
     folder.write_record(
         replace(PLAIN, analysis=analysis), classifier.head, digits.class_counts, save_logits=save_logits

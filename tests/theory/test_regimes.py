@@ -10,7 +10,7 @@ import torch
 
 from ncflow.nn import create_loss
 from ncflow.theory import Optimum, predicted_optimum, relu_limit, seli_optimum, with_room
-from ncflow.training import Objective
+from ncflow.training import FeatureObjective
 
 LOSSES = {"ce": minimization.cross_entropy, "mse": minimization.squared_error}
 PROBLEMS = {  # loss, class_counts, decay of both, nonnegative, rank
@@ -99,6 +99,6 @@ def test_without_a_width_there_is_always_room():
 def test_the_least_objective_of_a_run_is_the_cost_of_its_optimum(name):
     loss, counts, decay, nonnegative, _ = PROBLEMS[name]
     optimum = predicted_optimum(loss, counts, lambda_w=decay, lambda_h=decay, nonnegative=nonnegative)
-    objective = Objective(create_loss(loss), weight_decay=decay, row_decay=decay, optimum=optimum)
+    objective = FeatureObjective(create_loss(loss), weight_decay=decay, row_decay=decay, optimum=optimum)
     expected = minimization.cost(LOSSES[loss], optimum, lambda_w=decay, lambda_h=decay)
     assert objective.least == pytest.approx(expected, rel=1e-12)

@@ -1,5 +1,5 @@
 """A snapshot, batches and classifiers that are small enough to train in a test."""
 
-from small_training import digits, few, make_classifier, splits
+from small_training import digits, few, make_classifier, splits, whole
 
-__all__ = ["digits", "few", "make_classifier", "splits"]
+__all__ = ["digits", "few", "make_classifier", "splits", "whole"]

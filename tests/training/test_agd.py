@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncflow.nn import HEADS, create_loss
-from ncflow.training import create_optimizer, fit
+from ncflow.training import Analysis, Objective, create_optimizer, fit
 from ncflow.training.agd import AGD, automatic_rate, layer_scale, orthogonal_init, remove_affine
 from ncflow.training.optimizers import initialize
 
@@ -256,20 +256,18 @@ def test_without_biases_a_module_computes_what_it_computed_with_biases_of_zero(p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
-def test_a_resnet_without_biases_learns_the_digits_with_every_head(head, make_classifier, splits, digits):
+def test_a_resnet_without_biases_learns_the_digits_with_every_head(head, make_classifier, whole):
     classifier = make_classifier(head, temperature=5.0)
     remove_affine(classifier.backbone)
     initialize("agd", classifier)
     records = list(
         fit(
             classifier,
-            splits["train"],
-            splits["test"],
-            criterion=create_loss("ce"),
-            optimizer=create_optimizer("agd", classifier.parameters()),
+            whole,
+            Objective(create_loss("ce")),
+            create_optimizer("agd", classifier.parameters()),
             epochs=6,
-            class_counts=digits.class_counts,
-            analyze_freq=9,
+            analysis=Analysis(every=9),
         )
     )
     assert records[-1].loss < 0.5 * records[0].loss

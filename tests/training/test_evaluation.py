@@ -10,7 +10,7 @@ from torch import nn
 
 from ncflow.metrics import ClassMoments, collapse_metrics
 from ncflow.nn import HEADS
-from ncflow.training import evaluate, evaluate_splits
+from ncflow.training import Analysis, evaluate, evaluate_splits
 
 
 @pytest.fixture
@@ -83,9 +83,9 @@ def test_logits_targets_and_means_are_those_of_a_plain_forward(head, trained, sp
     torch.testing.assert_close(result.sample_mean.double(), features.double().mean(0), atol=1e-5, rtol=1e-4)
 
 
-def test_the_metrics_are_those_of_collapse_metrics_with_the_training_counts(trained, splits, digits):
+def test_the_metrics_are_those_of_collapse_metrics_with_the_training_counts(trained, splits, digits, whole):
     classifier = trained("nearest_etf")
-    analysis = evaluate_splits(classifier, splits["train"], splits["test"], class_counts=digits.class_counts)
+    analysis = evaluate_splits(classifier, whole)
     images, targets = (torch.cat(parts) for parts in zip(*splits["test"].ordered(), strict=True))
     with torch.no_grad():
         _, features = classifier.eval()(images)
@@ -102,22 +102,22 @@ def test_the_metrics_are_those_of_collapse_metrics_with_the_training_counts(trai
     assert {"acc/few", "acc/many"} <= set(expected)  # the test split is balanced: these come from training
 
 
-def test_the_nearest_means_of_the_test_split_are_those_of_training(trained, splits, digits):
+def test_the_nearest_means_of_the_test_split_are_those_of_training(trained, splits, digits, whole):
     classifier = trained()
     counts = digits.class_counts
-    analysis = evaluate_splits(classifier, splits["train"], splits["test"], class_counts=counts)
+    analysis = evaluate_splits(classifier, whole)
     means = analysis["train"].class_means
     given, other = (evaluate(classifier, splits["test"], class_counts=counts, train_means=m) for m in (means, -means))
     assert analysis["test"].metrics == given.metrics
     assert analysis["test"].metrics["nc4/ncc_mismatch"] != other.metrics["nc4/ncc_mismatch"]
 
 
-def test_a_validation_part_is_measured_as_the_test_split_is(trained, splits, digits):
+def test_a_validation_part_is_measured_as_the_test_split_is(trained, splits, digits, whole):
     """Against the means of training, with adjusted logits; and what is measured of the others stays the same."""
     classifier = trained()
-    options = {"class_counts": digits.class_counts, "posthoc_tau": 1.0}
-    without = evaluate_splits(classifier, splits["train"], splits["test"], **options)
-    analysis = evaluate_splits(classifier, splits["train"], splits["test"], validation=splits["test"], **options)
+    adjusted = Analysis(posthoc_tau=1.0)
+    without = evaluate_splits(classifier, whole, adjusted)
+    analysis = evaluate_splits(classifier, replace(whole, validation=splits["test"]), adjusted)
     assert list(without) == ["train", "test"] and set(analysis) == {"train", "test", "val"}
     assert analysis["val"].metrics == analysis["test"].metrics == without["test"].metrics
     assert analysis["train"].metrics == without["train"].metrics
@@ -139,7 +139,7 @@ def test_layers_are_measured_in_the_same_forward(trained, splits, digits):
     classifier.backbone.register_forward_hook(lambda *_: calls.append(1))
     plain = evaluate(classifier, splits["test"], class_counts=digits.class_counts)
     forwards = len(calls)
-    layered = evaluate(classifier, splits["test"], class_counts=digits.class_counts, layers=True)
+    layered = evaluate(classifier, splits["test"], class_counts=digits.class_counts, analysis=Analysis(layers=True))
     assert len(calls) == 2 * forwards
     layers = {name for name in layered.metrics if name.startswith("layers/")}
     assert {name.rpartition("/")[2] for name in layers} == {"drift", "nc1"}
@@ -149,7 +149,9 @@ def test_layers_are_measured_in_the_same_forward(trained, splits, digits):
 
 def test_the_last_layer_before_the_features_drifts_as_they_do(trained, splits, digits):
     """ResNet-20 has no neck, so the pooled last stage is the features."""
-    metrics = evaluate(trained(), splits["train"], class_counts=digits.class_counts, layers=True).metrics
+    metrics = evaluate(
+        trained(), splits["train"], class_counts=digits.class_counts, analysis=Analysis(layers=True)
+    ).metrics
     assert metrics["layers/layer3/drift"] == pytest.approx(metrics["drift/norm"], rel=1e-5)
     assert metrics["layers/layer3/nc1"] == pytest.approx(metrics["nc1/pinv"], rel=1e-3)
 
@@ -165,18 +167,16 @@ def test_a_split_takes_one_forward_of_each_image_and_one_look_at_its_moments(mon
         return build(*tensors, scatter=scatter)
 
     monkeypatch.setattr(ClassMoments, "from_features", counted)
-    found = evaluate(classifier, splits["test"], class_counts=digits.class_counts, layers=True)
+    found = evaluate(classifier, splits["test"], class_counts=digits.class_counts, analysis=Analysis(layers=True))
     layers = {name.split("/")[1] for name in found.metrics if name.startswith("layers/")}
     assert sum(images) == len(found.targets)
     assert scatters == [False] * (1 + len(layers))
 
 
-def test_posthoc_adjustment_adds_accuracies_on_the_test_split_and_changes_nothing_else(trained, splits, digits):
+def test_posthoc_adjustment_adds_accuracies_on_the_test_split_and_changes_nothing_else(trained, splits, digits, whole):
     classifier = trained()
-    plain = evaluate_splits(classifier, splits["train"], splits["test"], class_counts=digits.class_counts)
-    adjusted = evaluate_splits(
-        classifier, splits["train"], splits["test"], class_counts=digits.class_counts, posthoc_tau=1.0
-    )
+    plain = evaluate_splits(classifier, whole)
+    adjusted = evaluate_splits(classifier, whole, Analysis(posthoc_tau=1.0))
     assert adjusted["train"].metrics == plain["train"].metrics
     added = adjusted["test"].metrics.keys() - plain["test"].metrics.keys()
     assert {f"posthoc/{name}" for name in ("overall", "balanced", "tail20")} <= added

@@ -9,7 +9,7 @@ import torch
 
 from ncflow import stages
 from ncflow.nn import HEADS
-from ncflow.training import evaluate_splits, fit
+from ncflow.training import Analysis, Objective, Splits, evaluate_splits, fit
 
 SEARCH = {f"head/riemannian_{name}" for name in ("gap", "gradient_norm", "iterations", "converged", "seconds")}
 
@@ -26,9 +26,8 @@ def test_an_analysis_has_what_the_head_tells_on_the_train_split_alone(head, make
     with torch.no_grad():
         classifier(*next(few["train"].shuffled(1)))
     for solver in (False, True):
-        analysis = evaluate_splits(
-            classifier, few["train"], few["test"], class_counts=digits.class_counts, solver=solver
-        )
+        splits = Splits(**few, class_counts=digits.class_counts)
+        analysis = evaluate_splits(classifier, splits, Analysis(solver=solver))
         told = {name for name in analysis["train"].metrics if name.startswith("head/")}
         own = {"head/objective", "head/distance"} | (SEARCH if solver else set())
         assert told == (own if head == "nearest_etf" else set())
@@ -39,13 +38,11 @@ def test_training_analyzes_the_solver_when_asked(make_classifier, few, digits):
     classifier = make_classifier("nearest_etf")
     (record,) = fit(
         classifier,
-        few["train"],
-        few["test"],
-        criterion=torch.nn.functional.cross_entropy,
-        optimizer=torch.optim.SGD(classifier.parameters(), lr=0.1),
+        Splits(**few, class_counts=digits.class_counts),
+        Objective(torch.nn.functional.cross_entropy),
+        torch.optim.SGD(classifier.parameters(), lr=0.1),
         epochs=1,
-        class_counts=digits.class_counts,
-        analyze_solver=True,
+        analysis=Analysis(solver=True),
     )
     metrics = record.analysis["train"].metrics
     assert metrics.keys() >= SEARCH

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -12,17 +12,34 @@ from torch import Tensor, nn
 
 from ncflow.data import Batches, load_batches
 from ncflow.nn import HEADS, Classifier, create_loss
-from ncflow.training import SCHEDULES, Diverged, EpochRecord, create_optimizer, evaluate_splits, fit
+from ncflow.training import (
+    SCHEDULES,
+    Analysis,
+    Diverged,
+    EpochRecord,
+    Objective,
+    Splits,
+    create_optimizer,
+    evaluate_splits,
+    fit,
+)
 
 
 @pytest.fixture
-def start(splits, digits):
+def start(whole):
     """fit on the digits, with what a test does not care about filled in."""
 
     def start(classifier: Classifier, *, epochs: int = 3, lr: float = 0.05, **options: object) -> Iterator[EpochRecord]:
-        options = {"train": splits["train"], "test": splits["test"], "criterion": create_loss("ce"), **options}
+        """Options of Splits, Objective, Analysis and fit by their names; `analyze_freq` is Analysis.every."""
+
+        def take(kind: type) -> dict[str, object]:
+            return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
+
+        measured = Analysis(every=options.pop("analyze_freq", 1))
+        objective = Objective(**{"criterion": create_loss("ce")} | take(Objective))
         optimizer = create_optimizer("sgd", classifier.parameters(), lr=lr)
-        return fit(classifier, optimizer=optimizer, epochs=epochs, class_counts=digits.class_counts, **options)
+        chosen = replace(whole, **take(Splits))
+        return fit(classifier, chosen, objective, optimizer, epochs=epochs, analysis=measured, **options)
 
     return start
 
@@ -171,7 +188,7 @@ def test_bfloat16_trains_and_leaves_weights_and_analysis_in_float32(start, make_
     assert records[0].loss == pytest.approx(exact[0].loss, rel=0.1)
     assert records[0].loss != exact[0].loss
     assert all(p.dtype == torch.float32 for p in classifier.parameters())
-    full_precision = evaluate_splits(classifier, **splits, class_counts=digits.class_counts)
+    full_precision = evaluate_splits(classifier, Splits(**splits, class_counts=digits.class_counts))
     assert records[-1].analysis["test"].metrics == full_precision["test"].metrics
 
 

@@ -13,7 +13,7 @@ from ncflow.nn import LOSSES, Classifier, LinearHead, create_loss
 from ncflow.nn.free_features import sample_numbers
 from ncflow.params import Params, make_params
 from ncflow.theory import predicted_optimum
-from ncflow.training import Objective
+from ncflow.training import FeatureObjective, Splits
 
 COUNTS = [12, 12, 3, 3]
 SLOW = {"ce": references.cross_entropy, "mse": references.squared_error}
@@ -40,9 +40,9 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     return stages.snapshot(configure(), tmp_path_factory.mktemp("data") / "ufm10")
 
 
-def begin(params: Params, images: Snapshot) -> tuple[Classifier, dict, object]:
-    accelerator = stages.create_accelerator("cpu")
-    return assembly.start(params, images, accelerator, "fp32")[:3]
+def begin(params: Params, images: Snapshot) -> tuple[Classifier, Splits, object]:
+    training = assembly.start(params, images, stages.create_accelerator("cpu"), "fp32")
+    return training.classifier, training.splits, training.records
 
 
 def head_of(weight: Tensor) -> LinearHead:
@@ -62,7 +62,7 @@ def test_the_value_is_its_definition_sample_by_sample(loss, seed):
     features = torch.randn(sum(COUNTS), 5, generator=generator, dtype=torch.float64)
     weight = torch.randn(4, 5, generator=generator, dtype=torch.float64)
     terms = {"weight_decay": 0.3, "row_decay": 0.02, "feature_weight": 0.7, "drift_weight": 1.1}
-    found = Objective(create_loss(loss), **terms)(features, targets(), head_of(weight))
+    found = FeatureObjective(create_loss(loss), **terms)(features, targets(), head_of(weight))
     expected = references.objective(features.numpy(), targets().tolist(), weight.numpy(), SLOW[loss], **terms)
     assert found == {"objective/value": pytest.approx(expected, rel=1e-12)}
 
@@ -74,7 +74,7 @@ def test_the_gap_is_zero_at_the_optimum_and_positive_anywhere_else(loss, split):
     lambda_w, lambda_h = 4e-3, 1e-3
     optimum = predicted_optimum(loss, COUNTS, lambda_w=lambda_w, lambda_h=lambda_h)
     terms = {"row_decay": (1 - split) * lambda_h, "feature_weight": split * lambda_h * sum(COUNTS)}
-    objective = Objective(create_loss(loss), weight_decay=lambda_w, **terms, optimum=optimum)
+    objective = FeatureObjective(create_loss(loss), weight_decay=lambda_w, **terms, optimum=optimum)
     at = objective(optimum.class_means[targets()], targets(), head_of(optimum.weight))
     assert at["objective/gap"] == pytest.approx(0, abs=1e-13)
     generator = torch.Generator().manual_seed(0)
@@ -107,9 +107,9 @@ def test_a_full_batch_step_descends_the_measured_objective(snapshot, tmp_path, o
     images = (
         snapshot if not any("dataset" in each for each in overrides) else stages.snapshot(params, tmp_path / "data")
     )
-    classifier, batches, records = begin(params, images)
-    objective = assembly.objective(params, classifier, images.class_counts)
-    pictures, labels = zip(*batches["train"].ordered(), strict=True)
+    classifier, splits, records = begin(params, images)
+    objective = assembly.feature_objective(params, classifier, images.class_counts)
+    pictures, labels = zip(*splits.train.ordered(), strict=True)
     rows = classifier.backbone(torch.cat(pictures))
     parameters = {name: p for name, p in classifier.named_parameters() if p.requires_grad}
     gradient = torch.autograd.grad(
@@ -152,10 +152,10 @@ WITH_GAP = [
 ]
 
 
-def objective(*overrides: str) -> Objective | None:
+def objective(*overrides: str) -> FeatureObjective | None:
     params = configure(*overrides)
     torch.manual_seed(0)
-    return assembly.objective(params, assembly.build_classifier(params, 10), [20] * 5 + [2] * 5)
+    return assembly.feature_objective(params, assembly.build_classifier(params, 10), [20] * 5 + [2] * 5)
 
 
 @pytest.mark.parametrize("overrides", ABSENT, ids=" ".join)

@@ -16,7 +16,16 @@ from torch import nn
 
 from ncflow.data import load_batches
 from ncflow.nn import HEADS, Classifier, create_head, create_loss
-from ncflow.training import OPTIMIZERS, SCHEDULES, StateFolder, create_accelerator, create_optimizer, fit
+from ncflow.training import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Objective,
+    Splits,
+    StateFolder,
+    create_accelerator,
+    create_optimizer,
+    fit,
+)
 from ncflow.training.state import get_randomness, misfit, set_randomness
 
 EPOCHS = 4
@@ -56,13 +65,11 @@ def start(batches, digits) -> Callable:
         options = {} if RATES[optimizer] is None else {"lr": RATES[optimizer]}
         records = fit(
             classifier,
-            **batches,
-            criterion=criterion or create_loss("ce"),
-            optimizer=create_optimizer(optimizer, classifier.parameters(), **options),
+            Splits(**batches, class_counts=digits.class_counts),
+            Objective(criterion or create_loss("ce"), deferred),
+            create_optimizer(optimizer, classifier.parameters(), **options),
             epochs=EPOCHS,
-            class_counts=digits.class_counts,
             schedule=SCHEDULES[schedule],
-            deferred=deferred,
             resume=resume,
         )
         return classifier, records

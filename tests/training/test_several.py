@@ -14,9 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ncflow.data import SAMPLINGS, Batches, Snapshot, load_batches
+from ncflow.data import SAMPLINGS, Batches, Share, Snapshot, load_batches
 from ncflow.nn import HEADS, LOSSES, Classifier, create_head, create_loss
-from ncflow.training import Diverged, EpochRecord, StateFolder, create_accelerator, create_optimizer, fit
+from ncflow.training import (
+    Diverged,
+    EpochRecord,
+    Objective,
+    Splits,
+    StateFolder,
+    create_accelerator,
+    create_optimizer,
+    fit,
+)
 
 pytestmark = pytest.mark.slow
 # Relative; absolute for what is 0. Each step enlarges float32's rounding, on some processors beyond 1e-5.
@@ -78,23 +87,24 @@ def train(
     test, counts = load(digits, "test", dtype, *share), digits.class_counts
     torch.manual_seed(0)
     classifier = Classifier(backbone(), create_head(head, 16, 10)).to(dtype)
+    train = replace(load(digits, "train", dtype, *share), sampling=SAMPLINGS[sampling])
+    weights = {"drift_weight": options.pop("drift_weight", 0.0), "feature_weight": options.pop("feature_weight", 0.0)}
+    criterion = options.pop("criterion", create_loss(loss, counts, reweight=reweight))
     for record in fit(
         classifier,
-        replace(load(digits, "train", dtype, *share), sampling=SAMPLINGS[sampling]),
-        test,
-        validation=replace(test, targets=test.targets[:1]),
-        optimizer=create_optimizer("sgd", classifier.parameters(), lr=0.05),
+        Splits(train, test, counts, validation=replace(test, targets=test.targets[:1])),
+        Objective(criterion, **weights),
+        create_optimizer("sgd", classifier.parameters(), lr=0.05),
         epochs=epochs,
-        class_counts=counts,
         accelerator=accelerator,
-        **{"criterion": create_loss(loss, counts, reweight=reweight)} | options,
+        **options,
     ):
         yield classifier, record
 
 
 @cache
 def load(digits: Snapshot, split: str, dtype: torch.dtype, rank: int, count: int) -> Batches:
-    batches = load_batches(digits, split, image_size=8, batch_size=45, process_index=rank, num_processes=count)
+    batches = load_batches(digits, split, image_size=8, batch_size=45, share=Share(rank, count))
     return replace(batches, pixel_mean=batches.pixel_mean.to(dtype), pixel_std=batches.pixel_std.to(dtype))
 
 
