@@ -21,12 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from benchmarks.frame import publish
 from ncflow import recording, stages
+from ncflow.assembly import Training
 from ncflow.params import Params, make_params
 from ncflow.runs.reader import load_run
 from ncflow.training import EpochRecord, StateFolder
@@ -83,8 +85,8 @@ def between_epochs(root: Path, model: str, epochs: int) -> tuple[list[float], li
     recorded: list[float] = []
     states: list[float] = []
 
-    def record(params: Params, records: Iterator[EpochRecord], *rest: Any, **options: Any) -> None:
-        recording.record(params, timed_records(records), *rest, **options)
+    def record(params: Params, training: Training, *rest: Any, **options: Any) -> None:
+        recording.record(params, replace(training, records=timed_records(training.records)), *rest, **options)
 
     def timed_records(records: Iterator[EpochRecord]) -> Iterator[EpochRecord]:
         for finished in records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,21 +30,33 @@ from ncflow.training import (
     create_optimizer,
     create_schedule,
     fit,
+    get_randomness,
     initialize,
     is_out_of_memory,
     misfit,
     parameter_groups,
     remove_affine,
+    set_randomness,
     set_seed,
 )
 
 MEASURED_AT_ONCE = 256  # samples per process, where training takes the whole split at once
 
 
-def check(params: Params) -> None:
+@dataclass(frozen=True)
+class Built:
+    """A classifier with the first weights of a run, and the random numbers that come after these."""
+
+    classifier: Classifier
+    num_classes: int
+    randomness: dict[str, Any]
+
+
+def check(params: Params) -> Built | None:
     """Refuse unknown names, wrong options and contradictions before anything is loaded or trained.
 
     Of a source that tells its number of classes only when it is read, what depends on it is checked after the snapshot.
+    Returns the classifier for `start`, None where training builds another one.
     """
     lookup(SOURCES, params.dataset.name, "data set")
     lookup(AUGMENTATIONS, params.train.augment, "augmentation")
@@ -55,11 +68,18 @@ def check(params: Params) -> None:
         refuse_missing_weights(params.model.name)
     per_class = [len(option) for option in params.train.loss_options.values() if isinstance(option, list)]
     num_classes = count_classes(params.dataset.name, params.dataset.root, **options) or max(per_class, default=2)
+    set_seed(params.seed)
     classifier = _tried_classifier(params, num_classes)
+    built: Built | None = Built(classifier, num_classes, get_randomness())
     _schedule(params)
     _optimizer(params, classifier)
     criterion = _criterion(params, torch.ones(num_classes), reweight=params.train.reweight)
-    rehearse(classifier, criterion, image_size=params.model.image_size, num_classes=num_classes)
+    try:
+        rehearsed = deepcopy(classifier)
+    except Exception:  # a module of the user's own may not be made to be copied
+        rehearsed, built = classifier, None
+    rehearse(rehearsed, criterion, image_size=params.model.image_size, num_classes=num_classes)
+    return None if params.model.pretrained else built
 
 
 def _tried_classifier(params: Params, num_classes: int) -> Classifier:
@@ -106,13 +126,25 @@ class Training:
 
 
 def start(
-    params: Params, images: Snapshot, accelerator: Any, precision: str, states: StateFolder | None = None
+    params: Params,
+    images: Snapshot,
+    accelerator: Any,
+    precision: str,
+    states: StateFolder | None = None,
+    built: Built | None = None,
 ) -> Training:
-    """Everything that a run trains with. A state of another classifier or optimizer is left out with a warning."""
+    """Everything that a run trains with. A state of another classifier or optimizer is left out with a warning.
+
+    `built`, from `check`, is used where it has the classes of the images.
+    """
     resume = states.newest(accelerator) if states else None
     how = params.train
-    set_seed(params.seed)
-    classifier = build_classifier(params, images.num_classes, pretrained=True)
+    if built and built.num_classes == images.num_classes:
+        classifier = built.classifier
+        set_randomness(built.randomness)
+    else:
+        set_seed(params.seed)
+        classifier = build_classifier(params, images.num_classes, pretrained=True)
     initialize(how.optimizer, classifier)
     classifier.to(accelerator.device)
     if accelerator.process_index:  # all begin with the same weights; what layers draw from here on is each one's own

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,7 +118,7 @@ def train(
         _refuse_beside_pipeline(config=config, set=set_, snapshot=data, group=group)
         data, group = pipeline_snapshot(params, _root()), params.exp_name
         params = pipeline_run(params, _root()).params
-    from ncflow.suite import claimed, is_launched, launch
+    from ncflow.suite import claimed, is_first, is_launched, launch
 
     if processes and processes > 1 and not (check or is_launched()):
         with claimed(_root(), params.exp_name):
@@ -136,13 +136,10 @@ def train(
     root = _root()
     folder = run_folder(root, params.exp_name)
     data = data or _snapshot_path(params)
-    main = _is_main()
-    assembly.check(params)  # before anything is made
-    with claimed(root, params.exp_name) if main else nullcontext():
-        stages.train(
-            params, folder=folder, data=data, root=root, group=group, suite=suite, processes=processes, extend=extend
-        )
-    if main:
+    stages.train(
+        params, folder=folder, data=data, root=root, group=group, suite=suite, processes=processes, extend=extend
+    )
+    if is_first():
         _say(f"finished: {folder}\n{stages.result(folder)}\nnext: `uv run ncflow report {_shown(folder)}`")
 
 
@@ -155,6 +152,7 @@ def evaluate(
 ) -> None:
     """Recompute every metric from the checkpoint; fail if it is not the model that was trained."""
     from ncflow import stages
+    from ncflow.suite import is_first
 
     if pipeline:
         from ncflow.experiments.pipeline import pipeline_run, pipeline_snapshot
@@ -167,7 +165,7 @@ def evaluate(
     data = data or stages.snapshot_of(folder, _root() / "data")
     metrics = stages.evaluate(folder, data, out or folder.with_name(f"{folder.name}.evaluation.json"))
     count = sum(map(len, metrics.values()))
-    if _is_main():
+    if is_first():
         _say(f"{folder}: the checkpoint is the model that was trained ({count} metrics measured again)")
         _say(stages.headline(metrics))
 
@@ -429,11 +427,6 @@ def _refuse_beside_pipeline(**options: object) -> None:
     """A stage of dvc.yaml reads everything from params.yaml; what would be ignored is an error."""
     if given := [name for name, value in options.items() if value]:
         raise ValueError(f"--pipeline takes everything from params.yaml: leave out {', '.join(given)}")
-
-
-def _is_main() -> bool:
-    """Whether this is the first of the processes that a launcher has started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _root() -> Path:

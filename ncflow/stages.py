@@ -14,6 +14,7 @@ import torch
 
 import ncflow
 from ncflow.assembly import (
+    Built,
     analysis,
     build_classifier,
     check,
@@ -38,6 +39,7 @@ from ncflow.runs.layout import CONFIG, FINAL_MODEL, PROVENANCE, is_finished
 from ncflow.runs.provenance import DataVersion, Hardware, Provenance, read_provenance
 from ncflow.runs.reader import load_run, load_runs
 from ncflow.runs.writer import RunFolder, load_model
+from ncflow.suite import claimed, is_first
 from ncflow.tracking import has_finished, start_run
 from ncflow.training import (
     StateFolder,
@@ -83,45 +85,69 @@ def train(
     """
     how = params.train
     with interruptible(RESUMES), explained_faults(batch_size=how.batch_size, precision=how.precision):
-        check(params)
-        keep_freed_memory()
-        accelerator = create_accelerator(how.device)
-        if processes not in (None, accelerator.num_processes):
-            raise ValueError(f"asked for {processes} processes, but Accelerate started {accelerator.num_processes}")
-        images = snapshot(params, data)
-        states = StateFolder(root / STATES / _run_id(params, images))
-        finished = StateFolder(root / FINISHED / _run_id(make_params(params.resolved(), ["train.epochs=1"]), images))
-        precision = resolve_precision(how.precision, accelerator.device)
-        extended = _extend(params, finished, states, accelerator) if extend else None
-        training = start(params, images, accelerator, precision, states)
-        provenance = _provenance(params, images, root, Hardware.of(accelerator, precision), extended)
-        main = accelerator.is_main_process
-        watch = watched if accelerator.num_processes > 1 else nullcontext
-        with (
-            watch(),
-            start_run(
-                root=root,
-                name=params.exp_name,
-                config=params.resolved(),
-                tags=_tags(params, provenance, group, suite),
-                color=fact(HEADS[params.head.name], "color"),  # a head has one color in the report and in MLflow
-                attempt=states.token() if main else None,
-                enabled=main,
-            ) as run,
-        ):
-            if main:
-                run.dataset(provenance.snapshot.name, images.digest, images.path)
-                files = RunFolder(folder, kept=states.files, epoch=training.done)
-                record(params, training, images, files, states, provenance, run)
-            else:
-                for epoch in training.records:
-                    epoch.state()  # each process has a part of it
-                    end_if_asked()
-        if main and is_extendable(params):
-            states.archive(finished.path)
-        elif main:
-            states.remove()
+        built = check(params)  # before anything is made
+        with claimed(root, params.exp_name) if is_first() else nullcontext():
+            _train(
+                params,
+                built,
+                folder,
+                data,
+                root,
+                tags={"group": group, "suite": suite},
+                processes=processes,
+                extend=extend,
+            )
     return folder
+
+
+def _train(
+    params: Params,
+    built: Built | None,
+    folder: Path,
+    data: Path,
+    root: Path,
+    *,
+    tags: Mapping[str, str | None],
+    processes: int | None,
+    extend: bool,
+) -> None:
+    """Train in this process, alone or as one of several, while no other one trains the same run."""
+    keep_freed_memory()
+    accelerator = create_accelerator(params.train.device)
+    if processes not in (None, accelerator.num_processes):
+        raise ValueError(f"asked for {processes} processes, but Accelerate started {accelerator.num_processes}")
+    images = snapshot(params, data)
+    states = StateFolder(root / STATES / _run_id(params, images))
+    finished = StateFolder(root / FINISHED / _run_id(make_params(params.resolved(), ["train.epochs=1"]), images))
+    precision = resolve_precision(params.train.precision, accelerator.device)
+    extended = _extend(params, finished, states, accelerator) if extend else None
+    training = start(params, images, accelerator, precision, states, built)
+    provenance = _provenance(params, images, root, Hardware.of(accelerator, precision), extended)
+    main = accelerator.is_main_process
+    with (
+        watched() if accelerator.num_processes > 1 else nullcontext(),
+        start_run(
+            root=root,
+            name=params.exp_name,
+            config=params.resolved(),
+            tags=_tags(params, provenance, **tags),
+            color=fact(HEADS[params.head.name], "color"),  # a head has one color in the report and in MLflow
+            attempt=states.token() if main else None,
+            enabled=main,
+        ) as run,
+    ):
+        if main:
+            run.dataset(provenance.snapshot.name, images.digest, images.path)
+            files = RunFolder(folder, kept=states.files, epoch=training.done)
+            record(params, training, images, files, states, provenance, run)
+        else:
+            for epoch in training.records:
+                epoch.state()  # each process has a part of it
+                end_if_asked()
+    if main and is_extendable(params):
+        states.archive(finished.path)
+    elif main:
+        states.remove()
 
 
 def _run_id(params: Params, images: Snapshot) -> str:
@@ -222,7 +248,7 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
     if not is_finished(folder):
         raise ValueError(f"run folder '{folder}' is unfinished: no {FINAL_MODEL} in it; let its training end")
     provenance = read_provenance(folder)
-    tags = _tags(params, provenance, None, None)
+    tags = _tags(params, provenance)
     found = find_manifest(data, provenance.snapshot.digest)
     with interruptible():
         if has_finished(root, {name: tags[name] for name in ("config", "snapshot")}):
@@ -272,7 +298,7 @@ def _provenance(params: Params, images: Snapshot, root: Path, hardware: Hardware
     )
 
 
-def _tags(params: Params, provenance: Provenance, group: str | None, suite: str | None) -> dict[str, Any]:
+def _tags(params: Params, provenance: Provenance, group: str | None = None, suite: str | None = None) -> dict[str, Any]:
     return {
         "group": group or params.exp_name,
         "suite": suite,

@@ -2,7 +2,7 @@
 
 from ncflow.suite.engines import ENGINES, create_engine
 from ncflow.suite.jobs import Claimed, Job, JobState, claimed, make_jobs
-from ncflow.suite.launcher import is_launched, launch
+from ncflow.suite.launcher import is_first, is_launched, launch
 from ncflow.suite.schedule import run_suite
 from ncflow.suite.table import failures, watch
 from ncflow.suite.track import track
@@ -15,6 +15,7 @@ __all__ = [
     "claimed",
     "create_engine",
     "failures",
+    "is_first",
     "is_launched",
     "launch",
     "make_jobs",

@@ -21,6 +21,11 @@ def is_launched() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
+def is_first() -> bool:
+    """Whether this is the first of the processes that a launcher has started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run Python in so many processes that train together; the exit code is 0, or that of the first that failed.
 

@@ -18,7 +18,7 @@ from ncflow.training.optimizers import (
     initialize,
     parameter_groups,
 )
-from ncflow.training.state import StateFolder, differing_tensors, misfit
+from ncflow.training.state import StateFolder, differing_tensors, get_randomness, misfit, set_randomness
 
 __all__ = [
     "ADAPTIVE",
@@ -43,6 +43,7 @@ __all__ = [
     "evaluate_splits",
     "explained_faults",
     "fit",
+    "get_randomness",
     "initialize",
     "is_out_of_memory",
     "keep_freed_memory",
@@ -50,5 +51,6 @@ __all__ = [
     "parameter_groups",
     "remove_affine",
     "resolve_precision",
+    "set_randomness",
     "set_seed",
 ]
