@@ -23,7 +23,10 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     if count_processes() == 1:
         return tensor
     _refuse_join()
-    total: Tensor = _AllReduce.apply(tensor)
+    from torch.distributed.nn.functional import all_reduce
+
+    # Every process's sum depends on this summand, so the gradient is the sum over processes, too.
+    total: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -105,19 +108,3 @@ class _CommonBatchNorms(TorchFunctionMode):
         if func is F.batch_norm and options.get("training"):
             return common_batch_norm(*args, **{name: value for name, value in options.items() if name != "training"})
         return func(*args, **options)
-
-
-class _AllReduce(torch.autograd.Function):
-    """Every process's sum depends on this process's summand, so the gradient is the sum over processes, too."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone()
-        torch.distributed.all_reduce(total)
-        return total

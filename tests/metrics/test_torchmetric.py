@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import references
 import torch
-from torch import multiprocessing
+from two_processes import on_two
 
 from ncflow.metrics import ClassMoments, NeuralCollapse, moment_metrics
 
@@ -124,8 +124,6 @@ def test_an_unfit_batch_is_refused_and_leaves_no_trace(features, targets, messag
 
 def compute_on_one_of_two(rank: int, folder: str) -> None:
     """One process's share: the first has no sample of the last classes, and one batch more than the second."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     metric = NeuralCollapse(6, 8)
     order = TARGETS.argsort()
     for part in (order[:10], order[10:45]) if rank == 0 else (order[45:],):
@@ -133,12 +131,11 @@ def compute_on_one_of_two(rank: int, folder: str) -> None:
     together = metric.compute()
     metric.update(FEATURES[:0], TARGETS[:0])  # after synchronizing, a process goes on with its own share
     torch.save((together, metric.compute(), float(metric.counts.sum())), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path):
-    multiprocessing.spawn(compute_on_one_of_two, args=(str(tmp_path),), nprocs=2)
+    on_two(compute_on_one_of_two, str(tmp_path))
     for rank, share in enumerate((45, 16)):
         together, again, own = torch.load(tmp_path / f"{rank}.pt")
         assert together == pytest.approx(whole(), rel=1e-10)

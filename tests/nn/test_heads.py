@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from two_processes import on_two
 
 from ncflow.geometry import etf_distance, nearest_etf, simplex_etf
 from ncflow.lookup import fact, options_of
@@ -474,18 +475,16 @@ def test_the_past_is_a_constant_for_the_gradient():
 
 def halves(rank: int, folder: str) -> None:
     """One of two processes, each with half of the batch."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     head = NearestETFHead(D, K).double()
     for features, targets in batches_with_gaps(torch.float64):
         h, y = features.tensor_split(2)[rank].clone().requires_grad_(), targets.tensor_split(2)[rank]
         F.cross_entropy(head(h, y), y, reduction="sum").backward()
     torch.save({**head.state_dict(), "gradient": h.grad}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_with_half_a_batch_each_are_one_with_the_whole(tmp_path):
-    torch.multiprocessing.spawn(halves, (str(tmp_path),), nprocs=2)
+    on_two(halves, str(tmp_path))
     head = NearestETFHead(D, K).double()
     for features, targets in batches_with_gaps(torch.float64):
         h = features.clone().requires_grad_()

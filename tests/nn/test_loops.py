@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
+from two_processes import on_two
 
 from ncflow.geometry import simplex_etf
 from ncflow.nn import HEADS, NearestETFHead, TargetedModel, create_head
@@ -314,7 +315,6 @@ def test_a_timm_model_trains_with_a_head_as_its_classifier():
 
 def join(rank: int, folder: str) -> None:
     """One of two processes, the second of which has fewer batches."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(TargetedModel(Foreign(NearestETFHead(8, 5).double())))
     try:
@@ -331,7 +331,7 @@ def join(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_uneven_inputs_are_refused_before_a_process_waits_for_ever(tmp_path):
-    torch.multiprocessing.spawn(join, (str(tmp_path),), nprocs=2)
+    on_two(join, str(tmp_path))
     for rank in range(2):
         assert "expected as many batches in each, got uneven inputs" in (tmp_path / str(rank)).read_text()
 

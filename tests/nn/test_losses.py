@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from two_processes import on_two
 
 from ncflow.geometry import simplex_etf
 from ncflow.nn.losses import (
@@ -511,19 +512,17 @@ def test_the_drift_penalty_is_zero_exactly_where_features_are_centered_and_pulls
 
 def shares(rank: int, folder: str) -> None:
     """One of two processes, with uneven parts of one batch."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     features = torch.randn(B, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mine = features.split([5, B - 5])[rank].clone().requires_grad_()
     penalty = drift_penalty(mine)
     penalty.backward()
     torch.save({"penalty": penalty.detach(), "gradient": mine.grad}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_the_drift_penalty_of_two_processes_is_that_of_their_common_batch(tmp_path):
     """Each process gets twice its share of the gradient: data-parallel training then takes the mean over processes."""
-    torch.multiprocessing.spawn(shares, (str(tmp_path),), nprocs=2)
+    on_two(shares, str(tmp_path))
     features = torch.randn(B, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     penalty = drift_penalty(features)
     penalty.backward()
