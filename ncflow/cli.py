@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +12,6 @@ import typer
 
 if TYPE_CHECKING:
     from ncflow.params import Params
-    from ncflow.suite import Job
 
 app = typer.Typer(
     help="Train classifiers on long-tailed images, watch neural collapse emerge or break, and compare runs.",
@@ -231,31 +227,27 @@ def suite(
     A run that is finished stays; one that was interrupted goes on. A failed run stops no other, and makes the exit
     code 65. Stopped by SIGTERM, the suite stops its runs in order and exits with 75: the same command goes on.
     """
-    from rich.console import Console
-
-    from ncflow import suite as suites
     from ncflow.experiments import expand
     from ncflow.params import split_overrides
+    from ncflow.suite import create_engine
 
-    root, name = _root(), f"{group}-{time.strftime('%Y%m%dT%H%M%S')}"
-    configs = expand(
-        group, _load(config, None), head=head or None, overrides=split_overrides(set_ or []), announce=_say
+    overrides = split_overrides(set_ or [])
+    configs = expand(group, _load(config, None), head=head or None, overrides=overrides, announce=_say)
+    machines = create_engine(engine, processes=_count(processes), jobs=jobs, jobs_per_gpu=jobs_per_gpu, address=address)
+    from ncflow.group import run_group  # after what may be wrong with the options, which need not wait for torch
+
+    run_group(
+        group,
+        configs,
+        root=_root(),
+        engine=machines,
+        report=_report,
+        say=_say,
+        retries=retries,
+        force=force,
+        extend=extend,
+        track=track,
     )
-    machines = suites.create_engine(
-        engine, processes=_count(processes), jobs=jobs, jobs_per_gpu=jobs_per_gpu, address=address
-    )
-    todo = suites.make_jobs(configs, group=group, root=root, suite=name, options=["--extend"] if extend else [])
-    with _opened_run(name, several=len(todo) > 1) as log_page, _failures_told(todo):
-        looks = suites.run_suite(todo, engine=machines, prepare=_prepare, retries=retries, force=force)
-        with closing(looks):
-            suites.watch(looks, todo, say=_say, console=Console())
-        if done := [job for job in todo if job.state == suites.JobState.DONE]:
-            _report([job.folder for job in done], root / "reports" / group, group)
-            log_page(root / "reports" / group)
-        if done and track:
-            data = {_snapshot_path(job.params) for job in done}
-            folders = suites.track(group, root=root, runs=[job.folder for job in done], snapshots=data)
-            _say(f"tracked by DVC; to share the group, commit suites/ and `dvc push -R {' '.join(folders)}`")
 
 
 @app.command()
@@ -436,9 +428,9 @@ def _root() -> Path:
 
 
 def _snapshot_path(params: Params) -> Path:
-    from ncflow.assembly import snapshot_name
+    from ncflow.group import snapshot_path
 
-    return _root() / "data" / snapshot_name(params)
+    return snapshot_path(params, _root())
 
 
 def _benchmarks() -> dict[str, str]:
@@ -450,47 +442,6 @@ def _benchmarks() -> dict[str, str]:
         raise ValueError(f"no folder {folder}: benchmarks come with a clone of the repository; run this in one")
     files = sorted(folder.glob("[!_]*.py"))
     return {file.stem: (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0] for file in files}
-
-
-def _prepare(params: Params) -> None:
-    from ncflow import stages
-
-    stages.snapshot(params, _snapshot_path(params))
-
-
-@contextmanager
-def _opened_run(name: str, *, several: bool) -> Iterator[Callable[[Path], None]]:
-    """The run that `mlflow run` opened, and whose status it sets by our exit code, is the suite's if that has several.
-
-    Yields what puts a report there. A suite of one leaves the run to its only job; without `mlflow run` there is none.
-    """
-    if not (several and os.environ.get("MLFLOW_RUN_ID")):
-        yield lambda page: None
-        return
-    from ncflow.tracking import start_run
-
-    with start_run(root=_root(), name=f"suite {name}", config={}, tags={"suite": name}) as run:
-        yield lambda page: run.artifacts(page, "report")
-
-
-@contextmanager
-def _failures_told(jobs: list[Job]) -> Iterator[None]:
-    """Failed jobs are an error in the end; they are said, too, where something else goes wrong before that."""
-    try:
-        yield
-    except BaseException:
-        if failed := _failures(jobs):
-            print(f"ncflow: {failed}", file=sys.stderr)
-        raise
-    if failed := _failures(jobs):
-        raise ValueError(failed)
-
-
-def _failures(jobs: list[Job]) -> str:
-    from ncflow.suite import JobState, failures
-
-    count = sum(job.state == JobState.FAILED for job in jobs)
-    return f"{count} of {len(jobs)} runs failed:\n{failures(jobs)}" if count else ""
 
 
 def _report(folders: list[Path], out: Path, title: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from ncflow import cli, imports
+from ncflow import cli, group, imports
 from ncflow.exits import Exit
 from ncflow.interruption import Interrupted
 
@@ -242,8 +242,8 @@ def test_the_run_that_mlflow_opened_is_the_suites_or_that_of_its_only_job(projec
         taken.append(os.environ.pop("MLFLOW_RUN_ID"))
         yield SimpleNamespace(artifacts=lambda page, path: taken.append((page, path)))
 
-    monkeypatch.setattr("ncflow.tracking.start_run", start_run)
-    with cli._opened_run("exp8-now", several=several) as log_page:
+    monkeypatch.setattr("ncflow.group.start_run", start_run)
+    with group.opened_run("exp8-now", project, several=several) as log_page:
         assert os.environ.get("MLFLOW_RUN_ID") == (None if several else "opened")
         log_page("page")
     assert taken == (["opened", ("page", "report")] if several else [])

@@ -1,6 +1,6 @@
 """Many runs on many devices: which are missing, what runs them side by side, how far they are, what became of them."""
 
-from ncflow.suite.engines import ENGINES, create_engine
+from ncflow.suite.engines import ENGINES, Engine, create_engine
 from ncflow.suite.jobs import Claimed, Job, JobState, claimed, make_jobs
 from ncflow.suite.launcher import is_first, is_launched, launch
 from ncflow.suite.schedule import run_suite
@@ -10,6 +10,7 @@ from ncflow.suite.track import track
 __all__ = [
     "ENGINES",
     "Claimed",
+    "Engine",
     "Job",
     "JobState",
     "claimed",

@@ -1,0 +1,95 @@
+"""A group of experiments from its configurations to its report: run what is missing, report, track."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from ncflow import stages, suite
+from ncflow.assembly import snapshot_name
+from ncflow.params import Params
+from ncflow.suite import Engine, Job, JobState
+from ncflow.tracking import start_run
+
+Report = Callable[[list[Path], Path, str], None]  # of run folders, into a folder, under a title
+
+
+def run_group(
+    group: str,
+    configs: Sequence[Params],
+    *,
+    root: Path,
+    engine: Engine,
+    report: Report,
+    say: Callable[[str], None],
+    retries: int = 1,
+    force: bool = False,
+    extend: bool = False,
+    track: bool = False,
+) -> None:
+    """Run what is missing of `configs` and report on what is done. Raises ValueError that names the runs that failed.
+
+    `track` puts snapshots and runs under DVC's control. The other options are those of `suite.run_suite`.
+    """
+    name = f"{group}-{time.strftime('%Y%m%dT%H%M%S')}"
+    options = ["--extend"] if extend else []
+    jobs = suite.make_jobs(configs, group=group, root=root, suite=name, options=options)
+    page = root / "reports" / group
+
+    def prepare(params: Params) -> None:
+        stages.snapshot(params, snapshot_path(params, root))
+
+    with opened_run(name, root, several=len(jobs) > 1) as log_page, _failures_told(jobs):
+        looks = suite.run_suite(jobs, engine=engine, prepare=prepare, retries=retries, force=force)
+        with closing(looks):
+            suite.watch(looks, jobs, say=say, console=Console())
+        done = [job for job in jobs if job.state == JobState.DONE]
+        if done:
+            report([job.folder for job in done], page, group)
+            log_page(page)
+        if done and track:
+            data = {snapshot_path(job.params, root) for job in done}
+            folders = suite.track(group, root=root, runs=[job.folder for job in done], snapshots=data)
+            say(f"tracked by DVC; to share the group, commit suites/ and `dvc push -R {' '.join(folders)}`")
+
+
+def snapshot_path(params: Params, root: Path) -> Path:
+    """Where a project keeps the snapshot of these parameters."""
+    return root / "data" / snapshot_name(params)
+
+
+@contextmanager
+def opened_run(name: str, root: Path, *, several: bool) -> Iterator[Callable[[Path], None]]:
+    """The run that `mlflow run` opened, and whose status it sets by our exit code, is the suite's if that has several.
+
+    Yields what puts a report there. A suite of one leaves the run to its only job; without `mlflow run` there is none.
+    """
+    if not (several and os.environ.get("MLFLOW_RUN_ID")):
+        yield lambda page: None
+        return
+    with start_run(root=root, name=f"suite {name}", config={}, tags={"suite": name}) as run:
+        yield lambda page: run.artifacts(page, "report")
+
+
+@contextmanager
+def _failures_told(jobs: Sequence[Job]) -> Iterator[None]:
+    """Failed jobs are an error in the end. They are printed, too, where something else goes wrong before that."""
+    try:
+        yield
+    except BaseException:
+        if failed := _failures(jobs):
+            print(f"ncflow: {failed}", file=sys.stderr)
+        raise
+    if failed := _failures(jobs):
+        raise ValueError(failed)
+
+
+def _failures(jobs: Sequence[Job]) -> str:
+    count = sum(job.state == JobState.FAILED for job in jobs)
+    return f"{count} of {len(jobs)} runs failed:\n{suite.failures(jobs)}" if count else ""
