@@ -55,7 +55,7 @@ class Built:
 def check(params: Params) -> Built | None:
     """Refuse unknown names, wrong options and contradictions before anything is loaded or trained.
 
-    Of a source that tells its number of classes only when it is read, what depends on it is checked after the snapshot.
+    Some sources have a number of classes that is known only after reading. Their widths are checked after the snapshot.
     Returns the classifier for `start`, None where training builds another one.
     """
     lookup(SOURCES, params.dataset.name, "data set")
@@ -170,7 +170,7 @@ def start(
 
 
 def analysis(params: Params, classifier: Classifier, class_counts: Sequence[int]) -> Analysis:
-    """What is measured of a run."""
+    """The measurements that a run asks for."""
     how = params.train
     return Analysis(
         every=how.analyze_freq,

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-LARGEST = 2**17  # a square matrix of so many rows takes 137 GB; what is larger is no number of classes or features
+LARGEST = 2**17  # a square float64 matrix of this size takes 137 GB: larger numbers are mistakes
 WITHOUT_FLOAT64 = {"mps"}  # types of devices
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 class OutOfRange(ValueError):
-    """Numbers that are not finite, or too large to square, as those of a training that diverges; says which."""
+    """Numbers that are not finite, or too large to square. A training that diverges produces them."""
 
     def __str__(self) -> str:
         return f"{self.args[0]}; did the training diverge?"
@@ -117,7 +117,7 @@ def check_inputs(
     class_counts: Sequence[int] | Tensor | None,
     train_means: Tensor | None,
 ) -> int:
-    """The number of classes; raises ValueError, naming what was expected and what came, where things do not fit."""
+    """Return the number of classes. Raises ValueError, with the expected and the given shape, where inputs do not fit."""
     optional = {"weight": weight, "bias": bias, "train_means": train_means}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}
     check_tensors(**given)

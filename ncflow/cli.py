@@ -1,4 +1,4 @@
-"""The command line. Every command imports its stage only when it is called, so that `ncflow --help` stays quick."""
+"""The command line. A command imports its stage when it is called, which keeps `ncflow --help` fast."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def train(
 ) -> None:
     """Train one configuration: one MLflow run, one folder models/<exp_name>/.
 
-    Stopped in any way, the same command goes on after the last finished epoch. SIGTERM ends it with exit code 75.
+    After any stop, the same command resumes after the last finished epoch. SIGTERM ends it with exit code 75.
     """
     params = _load(config, set_)
     if pipeline:
@@ -118,7 +118,7 @@ def train(
 
     if processes and processes > 1 and not (check or is_launched()):
         with claimed(_root(), params.exp_name):
-            pass  # or it is said here, before several processes wait for each other
+            pass  # a run that is taken is refused here, before several processes wait for each other
         sys.exit(launch(["-m", "ncflow", *sys.argv[1:]], processes))
     from ncflow import assembly, stages  # after the parameters, whose errors need not wait for torch
     from ncflow.runs.layout import run_folder
@@ -222,10 +222,10 @@ def suite(
     extend: Extend = False,
     track: Annotated[bool, typer.Option("--track", help="Put snapshots and runs under DVC's control.")] = False,
 ) -> None:
-    """Run what is missing of a group of experiments, several side by side, and report on the group.
+    """Run the missing runs of a group of experiments, several at a time, and write the report of the group.
 
-    A run that is finished stays; one that was interrupted goes on. A failed run stops no other, and makes the exit
-    code 65. Stopped by SIGTERM, the suite stops its runs in order and exits with 75: the same command goes on.
+    Finished runs are skipped and interrupted runs resume. A failed run stops no other; the exit code is then 65.
+    On SIGTERM the suite stops its runs and exits with 75. The same command resumes it.
     """
     from ncflow.experiments import expand
     from ncflow.params import split_overrides

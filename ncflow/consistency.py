@@ -13,10 +13,10 @@ Rule = tuple[Callable[[Params], object], str]  # is it broken, and what to say: 
 
 
 def refuse_contradictions(params: Params) -> None:
-    """Raise one ValueError that tells every rule of RULES that the parameters break."""
-    told = [message.format(**dict(params)) for broken, message in RULES.values() if broken(params)]
-    if told:
-        raise ValueError("\n".join(told))
+    """Raise one ValueError with the message of every rule that the parameters break."""
+    broken_rules = [message.format(**dict(params)) for broken, message in RULES.values() if broken(params)]
+    if broken_rules:
+        raise ValueError("\n".join(broken_rules))
 
 
 def _has_etf(p: Params) -> bool:
@@ -63,14 +63,14 @@ RULES: dict[str, Rule] = {
             and not _features_decay(p)
         ),
         "loss '{train.loss}' fits logits of finite size, and the rows of head '{head.name}' are units that do not "
-        "learn: whatever part of a feature is orthogonal to them costs nothing at any length and need not collapse. "
+        "learn: the part of a feature that is orthogonal to them costs nothing and need not collapse. "
         "Expected a head.temperature or train.feature_decay > 0, got null and {train.feature_decay:g}; "
         "try head.temperature=1 or train.feature_decay=1e-3",
     ),
-    # w_1 = … = w_K with all features on the same line is a minimum, at which no class is told from another.
+    # w_1 = … = w_K with all features on the same line is a minimum, at which all classes look alike.
     "dot regression needs rows that stay apart by themselves": (
         lambda p: p.train.loss == "dot_regression" and fact(HEADS[p.head.name], "rows") == "learned",
-        "loss 'dot_regression' looks at no class but a sample's own, so that learned rows meet its target by length, "
+        "loss 'dot_regression' uses only the row of a sample's own class. Learned rows can meet its target by length, "
         "or by all becoming one: expected head fixed_etf or nearest_etf, whose unit rows stay apart, "
         "got head '{head.name}'; try head.name=nearest_etf, or train.loss=mse",
     ),
@@ -107,7 +107,7 @@ RULES: dict[str, Rule] = {
     ),
     "re-weighting sets in only where there is one": (
         lambda p: p.train.reweight is None and p.train.reweight_after != type(p.train)().reweight_after,
-        "train.reweight_after={train.reweight_after:g} says when train.reweight sets in: expected a train.reweight in "
+        "train.reweight_after={train.reweight_after:g} is the start of train.reweight: expected a train.reweight in "
         "[0, 1), got null; try train.reweight=0.9999",
     ),
     "a native imbalance has no profile": (
@@ -129,7 +129,7 @@ RULES: dict[str, Rule] = {
     ),
     "numbered images need free features": (
         lambda p: _has_numbered_images(p) and not _has_free_features(p),
-        "the images of dataset '{dataset.name}' only number its samples, and nothing in them tells the classes: "
+        "the images of dataset '{dataset.name}' only number its samples and show nothing of their classes: "
         "expected model free_features, got '{model.name}'; try model.name=free_features",
     ),
     "numbered images are taken as they are": (
@@ -155,17 +155,17 @@ RULES: dict[str, Rule] = {
         "takes the norms' scales and shifts away. Expected another optimizer and model.affine=true, "
         "got {train.optimizer} and {model.affine}; try model.pretrained=false",
     ),
-    "an option is said in one place": (
+    "an option is set in one place": (
         lambda p: {"lr", "weight_decay", "momentum"} & p.train.optimizer_options.keys(),
         "learning rate, weight decay and momentum are keys of train itself: expected train.optimizer_options without "
         "them, got {train.optimizer_options}; try train.lr, train.weight_decay or train.momentum",
     ),
     "a choice of what decays needs a decay": (
         lambda p: p.train.decay != "all" and p.train.weight_decay is None,
-        "train.decay={train.decay} says what train.weight_decay acts on: expected a number, got null; "
+        "train.decay={train.decay} chooses what train.weight_decay acts on: expected a number, got null; "
         "try train.weight_decay=5e-4, or train.decay=all",
     ),
-    "what is built in has no folder": (
+    "built-in data has no folder": (
         lambda p: p.dataset.root is not None and _is_built_in(p),
         "dataset '{dataset.name}' is built in and reads no folder: expected dataset.root=null, got {dataset.root}; "
         "try dataset.root=null, or dataset.name=imagefolder for pictures of your own",

@@ -1,6 +1,6 @@
-"""How a process says what became of it: an exit code, and a file with the reason. No program reads a sentence of a log.
+"""How a process reports its end: an exit code, and a file with the reason. No program reads sentences in a log.
 
-A suite names the file in the environment. The first process of a run that has something to say writes it.
+A suite names the file in the environment. The first process of a run that ends writes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Exit(IntEnum):
 
 
 def leave_result(code: int, reason: str = "") -> None:
-    """Write how this process ends, if it was told where and no other process of the run was first."""
+    """Write how this process ends, if a suite named a file and no other process of the run was first."""
     if not (file := os.environ.get(RESULT)):
         return
     with suppress(OSError), Path(file).open("x", encoding="utf-8") as stream:

@@ -29,7 +29,7 @@ def write_text(path: Path, text: str) -> Path:
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     """Let `write` fill a temporary sibling, sync it to the disk and give it the name `path`.
 
-    Where the disk is full or may not be written, what was there stays, and an OSError says what to do.
+    On a full or read-only disk the old file stays, and an OSError explains what to do.
     """
     with _sibling(path) as temporary, temporary.open("wb") as file:
         write(file)
@@ -50,7 +50,7 @@ def publish(source: Path, path: Path) -> Path:
 
 @contextmanager
 def _sibling(path: Path) -> Iterator[Path]:
-    """A temporary name next to `path`; what has it at the end takes the place of `path`, unless something failed."""
+    """A temporary file name next to `path`. At the end that file replaces `path`, unless something failed."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         yield temporary
@@ -105,8 +105,8 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def unwritable(place: object, reason: object) -> OSError:
-    """The error that says what cannot be written, why, and what to do."""
-    return OSError(f"cannot write {place}: {reason}; make room or allow it, and give the same command again")
+    """The error for a place that cannot be written: the place, the reason, the remedy."""
+    return OSError(f"cannot write {place}: {reason}; make room or allow it, and rerun the same command")
 
 
 def _sweep(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A group of experiments from its configurations to its report: run what is missing, report, track."""
+"""A group of experiments from its configurations to its report: run the missing runs, report, track."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_group(
     extend: bool = False,
     track: bool = False,
 ) -> None:
-    """Run what is missing of `configs` and report on what is done. Raises ValueError that names the runs that failed.
+    """Run the missing runs of `configs` and report on the finished ones. Raises ValueError with the runs that failed.
 
     `track` puts snapshots and runs under DVC's control. The other options are those of `suite.run_suite`.
     """
@@ -66,9 +66,9 @@ def snapshot_path(params: Params, root: Path) -> Path:
 
 @contextmanager
 def opened_run(name: str, root: Path, *, several: bool) -> Iterator[Callable[[Path], None]]:
-    """The run that `mlflow run` opened, and whose status it sets by our exit code, is the suite's if that has several.
+    """The MLflow run that `mlflow run` opened belongs to a suite of several runs, whose exit code sets its status.
 
-    Yields what puts a report there. A suite of one leaves the run to its only job; without `mlflow run` there is none.
+    Yields a function that logs the report there. A suite of one run leaves it to that run.
     """
     if not (several and os.environ.get("MLFLOW_RUN_ID")):
         yield lambda page: None

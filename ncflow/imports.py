@@ -1,4 +1,4 @@
-"""Files of a user's own, which add rows to ncflow's tables: imported, and part of what a run is."""
+"""A user's own files, which add rows to ncflow's tables. Their content is part of a run's identity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMPORTED: dict[str, str] = {}  # name of a file -> digest of its content when th
 
 
 def import_file(file: Path) -> None:
-    """Import a file as a plain module beside its neighbors; installed modules come first."""
+    """Import a file as a module, with its folder on the path. Installed modules come first."""
     if not file.is_file():
         raise ValueError(f"--import expects a Python file, got {file}")
     sys.path.append(str(file.parent))

@@ -1,4 +1,4 @@
-"""SIGTERM, as schedulers send it, and Ctrl-C become exceptions: what is open is closed, and the exit code says why."""
+"""SIGTERM and Ctrl-C become exceptions: open files and runs are closed, and the exit code gives the reason."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from contextlib import contextmanager
 
 from ncflow.exits import Exit, leave_result
 
-AGAIN = "give the same command again"
-RESUMES = "the same command goes on after the last finished epoch"
-IMPATIENT = 3  # so many times Ctrl-C ends what is not to be disturbed, too
+AGAIN = "rerun the same command"
+RESUMES = "the same command resumes after the last finished epoch"
+IMPATIENT = 3  # after this many Ctrl-C even a write is interrupted
 
 
 class Interrupted(SystemExit):
-    """SIGTERM came, as schedulers send it; the exit code, 75, says that the same command is to be given again."""
+    """SIGTERM came, as schedulers send it. The exit code, 75, asks for the same command again."""
 
     def __init__(self, advice: str = AGAIN) -> None:
         super().__init__(Exit.AGAIN)
@@ -31,11 +31,10 @@ class Interrupted(SystemExit):
 
 @contextmanager
 def interruptible(advice: str | None = None) -> Iterator[None]:
-    """Inside, SIGTERM raises Interrupted and Ctrl-C KeyboardInterrupt, so that a job that is stopped ends its run.
+    """Inside, SIGTERM raises Interrupted and Ctrl-C raises KeyboardInterrupt, which lets a stopped job end its run.
 
-    `advice` says what the same command does when it is given again. Signals that come while this clears up change
-    nothing. Where nothing can be raised, as in a `__del__`, Python drops the exception: who works for long calls
-    `end_if_asked` now and then.
+    `advice` describes what the same command will do. Signals that arrive during the cleanup are ignored. Python drops
+    an exception that is raised inside a `__del__`; long loops therefore call `end_if_asked` now and then.
     """
     ours = _Handler() if _is_free() else None
     if ours:
@@ -59,7 +58,7 @@ def interruptible(advice: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Inside, a signal waits: an exception within a transaction would leave it open, and all others locked out."""
+    """Inside, signals wait. An exception within a transaction would leave it open and lock the database."""
     handler = _handler()
     if handler is None or handler.depth:
         yield
@@ -76,9 +75,9 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def watched(seconds: float = 30.0) -> Iterator[None]:
-    """Inside, SIGTERM ends the process `seconds` later at the latest, also while C++ waits, where no exception comes.
+    """Inside, SIGTERM ends the process after `seconds` at the latest, even while C++ code blocks Python.
 
-    So waits a collective for a peer that is dead. What was finished stays, and the same command resumes.
+    A collective that waits for a dead peer blocks like that. Finished epochs stay, and the same command resumes.
     """
     handler = _handler()
     if handler is None:
@@ -88,7 +87,7 @@ def watched(seconds: float = 30.0) -> Iterator[None]:
     writer.setblocking(False)
     before = signal.set_wakeup_fd(
         writer.fileno(), warn_on_full_buffer=False
-    )  # written to at once, whatever Python does
+    )  # written to immediately, even while Python is blocked
     threading.Thread(target=_watch, args=(reader, handler, seconds), daemon=True).start()
     try:
         yield
@@ -113,14 +112,14 @@ def _watch(reader: socket.socket, handler: _Handler, seconds: float) -> None:
 
 
 def end_if_asked() -> None:
-    """Raise if a signal came since `interruptible` was entered, and what it raised was dropped."""
+    """Raise the exception of a signal that Python dropped since `interruptible` was entered."""
     handler = _handler()
     if handler and handler.asked:
         handler.end()
 
 
 class _Handler:
-    """What the signals call. asked: the first that came; waiting: one came that must not disturb yet."""
+    """The signal handler. asked: the first signal; waiting: one arrived inside of `undisturbed`."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
@@ -144,7 +143,7 @@ class _Handler:
 
 
 def _is_free() -> bool:
-    """Whether the signals are nobody's, and this thread may take them."""
+    """Whether no other handler is set and this thread may set one."""
     main = threading.current_thread() is threading.main_thread()
     return main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

@@ -1,4 +1,4 @@
-"""Rows of tables: their names, their options, the facts that they carry, and one error message for what is unknown."""
+"""Rows of tables: names, options, facts, and one error message for an unknown name."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def fact(row: object, name: str, default: Any = None) -> Any:
 
 @contextmanager
 def explained_options(owner: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, what a value of a wrong type makes Python or torch say is a ValueError that shows the options.
+    """Inside, an error that a value of a wrong type causes becomes a ValueError that shows the options.
 
     `owner` reads like "loss 'focal'".
     """

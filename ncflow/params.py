@@ -1,7 +1,8 @@
 """The typed, frozen twin of params.yaml: every option of a run with its type, range and default.
 
 The first seed's YAML keys are valid as they stand. Unknown keys are refused with their full path and the nearest
-spelling. Nothing below this file has heard of YAML; nothing in it imports torch, so that `ncflow --help` stays quick.
+spelling. Modules below this file know nothing of YAML. Importing it does not import torch, which keeps `ncflow
+--help` fast.
 """
 
 from __future__ import annotations
@@ -101,9 +102,9 @@ class DatasetParams(WithOptions):
 
     `val_fraction` of the training data is held out first, then `label_noise` makes a share of the other labels wrong,
     then the tail is made, from `samples_per_class` (None: all that every class has) down to `min_samples` at least.
-    `class_order` says which classes become rare, `test_fraction` divides a source with one split only, `on_damaged`
-    says what becomes of pictures that cannot be read. `label_column`, `image_column` and `lists` are options of sources
-    that have columns or lists; `options` are those of a source of the user's own.
+    `class_order` chooses which classes become rare. `test_fraction` splits a source that has one split only.
+    `on_damaged` skips or refuses pictures that cannot be read. `label_column`, `image_column` and `lists` are options of
+    sources with columns or lists; `options` are those of a user's own source.
     """
 
     name: str = "digits"
@@ -296,7 +297,7 @@ class Params(Section):
     @model_validator(mode="before")
     @classmethod
     def _large_images(cls, values: Any) -> Any:
-        """Data sets of large pictures are seen at their usual size unless another one is asked for."""
+        """Data sets of large pictures have their usual image size as default."""
         if not isinstance(values, Mapping):
             return values
         dataset, model = values.get("dataset"), values.get("model", {})
@@ -393,7 +394,7 @@ def _override(values: Any, override: str) -> None:
 
 
 def _explain(problems: Sequence[Any], values: Any) -> str:
-    """One line for what pydantic found wrong with one key: full path, what was expected, what came."""
+    """One line about the problems with one key: full path, expected value, given value."""
     problem = problems[0]
     path = [str(key) for key in _keys(problem)]
     if problem["type"] == "extra_forbidden":

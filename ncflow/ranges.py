@@ -1,4 +1,4 @@
-"""Ranges of numbers, written into signatures: what a configuration checks is what the function says it takes."""
+"""Ranges of numbers for signatures. Configurations check exactly these ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training loop yields becomes files, MLflow entries, the state to go on from, and a progress bar."""
+"""Turns the records of the training loop into files, MLflow entries, states to resume from, and a progress bar."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ncflow.training import EpochRecord, StateFolder
 from ncflow.yaml_files import dump_yaml
 
 FIT = ("loss", "lr", "accuracy", "seconds", "images_per_second")  # of a record, in MLflow
-MOST_ROWS = 10_000  # of a table that grows with every analysis: MLflow reads and writes all of it anew each time
+MOST_ROWS = 10_000  # of a table that grows with every analysis: MLflow rewrites all of it each time
 
 
 def record(
@@ -40,8 +40,8 @@ def record(
 ) -> None:
     """Consume the training records: files, MLflow, state, progress bar; then the final model.
 
-    An epoch is finished once its state is written. Whatever is killed before does it again, with the same outcome:
-    files are replaced by their equals, and MLflow takes each step once.
+    An epoch is finished once its state is written. A run that is killed before that repeats the epoch with the same
+    outcome: files are replaced by equal ones, and MLflow logs each step once.
     """
     files.write_text(CONFIG, dump_yaml(params.resolved()))
     files.write_text(PROVENANCE, provenance.as_json())
@@ -49,8 +49,8 @@ def record(
     if earlier := log_earlier(files, run):
         tqdm.write(f"{params.exp_name}: {earlier}", file=sys.stderr)
     if files.epochs:
-        told = f"{params.exp_name}: resuming after epoch {files.epochs} of {params.train.epochs}"
-        tqdm.write(told, file=sys.stderr)
+        note = f"{params.exp_name}: resuming after epoch {files.epochs} of {params.train.epochs}"
+        tqdm.write(note, file=sys.stderr)
     classifier, total = training.classifier, params.train.epochs
     bar = tqdm(training.records, params.exp_name, total, initial=files.epochs, unit="epoch", dynamic_ncols=True)
     shown: dict[str, str] = {}
@@ -69,7 +69,7 @@ def record(
             end_if_asked()
         checkpoint = files.write_model(classifier)
         files.write_text(PROVENANCE, replace(provenance, final_model_sha256=checksum(checkpoint)).as_json())
-    except Exception:  # what was measured before a failure stays with the failed run
+    except Exception:  # earlier measurements stay with the failed run
         run.keep(files.path)
         raise
     run.artifacts(files.path)
@@ -100,15 +100,15 @@ def log_epoch(
 
 
 def log_earlier(files: RunFolder, run: RunLogger) -> str:
-    """The numbers of finished epochs that this MLflow run lacks, as they went to another store; says which, if any."""
+    """Log the numbers of finished epochs that this MLflow run lacks. Returns a note on which, empty for none."""
     first = run.logged.get("fit/loss", 0) + 1
     for epoch in range(first, files.epochs + 1):
         run.metrics(_named(*files.read_epoch(epoch)), step=epoch)
     if first > files.epochs:
         return ""
     return (
-        f"this MLflow run had nothing of epochs {first} to {files.epochs}, told to another one; it has their "
-        f"metrics now; their pictures and class accuracies stay there, and {files.path} has what these are made of"
+        f"epochs {first} to {files.epochs} were logged to another MLflow run; their metrics are now in this one, too. "
+        f"Their pictures and class accuracies are only there; {files.path} has the data behind them"
     )
 
 

@@ -1,6 +1,6 @@
-"""A rehearsal: one forward and backward of a classifier, so that --check refuses what training would refuse.
+"""A rehearsal: one forward and backward pass of a classifier, for --check and before training.
 
-A large backbone sees no numbers, only shapes: that takes a moment for a model that would take a minute.
+A large backbone runs on shapes alone, which takes a moment instead of a minute.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ncflow.nn import Classifier
 
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299, 384, 448, 512)  # of images, tried where one does not fit
 SAMPLES = 2
-QUICK_SIZE, QUICK_WEIGHTS = 64, 30_000_000  # up to which a step takes no longer than to import what tells shapes alone
+QUICK_SIZE, QUICK_WEIGHTS = 64, 30_000_000  # up to these a real step is faster than importing torch's shape-only mode
 
 
 def rehearse(
@@ -23,7 +23,7 @@ def rehearse(
 ) -> None:
     """Raise where images of this size do not go through the backbone, or its features not through head and loss.
 
-    The classifier is not to be trained afterwards: what it keeps of batches is that of this one.
+    The classifier must not be trained afterwards: its running statistics have seen this batch.
     """
     try:
         num_features = _shapes(classifier.backbone, image_size)
@@ -62,7 +62,7 @@ def _step(backbone: nn.Module, image_size: int) -> int:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Inside, random numbers are drawn that outside nobody misses."""
+    """Inside, random numbers are drawn without changing those outside."""
     with torch.random.fork_rng(devices=[]):
         yield
 

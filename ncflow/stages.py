@@ -77,8 +77,8 @@ def train(
     that holds the runs of one comparison together, `suite` one of the suite that started this run; `processes`, if
     given, how many of them must take part.
 
-    A run of the same configuration on the same snapshot that was stopped, however it was, goes on after its last
-    finished epoch, in the same MLflow run. SIGTERM raises Interrupted.
+    A stopped run of the same configuration on the same snapshot resumes after its last finished epoch, in the same
+    MLflow run. SIGTERM raises Interrupted.
 
     `extend` resumes from the last state of a finished run that had fewer epochs and is otherwise the same, in a new
     MLflow run. Raises ValueError where there is none, or where its epochs would differ in a longer run.
@@ -115,7 +115,7 @@ def _train(
     keep_freed_memory()
     accelerator = create_accelerator(params.train.device)
     if processes not in (None, accelerator.num_processes):
-        raise ValueError(f"asked for {processes} processes, but Accelerate started {accelerator.num_processes}")
+        raise ValueError(f"requested {processes} processes, but Accelerate started {accelerator.num_processes}")
     images = snapshot(params, data)
     states = StateFolder(root / STATES / _run_id(params, images))
     finished = StateFolder(root / FINISHED / _run_id(make_params(params.resolved(), ["train.epochs=1"]), images))
@@ -181,7 +181,7 @@ def _extend(params: Params, finished: StateFolder, states: StateFolder, accelera
 
 
 def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Stage evaluate: the tracked checkpoint's metrics on every split, measured anew and written to `out` as JSON.
+    """Stage evaluate: measure the checkpoint again on every split and write the metrics to `out` as JSON.
 
     Several processes, as launchers start them, measure a share of every split each.
     Raises ValueError where they differ from what training measured last: then the checkpoint is not that model. On the
@@ -197,7 +197,7 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
     load_model(folder / FINAL_MODEL, classifier)
     if provenance.final_model_sha256 not in (None, checksum(folder / FINAL_MODEL)):
         raise ValueError(
-            f"{folder / FINAL_MODEL} is not the file that training wrote: {PROVENANCE} says another sha256; "
+            f"{folder / FINAL_MODEL} is not the file that training wrote: {PROVENANCE} has another sha256; "
             "the checkpoint is not the model that was trained, so train it again or fetch it with `dvc pull`"
         )
     classifier.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -278,7 +278,7 @@ def snapshot_of(folder: Path, data: Path) -> Path:
     if found := find_manifest(data, made.digest):
         return found
     usual = data / made.name
-    if usual.is_dir():  # which is damaged, or another one, and its reader says so
+    if usual.is_dir():  # it is damaged or another one; reading it raises the error
         return usual
     raise ValueError(
         f"{data} has no snapshot that {folder} was trained on: expected {usual.name}; fetch it with `dvc pull`, or "

@@ -18,7 +18,7 @@ def read_yaml(path: str | Path, *, aliases: bool = True) -> Any:
 
 
 def parse_yaml(text: str, *, aliases: bool = True) -> Any:
-    """The value of a YAML text, numbers such as 1e-3 read as numbers; a ValueError says where it is none.
+    """The value of a YAML text, numbers such as 1e-3 read as numbers; a ValueError names the place of an error.
 
     `aliases=False` refuses aliases, for files of others: a few of them grow without end, or hold themselves.
     """

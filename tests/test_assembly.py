@@ -38,7 +38,7 @@ def test_the_largest_seed_serves_several_processes_too(begin):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
-def test_a_model_too_large_for_this_machine_is_told_by_its_own_options_and_not_by_those_of_batches(monkeypatch, error):
+def test_a_model_too_large_is_reported_with_its_own_options(monkeypatch, error):
     def build(*_: object) -> None:
         raise error
 

@@ -35,7 +35,7 @@ def age(folder: Path) -> None:
     os.utime(folder, (time.time() - 3600,) * 2)
 
 
-def test_a_folder_that_a_killed_process_left_is_removed_by_the_next_one(tmp_path):
+def test_a_killed_processs_folder_is_removed_by_the_next_one(tmp_path):
     process, left = filling(tmp_path / "report")
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -74,7 +74,7 @@ def test_a_link_of_that_name_is_not_followed(tmp_path):
         assert (tmp_path / "precious" / "file").exists()
 
 
-def test_a_folder_takes_the_place_of_another_with_all_that_was_in_it(tmp_path):
+def test_a_folder_replaces_another_one_completely(tmp_path):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "old.png").touch()
     with files.beside(tmp_path / "figures") as folder:

@@ -55,7 +55,7 @@ def test_help_loads_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_a_wrong_key_is_one_message_with_its_path_and_the_nearest_spelling(project, monkeypatch, capsys):
+def test_a_wrong_key_is_one_message_with_the_nearest_spelling(project, monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "train", "--set", "train.learning_rate=1")
     assert code == Exit.CHANGE
     assert err.startswith("ncflow: unknown key 'train.learning_rate'")
@@ -91,9 +91,7 @@ def test_check_prints_the_resolved_configuration_and_trains_nothing(project, mon
     assert not (project / "models").exists()
 
 
-def test_a_file_of_your_own_is_imported_here_and_named_to_every_process_that_starts_from_here(
-    project, monkeypatch, capsys
-):
+def test_an_imported_file_is_passed_on_to_every_started_process(project, monkeypatch, capsys):
     monkeypatch.setenv(cli.IMPORT, "")
     monkeypatch.setattr(imports, "IMPORTED", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -130,7 +128,7 @@ def test_sigterm_while_a_command_is_still_being_imported_says_start_me_again(pro
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (project, ROOT)))}
     done = subprocess.run([sys.executable, "-m", "ncflow", *words], capture_output=True, text=True, env=environment)
     assert done.returncode == 75
-    assert done.stderr == "ncflow: stopped by SIGTERM; give the same command again\n"
+    assert done.stderr == "ncflow: stopped by SIGTERM; rerun the same command\n"
 
 
 def test_an_option_that_no_command_has_is_refused(project, monkeypatch, capsys):
@@ -232,7 +230,7 @@ def test_which_runs_of_a_suite_failed_is_said_whatever_else_goes_wrong(
 
 
 @pytest.mark.parametrize("several", [True, False])
-def test_the_run_that_mlflow_opened_is_the_suites_or_that_of_its_only_job(project, monkeypatch, several):
+def test_the_opened_mlflow_run_belongs_to_the_suite_or_its_only_job(project, monkeypatch, several):
     """`mlflow run` sets its status by the exit code of the suite, which is that of one job, but not of one of many."""
     monkeypatch.setenv("MLFLOW_RUN_ID", "opened")
     taken = []
@@ -249,7 +247,7 @@ def test_the_run_that_mlflow_opened_is_the_suites_or_that_of_its_only_job(projec
     assert taken == (["opened", ("page", "report")] if several else [])
 
 
-def test_a_run_that_another_process_trains_is_refused_with_the_code_that_says_later(project, monkeypatch, capsys):
+def test_a_run_in_training_is_refused_with_its_own_exit_code(project, monkeypatch, capsys):
     from ncflow.suite import claimed
 
     with claimed(project, "busy"):

@@ -101,7 +101,7 @@ def test_every_rule_has_a_case_here():
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_broken_rule_is_told_with_what_was_expected_what_came_and_what_to_try(name):
+def test_a_broken_rule_names_expected_value_given_value_and_remedy(name):
     overrides, _ = CASES[name]
     assert broken(make_params({}, overrides)) == [name]
     with pytest.raises(ValueError) as caught:
@@ -211,7 +211,7 @@ def test_wrong_options_are_refused_with_the_real_number_of_classes(overrides, me
     assert re.search(message, refused(*overrides))
 
 
-def test_an_option_for_each_class_is_taken_at_its_word_where_the_classes_are_not_known_yet():
+def test_an_option_per_class_is_accepted_while_classes_are_unknown():
     pictures = ["dataset.name=imagefolder", "dataset.root=pictures", "train.loss=focal"]
     assembly.check(make_params({"model": {"image_size": 8}}, [*pictures, "train.loss_options.alpha=[0.2, 0.3, 0.5]"]))
     assert "alpha >= 0" in refused(*pictures, "train.loss_options.alpha=[0.2, 0.3, -0.5]")

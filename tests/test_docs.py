@@ -59,7 +59,7 @@ def test_the_python_examples_print_what_they_say(desk, page, fewest):
 
 
 @pytest.mark.parametrize(("code", "queued_again"), [(0, False), (1, False), (75, True)])
-def test_the_script_for_slurm_ends_as_its_suite_does_and_queues_again_what_was_stopped(tmp_path, code, queued_again):
+def test_the_slurm_script_ends_as_its_suite_and_requeues_it(tmp_path, code, queued_again):
     script, *_ = re.findall(r"^```bash\n(#!.*?)^```", (DOCS / "clusters.md").read_text(), re.MULTILINE | re.DOTALL)
     for name, line in (("srun", f"exit {code}"), ("scontrol", 'echo "$@" > asked')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
@@ -72,7 +72,7 @@ def test_the_script_for_slurm_ends_as_its_suite_does_and_queues_again_what_was_s
 
 
 @pytest.mark.slow
-def test_the_commands_find_the_rows_of_the_named_file_and_of_no_other(desk):
+def test_commands_find_the_rows_of_the_imported_file_only(desk):
     train, experiments = block("bash").splitlines()
     assert "name: two_convolutions" in run(train)
     unnamed = experiments.replace("--import mine.py ", "")

@@ -251,7 +251,7 @@ def test_a_published_group_runs_on_another_data_set(group):
 
 @pytest.mark.parametrize("head", ["fixed_etf", "implicit"])
 @pytest.mark.parametrize("group", MOVES)
-def test_a_head_can_be_chosen_for_every_run_and_shows_in_the_name(group, head):
+def test_a_head_chosen_for_every_run_shows_in_the_name(group, head):
     name = {"implicit": "nearest_etf"}.get(head, head)
     runs = published(group, head=head)
     assert {run.head.name for run in runs} == {name}
@@ -264,7 +264,7 @@ def test_the_usual_head_leaves_a_group_as_published():
     assert published("exp1", head="standard") == published("exp1")
 
 
-def test_a_group_whose_knob_is_overridden_is_one_run_where_nothing_else_moves():
+def test_a_group_whose_only_knob_is_overridden_is_one_run():
     assert len(published("exp9", "seed=7")) == len(CIFAR) * len(THREE)
     with pytest.raises(ValueError, match=r"two runs called exp7_bs_vgg11_cifar10_64 differ in train.lr"):
         published("exp7", "train.batch_size=64")
@@ -296,7 +296,7 @@ def test_a_written_configuration_has_the_first_seeds_keys(tmp_path):
 
 
 @pytest.mark.parametrize("group", [f"exp{number}" for number in range(1, 11)])
-def test_a_configuration_that_the_first_seeds_generator_writes_is_the_run_of_its_name(group, tmp_path):
+def test_a_configuration_of_the_first_seeds_generator_is_its_run(group, tmp_path):
     for run in published(group):
         config = {name: {key: value(run, f"{name}.{key}") for key in keys} for name, keys in SEED_KEYS.items()}
         file = tmp_path / "config.yaml"
@@ -347,7 +347,7 @@ def test_the_first_seeds_models_have_their_names_here(name):
     assert name in BACKBONES or name in MODEL_ALIASES
 
 
-def test_a_group_of_your_own_is_a_function_of_the_parameters_and_runs_each_configuration_once(monkeypatch):
+def test_a_group_of_your_own_runs_each_configuration_once(monkeypatch):
     def two_rates(base):
         for lr in (0.1, 0.2, 0.1):
             values = base.model_dump(mode="json")
@@ -368,7 +368,7 @@ def test_a_grid_is_every_combination_in_the_order_of_its_axes():
     assert {run.train.lr for run in grid.runs(overrides=iter(["train.lr=8"]))} == {8.0}
 
 
-def test_a_seed_or_head_that_is_set_is_the_only_one_of_quickstart():
+def test_a_given_seed_or_head_is_quickstarts_only_one():
     runs = expand("quickstart", BASE, overrides=["seed=1", "train.epochs=5"])
     assert [(run.head.name, run.seed, run.train.epochs) for run in runs] == [("linear", 1, 5), ("nearest_etf", 1, 5)]
     (run,) = expand("quickstart", BASE, overrides=["seed=1", "head.name=fixed_etf", "head.temperature=3"])

@@ -31,7 +31,7 @@ def script(tmp_path, monkeypatch):
     return run
 
 
-def test_each_knows_who_it_is_how_many_they_are_and_where_they_meet(script, tmp_path, monkeypatch):
+def test_each_process_knows_its_rank_size_and_meeting_point(script, tmp_path, monkeypatch):
     monkeypatch.setattr(launcher, "cpus", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     names = "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "MASTER_ADDR", "MASTER_PORT"
@@ -53,7 +53,7 @@ def test_each_knows_who_it_is_how_many_they_are_and_where_they_meet(script, tmp_
         ("sys.exit(65) if first else sys.exit(1)", 65),
     ],
 )
-def test_one_that_fails_takes_the_other_with_it_and_its_code_is_that_of_all(script, text, code):
+def test_one_failing_process_ends_the_other_and_sets_the_code(script, text, code):
     began = time.monotonic()
     assert script(text) == code
     assert time.monotonic() - began < 30
@@ -124,7 +124,7 @@ def test_one_process_is_this_one(started):
     assert started("--processes", "1") == [1]
 
 
-def test_one_of_those_that_a_launcher_has_started_starts_no_others_and_checks_their_number(started, monkeypatch):
+def test_a_launched_process_starts_no_others_and_checks_their_number(started, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("RANK", "1")
     assert started("--processes", "2") == [2]
@@ -141,7 +141,7 @@ def test_a_run_that_is_trained_already_is_said_so_once(started, tmp_path, monkey
     assert capsys.readouterr().err == "ncflow: another process trains models/held; wait until it ends, or end it\n"
 
 
-def test_put_off_is_a_code_without_words_where_the_processes_have_said_why(started, monkeypatch, capsys):
+def test_putting_off_prints_nothing_where_the_processes_have_said_why(started, monkeypatch, capsys):
     monkeypatch.setattr("ncflow.suite.launch", lambda *_: 75)
     assert started("--processes", "2", code=75) == []
     assert capsys.readouterr().err == ""

@@ -72,7 +72,7 @@ def test_a_logged_model_is_loaded_after_a_move(tmp_path: Path) -> None:
     assert "old" not in (root / "mlruns" / "0" / "models" / model.model_id / "artifacts" / "MLmodel").read_text()
 
 
-def test_the_store_before_a_move_is_kept_and_the_move_is_said_once(tmp_path: Path, caplog: Any) -> None:
+def test_the_store_before_a_move_is_kept_and_reported_once(tmp_path: Path, caplog: Any) -> None:
     root, run_id = project(tmp_path / "old")
     root = root.rename(tmp_path / "new")
     caplog.clear()
@@ -97,7 +97,7 @@ def test_a_copy_has_its_own_files_and_leaves_the_original_alone(tmp_path: Path) 
     assert len(list((root / "mlruns" / "0").iterdir())) == 1
 
 
-def test_a_store_copied_without_its_files_reads_the_old_ones_and_writes_its_own(tmp_path: Path) -> None:
+def test_a_store_copied_without_files_reads_old_and_writes_own_ones(tmp_path: Path) -> None:
     root, run_id = project(tmp_path / "old")
     copy = tmp_path / "copy"
     copy.mkdir()

@@ -67,7 +67,7 @@ def test_a_row_of_a_users_file_is_checked_trained_logged_and_reported(kind, root
 
 
 @pytest.mark.slow
-def test_a_group_of_a_users_file_is_listed_and_run_as_a_suite(root):
+def test_a_users_group_is_listed_and_run_as_a_suite(root):
     assert "mine_0" in run(root, "experiments", "mine")
     run(root, "suite", "mine", *settings(*SHORT))
     assert {"mine_0", "mine_1"} <= {folder.name for folder in (root / "models").iterdir()}

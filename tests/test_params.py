@@ -155,7 +155,7 @@ def test_overrides_leave_the_given_values_alone():
 
 
 @pytest.mark.parametrize(("name", "size"), [("imagenet_lt", 224), ("imagenet", 224), ("digits", 32), ("cifar10", 32)])
-def test_large_pictures_are_seen_at_their_usual_size_unless_another_is_asked_for(name, size):
+def test_large_pictures_have_their_usual_size_by_default(name, size):
     assert make_params({"dataset": {"name": name}}).model.image_size == size
     assert make_params({"dataset": {"name": name}, "model": {"image_size": 64}}).model.image_size == 64
 
@@ -199,7 +199,7 @@ def test_an_override_that_cannot_be_applied_says_why(override, message):
         ("head.name=[linear]", "unknown head '['linear']'."),
     ],
 )
-def test_an_unknown_key_is_refused_with_its_full_path_and_the_nearest_spelling(override, message):
+def test_an_unknown_key_is_refused_with_path_and_nearest_spelling(override, message):
     assert message in refused(override)
 
 
@@ -250,7 +250,7 @@ OUT_OF_RANGE = {
 
 
 @pytest.mark.parametrize(("key", "text"), [(key, text) for key, texts in OUT_OF_RANGE.items() for text in texts])
-def test_a_value_out_of_range_or_of_another_type_is_refused_by_its_path(key, text):
+def test_a_value_of_wrong_range_or_type_is_refused_by_path(key, text):
     message = refused(f"{key}={text}", values={"head": {"name": "nearest_etf"}})
     assert [line.partition(":")[0] for line in message.splitlines()] == [key]
     assert "got" in message
@@ -382,7 +382,7 @@ def test_what_is_resolved_is_written_without_aliases_which_reports_refuse():
     assert "*" not in yaml.safe_dump(make_params({"train": train | options}).resolved())
 
 
-def test_a_head_set_by_its_name_alone_keeps_the_options_set_for_it():
+def test_a_head_set_by_name_keeps_the_options_set_for_it():
     for overrides in (["head=fixed_etf", "head.temperature=3"], ["head.temperature=3", "head=fixed_etf"]):
         assert make_params({}, overrides).head.model_dump() == {
             "name": "fixed_etf",
@@ -438,7 +438,7 @@ AMBIGUOUS = ["017", "-017", "00", "1:30", "190:20:30", "1_000", "1_0.5", "0b11",
 
 
 @pytest.mark.parametrize("text", AMBIGUOUS)
-def test_what_readers_of_yaml_differ_on_is_refused_with_how_to_write_it(text, tmp_path):
+def test_ambiguous_yaml_is_refused_with_how_to_write_it(text, tmp_path):
     for content in (f"seed: {text}", f"dataset: {{seed: {text}}}", f"grid:\n  seed: [0, {text}]"):
         with pytest.raises(ValueError, match=rf"params.yaml is not YAML: '{re.escape(text)}': .* line \d") as error:
             read_config(write(tmp_path, content))

@@ -17,7 +17,7 @@ def check(*overrides: str) -> None:
 
 
 @pytest.mark.parametrize("quick", [True, False], ids=["numbers", "shapes"])
-def test_images_too_small_for_a_model_are_refused_with_a_size_that_fits(monkeypatch, quick):
+def test_images_too_small_for_a_model_are_refused_with_a_size(monkeypatch, quick):
     monkeypatch.setattr(rehearsal, "QUICK_SIZE", 1024 if quick else 0)
     with pytest.raises(ValueError, match=r"cannot take images of model.image_size=32: .*; try model.image_size=96"):
         check("model.name=timm/inception_v3")

@@ -189,7 +189,7 @@ def test_a_checkpoint_changed_by_a_trifle_is_refused_on_any_hardware(project, fo
         stages.evaluate(copy, project / "data" / "digits", tmp_path / "out.json")
 
 
-def test_the_checkpoint_of_another_model_is_told_by_three_names_of_each_kind(project, folder, tmp_path):
+def test_another_models_checkpoint_is_described_by_three_names_per_kind(project, folder, tmp_path):
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     torch.save({f"layer{k}.weight": torch.zeros(2) for k in range(50)}, copy / "final_model.pth")
     with pytest.raises(
@@ -218,7 +218,7 @@ def test_a_checkpoint_is_not_evaluated_on_another_snapshot(project, folder, tmp_
         stages.evaluate(folder, tmp_path / "other", tmp_path / "out.json")
 
 
-def test_the_same_seed_gives_the_same_numbers_and_the_finished_run_is_kept(project):
+def test_the_same_seed_gives_the_same_numbers_and_keeps_both_runs(project):
     params = configure("twice", **{"head.name": "nearest_etf", "train.epochs": 2})
     first = json.loads((train(project, params) / "metrics_epoch_2.json").read_text())
     second = json.loads((train(project, params) / "metrics_epoch_2.json").read_text())
@@ -248,7 +248,7 @@ def test_every_data_option_in_one_run(project, tmp_path):
     assert measured == {split: last[split] for split in ("train", "val", "test")}
 
 
-def test_a_loss_that_is_not_finite_fails_the_run_and_keeps_what_was_logged(project):
+def test_an_infinite_loss_fails_the_run_and_keeps_its_log(project):
     # Weight decay at a huge rate flips and grows the weights tenfold a step, until they overflow in a later epoch.
     params = configure(
         "diverged", **{"train.lr": 10, "train.weight_decay": 10, "train.schedule": "none", "train.analyze_freq": 1}
@@ -302,7 +302,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(tracking.RunLogger, "model", lambda *arguments, **options: "")
 
 
-def test_stopped_by_sigterm_a_run_goes_on_as_if_it_had_not_been(project, quick, monkeypatch):
+def test_after_sigterm_a_run_resumes_with_the_same_outcome(project, quick, monkeypatch):
     """Although DVC deletes the folder before it runs the stage again, and another configuration had it meanwhile."""
     options = {"model.name": "small", "head.name": "nearest_etf"}
     whole = train(project, configure("whole", **options))
@@ -394,7 +394,7 @@ def test_a_run_that_cannot_be_extended_is_refused_with_the_reason(project, quick
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_sigterm_that_comes_where_nothing_can_be_raised_ends_the_run_with_its_epoch(project, quick, monkeypatch):
+def test_a_sigterm_that_python_drops_ends_the_run_after_its_epoch(project, quick, monkeypatch):
     class Deaf:
         def __del__(self):
             terminate()
@@ -409,7 +409,7 @@ def test_a_sigterm_that_comes_where_nothing_can_be_raised_ends_the_run_with_its_
     assert run.info.status == "KILLED" and "SIGTERM" in run.data.tags["error"]
 
 
-def test_a_run_that_goes_on_in_another_store_has_every_step_there_once(project, quick, monkeypatch, capsys):
+def test_a_run_resumed_in_another_store_has_every_step_once(project, quick, monkeypatch, capsys):
     """Two epochs here, of which one is finished; two there, and then the rest here again."""
 
     def fail() -> None:

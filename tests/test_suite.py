@@ -166,7 +166,7 @@ def write_imports(job: suite.Job, imported: dict[str, str]) -> None:
     (job.folder / "provenance.json").write_text(made.as_json())
 
 
-def test_a_run_is_done_only_with_the_content_of_the_imported_files_that_it_was_trained_with(project, monkeypatch):
+def test_a_run_counts_only_with_the_imported_content_of_its_training(project, monkeypatch):
     (job,) = make(project, "one")
     run([job])
     monkeypatch.setitem(imports.IMPORTED, "mine.py", "0123")
@@ -189,7 +189,7 @@ def test_a_state_of_other_imported_files_is_not_that_of_a_run(project, monkeypat
     assert not job.is_finished()
 
 
-def test_a_job_trains_its_own_configuration_whatever_other_suites_make_of_its_name_meanwhile(project):
+def test_a_job_trains_its_own_configuration_despite_other_suites(project):
     names = ("same", "other")
     ours = make(project, *names, train={"lr": 0.5})
     looks = suite.run_suite(ours, engine=suite.create_engine("local"), prepare=lambda params: None)
@@ -231,7 +231,7 @@ def test_a_run_whose_configuration_cannot_be_read_is_not_done(project, damage):
     assert not job.is_finished()
 
 
-def test_a_snapshot_is_made_once_and_one_that_cannot_be_made_fails_its_own_runs_alone(project):
+def test_a_snapshot_is_made_once_and_fails_only_its_own_runs(project):
     made = []
 
     def prepare(params):
@@ -248,7 +248,7 @@ def test_a_snapshot_is_made_once_and_one_that_cannot_be_made_fails_its_own_runs_
 # --- what goes wrong ---
 
 
-def test_a_failed_run_stops_no_other_and_says_why_and_where_to_read_on(project):
+def test_a_failed_run_stops_no_other_and_names_reason_and_log(project):
     jobs = make(project, "refused", "crash", "fine")
     assert run(jobs) == {"refused": "failed", "crash": "failed", "fine": "done"}
     assert suite.failures(jobs).splitlines() == [
@@ -260,7 +260,7 @@ def test_a_failed_run_stops_no_other_and_says_why_and_where_to_read_on(project):
     assert "Traceback" in jobs[1].log.read_text()
 
 
-def test_what_ended_from_outside_is_started_again_and_what_the_user_must_mend_is_not(project):
+def test_killed_runs_are_started_again_and_refused_ones_are_not(project):
     jobs = {job.name: job for job in make(project, "refused", "killed", "interrupted", "crash")}
     run([*jobs.values()], retries=2)
     assert {name: (job.state, job.attempts) for name, job in jobs.items()} == {
@@ -301,7 +301,7 @@ def test_without_a_reason_there_is_the_exit_code(tmp_path, text):
         (255, "bye"),
     ],
 )
-def test_an_exit_code_is_a_signal_only_where_there_is_such_a_signal(tmp_path, code, reason):
+def test_an_exit_code_is_a_signal_only_if_that_signal_exists(tmp_path, code, reason):
     (tmp_path / "result").write_text('{"reason": "bye"}')
     assert process.explain(code, tmp_path / "result") == reason
 
@@ -312,7 +312,7 @@ def test_no_exit_code_ends_the_suite(project):
     assert jobs[0].reason == "exit code 255"
 
 
-def test_leaving_a_suite_asks_its_runs_to_end_and_waits_until_they_have(project):
+def test_leaving_a_suite_stops_its_runs_and_waits(project):
     jobs = make(project, "endless1", "endless2")
     looks = suite.run_suite(jobs, engine=suite.create_engine("local", jobs=2), prepare=lambda params: None)
     with closing(looks):
@@ -366,7 +366,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(project):
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_run_that_others_have_finished_before_its_turn_is_not_trained_again_unless_all_are(project, force):
+def test_a_run_finished_by_others_is_skipped_unless_forced(project, force):
     jobs = make(project, "ours", "theirs")
     engine = suite.create_engine("local")
     looks = suite.run_suite(jobs, engine=engine, prepare=lambda params: None, force=force)
@@ -378,7 +378,7 @@ def test_a_run_that_others_have_finished_before_its_turn_is_not_trained_again_un
     assert starts(project) == (["ours", "theirs"] if force else ["ours"])
 
 
-def test_a_run_that_others_have_finished_while_ray_had_no_room_is_not_trained_again(project):
+def test_a_run_finished_while_ray_had_no_room_is_skipped(project):
     (job,) = make(project, "one")
     finish(job)
     task = process.Task(job.arguments, job.root, job.log, job.result)
@@ -389,7 +389,7 @@ def test_a_run_that_others_have_finished_while_ray_had_no_room_is_not_trained_ag
     assert starts(project) == ["one"]
 
 
-def test_ray_knows_a_run_that_is_finished_by_the_files_that_were_imported_here(project, monkeypatch):
+def test_ray_compares_imported_files_of_this_process(project, monkeypatch):
     (job,) = make(project, "one")
     finish(job)
     write_imports(job, {"mine.py": "0123"})
@@ -437,7 +437,7 @@ def test_runs_are_side_by_side_as_many_as_asked_for(project):
 
 
 @pytest.mark.parametrize(("jobs", "processes"), [(1, 1), (1, 2), (2, 1), (3, 2)])
-def test_each_run_gets_its_share_of_the_cpus_and_says_how_many_processes_it_is(tmp_path, monkeypatch, jobs, processes):
+def test_each_run_gets_its_share_of_cpus_and_process_count(tmp_path, monkeypatch, jobs, processes):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(engines, "cpus", lambda: 12)
     tasks = started(monkeypatch, tmp_path, jobs, processes=processes, jobs=jobs)
@@ -538,7 +538,7 @@ def test_on_ray_a_run_that_no_machine_can_hold_is_refused():
 # --- what is shown ---
 
 
-def test_without_a_terminal_a_suite_is_a_line_for_each_start_and_end(project):
+def test_without_a_terminal_each_start_and_end_is_a_line(project):
     lines: list[str] = []
     jobs = make(project, "first", "crash")
     looks = suite.run_suite(jobs, engine=suite.create_engine("local"), prepare=lambda params: None)
@@ -697,7 +697,7 @@ def test_a_suite_on_ray_is_the_same_suite(ray, project):
 
 
 @pytest.mark.slow
-def test_a_job_that_waits_on_ray_while_others_finish_its_run_is_not_trained_again(ray, project):
+def test_a_waiting_ray_job_skips_a_run_that_others_finish(ray, project):
     jobs = make(project, "pair1", "pair2")  # the first waits for the other, for which Ray has no room
     looks = suite.run_suite(jobs, engine=suite.create_engine("ray"), prepare=lambda params: None)
     wait_for(lambda: next(looks, True) is None and [*project.glob("models/*/here")])

@@ -92,7 +92,7 @@ def test_a_folder_of_no_project_is_its_own_root(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("copy", [".dvc/tmp/exps/tmpab12", ".dvc/tmp/exps/standalone/tmpab12"])
 @pytest.mark.parametrize("project", [".", "sub/project"])
-def test_a_temporary_copy_made_by_dvc_has_its_own_files_and_the_store_of_the_real_project(
+def test_a_temporary_dvc_copy_uses_the_store_of_the_real_project(
     tmp_path: Path, copy: str, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in (tmp_path / project, tmp_path / copy / project):
@@ -289,7 +289,7 @@ def test_a_terminated_process_ends_its_run_and_gets_its_signals_back(root: Path)
         time.sleep(5)
     assert stop.value.code == 75
     assert read(root, run.run_id).info.status == "KILLED"
-    assert read(root, run.run_id).data.tags["error"].endswith("give the same command again")
+    assert read(root, run.run_id).data.tags["error"].endswith("rerun the same command")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -302,7 +302,7 @@ class Deaf:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_sigterm_that_nobody_could_catch_is_remembered_and_the_next_one_is_heard() -> None:
+def test_a_dropped_sigterm_is_remembered_and_the_next_one_handled() -> None:
     with pytest.raises(Interrupted), interruptible():
         end_if_asked()
         Deaf()
@@ -371,7 +371,7 @@ with interruptible("it resumes"), watched(1.0):
 """
 
 
-def test_sigterm_ends_a_process_that_waits_in_foreign_code_for_a_dead_peer() -> None:
+def test_sigterm_ends_a_process_that_waits_for_a_dead_peer() -> None:
     waiting = subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert waiting.stdout is not None
     waiting.stdout.readline()
@@ -397,7 +397,7 @@ with interruptible(), tracking.start_run(root=Path(sys.argv[1]), name="a", confi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_at_any_moment_of_logging_end_the_run_soon_and_with_a_reason(root: Path, number: int) -> None:
+def test_signals_while_logging_end_the_run_with_a_reason(root: Path, number: int) -> None:
     """An exception inside of a transaction left it open, and the last words waited for their own lock."""
     command = [sys.executable, "-c", WRITER, str(root)]
     for moment in range(5):
@@ -551,7 +551,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
         pytest.fail("a store without a database")
 
 
-def test_a_store_that_others_lock_is_waited_for_from_the_first_look_on(root: Path) -> None:
+def test_a_locked_store_is_waited_for_from_the_start(root: Path) -> None:
     with tracking.store(root):
         engine = create_engine(tracking.tracking_uri(root))
     with engine.connect() as connection:
@@ -574,7 +574,7 @@ def test_artifacts_that_cannot_be_written_are_named_with_their_place(root: Path,
             run.artifact(root / "params.yaml")
 
 
-def test_what_a_failed_run_keeps_hides_no_failure_and_is_not_waited_for(root: Path, monkeypatch: Any) -> None:
+def test_keeping_a_failed_runs_files_hides_no_failure(root: Path, monkeypatch: Any) -> None:
     name, asked = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", []
 
     def fail(*arguments: object) -> None:
@@ -590,7 +590,7 @@ def test_what_a_failed_run_keeps_hides_no_failure_and_is_not_waited_for(root: Pa
     assert asked == ["1", "1"]
 
 
-def test_the_run_opened_by_mlflow_run_is_taken_by_the_first_configuration_only(root: Path, monkeypatch: Any) -> None:
+def test_the_opened_mlflow_run_is_taken_by_one_configuration(root: Path, monkeypatch: Any) -> None:
     with tracking.store(root) as mlflow:
         client = mlflow.MlflowClient()
         opened = client.create_run("0").info.run_id
@@ -700,7 +700,7 @@ def test_the_commit_says_whether_the_tree_is_dirty(tmp_path: Path) -> None:
     assert git_commit(tmp_path) == f"{commit}-dirty"
 
 
-def test_the_ui_refuses_a_port_in_use_and_runs_that_are_on_a_server(root: Path, monkeypatch: Any) -> None:
+def test_the_ui_refuses_a_port_in_use_and_a_remote_store(root: Path, monkeypatch: Any) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -743,7 +743,7 @@ def test_the_ui_opens_on_the_experiment_that_is_meant(root: Path, asked: str, mo
         assert "mlflow.sharedViewState.ncflow" in mlflow.get_experiment(number).tags
 
 
-def test_an_experiment_that_is_not_there_or_was_deleted_is_refused_by_name(root: Path, monkeypatch: Any) -> None:
+def test_a_missing_or_deleted_experiment_is_refused_by_name(root: Path, monkeypatch: Any) -> None:
     with tracking.store(root) as mlflow:
         number = mlflow.create_experiment("gone")
         mlflow.delete_experiment(number)
@@ -761,7 +761,7 @@ def test_an_experiment_that_is_not_there_or_was_deleted_is_refused_by_name(root:
 
 
 @pytest.mark.parametrize("deleted", ["run", "experiment"])
-def test_what_is_deleted_while_it_is_written_is_named_with_the_command_that_restores_it(
+def test_a_deletion_during_training_is_named_with_the_restore_command(
     root: Path, deleted: str, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"doomed {deleted}")

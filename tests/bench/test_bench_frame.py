@@ -60,7 +60,7 @@ def test_different_results_are_not_compared():
         compare(wrong, pairs=1)
 
 
-def test_differences_are_relative_to_the_largest_element_and_over_the_keys_that_both_have():
+def test_differences_are_relative_to_the_largest_element_of_shared_keys():
     ours = {"a": torch.tensor([10.0, 1.0]), "b": 3.0}
     assert largest_difference(ours, {"a": torch.tensor([10.0, 2.0]), "c": 7.0}) == pytest.approx(0.1)
     assert largest_difference((1.0, [2.0]), (1.0, [4.0])) == 0.5
@@ -97,7 +97,7 @@ def test_sides_apart_are_held_against_each_other_like_others():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_newest_page_of_a_script_is_of_the_script_as_it_is(name):
+def test_the_newest_page_of_a_script_matches_the_script(name):
     newest = max((ROOT / "benchmarks" / "results").glob(f"{name}-*.json"))
     record = json.loads(newest.read_text())
     script = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())

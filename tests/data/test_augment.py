@@ -49,7 +49,7 @@ def test_an_image_does_not_depend_on_its_neighbors(name, images):
     assert torch.equal(together[7:9], AUGMENTATIONS[name](images[7:9], uniform[7:9]))
 
 
-def test_every_shift_of_the_crop_occurs_equally_often_and_none_leaves_the_padding():
+def test_every_shift_of_the_crop_is_equally_frequent_and_within_the_padding():
     edges = torch.tensor([0.0, 1 - 2**-24])  # the ends of what torch.rand can give
     u = torch.cat([edges, (torch.arange(9) + 0.5) / 9])
     image = torch.zeros(1, 1, 9, 9, dtype=torch.uint8)

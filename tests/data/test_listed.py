@@ -190,7 +190,7 @@ def test_lists_that_number_classes_differently_are_refused(imagenet, name):
         load_source(name, imagenet, "test", **options)
 
 
-def test_a_picture_in_two_classes_is_refused_and_one_listed_twice_is_said(places):
+def test_a_picture_in_two_classes_is_refused_and_duplicates_are_reported(places):
     with (places / "train.txt").open("a") as file:
         file.write("a b/0 0.png 0\n")
     assert "lists 1 pictures again" in load_source("listed", places).notes[0]
@@ -240,7 +240,7 @@ def test_a_number_that_is_written_in_two_ways_is_refused(places):
         load_source("listed", places)
 
 
-def test_a_class_in_another_folder_than_in_training_is_refused_with_both_lines(imagenet):
+def test_a_class_in_another_folder_than_in_training_is_refused(imagenet):
     write_picture(imagenet / "val" / "n99" / "new.JPEG", 200)
     (imagenet / "ImageNet_LT_test.txt").write_text(
         f"val/{CLASSES[0]}/ILSVRC2012_val_00000000.JPEG 0\nval/n99/new.JPEG 1"

@@ -53,7 +53,7 @@ def obvious_batch_sizes(num_samples: int, batch_size: int, num_processes: int) -
 
 @pytest.mark.parametrize("num_processes", [1, 2, 4])
 @pytest.mark.parametrize("batch_size", [4, 8, 32])
-def test_batch_sizes_drop_nothing_and_leave_no_process_without_and_no_sample_alone(batch_size, num_processes):
+def test_batch_sizes_drop_nothing_and_leave_no_sample_alone(batch_size, num_processes):
     for num_samples in range(max(num_processes, 2), 100):
         sizes = batch_sizes(num_samples, batch_size, num_processes)
         assert sizes == obvious_batch_sizes(num_samples, batch_size, num_processes)

@@ -133,7 +133,7 @@ def test_a_target_without_a_count_is_refused():
 
 
 @pytest.mark.parametrize("imb_type", ["exp", "step"])
-def test_a_least_number_of_samples_fills_the_classes_that_would_be_empty_and_no_others(imb_type):
+def test_min_samples_fills_only_classes_that_would_be_empty(imb_type):
     shares = PROFILES[imb_type](10, 0.001)
     counts = longtail_counts(143, 10, imb_type=imb_type, imb_factor=0.001, n_min=1)
     assert counts == [max(int(143 * share + 1e-9), 1) for share in shares]
@@ -191,7 +191,7 @@ SHORT = np.repeat([0, 1, 2], [5, 200, 40])  # N // K = 81
 
 
 @pytest.mark.parametrize("imb_factor", [0.02, 0.5, 1.0])
-def test_a_class_that_cannot_give_its_part_is_named_with_what_can_be_done(imb_factor):
+def test_a_class_too_small_for_its_part_is_named_with_a_remedy(imb_factor):
     with pytest.raises(ValueError, match="class ant has 5 samples of 81") as error:
         tail_counts(SHORT, 3, imb_type="exp", imb_factor=imb_factor, names=["ant", "bee", "cow"])
     assert "dataset.imb_factor=-1" in str(error.value)

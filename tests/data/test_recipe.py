@@ -45,7 +45,7 @@ def test_without_options_it_is_the_long_tail_of_the_source(source, profile, seed
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("label_noise", [0.0, 0.3])
-def test_what_is_held_out_is_as_balanced_as_the_source_and_never_trained_on(source, profile, label_noise):
+def test_held_out_samples_are_as_balanced_as_the_source_and_never_trained(source, profile, label_noise):
     parts = take(source, val_fraction=0.1, label_noise=label_noise, **profile)
     assert counts(source.targets[parts.held_out]) == [20] * 10
     assert not set(parts.held_out) & set(parts.train)
@@ -103,7 +103,7 @@ def test_what_a_source_cannot_give_is_refused(source, choices, message):
         take(source, **choices)
 
 
-def test_a_class_too_small_for_the_samples_per_class_or_the_least_is_named(source):
+def test_a_class_too_small_for_the_tail_options_is_named(source):
     smaller = replace(source, targets=np.where(source.targets == 3, 2, source.targets))
     smaller.targets[:5] = 3
     for choices in ({"samples_per_class": 100, "imb_type": "none"}, {"min_samples": 6, "imb_factor": 0.5}):
@@ -120,7 +120,7 @@ def test_the_name_says_every_choice_that_is_not_the_default():
     assert len(names) == 4
 
 
-def test_the_name_and_the_description_say_the_options_of_a_source_that_are_given():
+def test_name_and_description_include_the_given_options_of_a_source():
     plain, chosen = Recipe("parquet"), Recipe("parquet", label_column="../fine label")
     digest = hashlib.sha256(b"../fine label").hexdigest()
     assert chosen.folder_name == f"parquet-exp-0.01-label_column=.._fine_label.{digest[:8]}-seed0"

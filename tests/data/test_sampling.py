@@ -39,7 +39,7 @@ def batch_counts(targets: torch.Tensor, order: torch.Tensor, sizes: list[int]) -
 
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 @pytest.mark.parametrize("name", SAMPLINGS)
-def test_an_epoch_has_as_many_samples_as_the_split_and_the_generator_decides_which(name, counts):
+def test_an_epoch_has_the_size_of_the_split_in_random_order(name, counts):
     targets = labels(counts)
     sizes = batch_sizes(len(targets), 64, 1)
     first, again, other = (SAMPLINGS[name](targets, sizes, generator(seed)) for seed in (0, 0, 1))
@@ -73,7 +73,7 @@ def test_batches_of_one_size_hold_the_share_of_each_class_rounded(counts, num_ba
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 @pytest.mark.parametrize("batch_size", [2, 16, 50, 64, 1000])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_last_batch_of_another_size_costs_the_others_less_than_two_samples_of_a_class(counts, batch_size, seed):
+def test_a_last_batch_of_another_size_costs_under_two_samples_per_class(counts, batch_size, seed):
     targets = labels(counts)
     sizes = batch_sizes(len(targets), batch_size, 1)
     share = torch.tensor(sizes).unsqueeze(1) * torch.tensor(counts) / len(targets)

@@ -52,7 +52,7 @@ def test_what_datasets_writes_is_read_back_in_order(tmp_path, datasets_cache, fo
         assert [int(image[0, 0]) - first for image in pixels] == list(range(len(labels)))
 
 
-def test_rows_can_be_read_in_any_order_and_one_row_group_is_held(tmp_path, datasets_cache):
+def test_rows_are_read_in_any_order_with_one_group_in_memory(tmp_path, datasets_cache):
     write_shards(tmp_path, shards=2)
     images = load_source("parquet", tmp_path).images
     assert len(images) == 10 and len(images.groups) == 6  # 2 + 2 + 1 rows in each of two files

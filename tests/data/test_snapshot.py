@@ -42,7 +42,7 @@ def copy(digits, tmp_path) -> Path:
     return Path(shutil.copytree(digits.path, tmp_path / "copy"))
 
 
-def test_the_train_split_is_long_tailed_and_the_test_split_is_left_alone(digits):
+def test_the_train_split_is_long_tailed_and_the_test_split_unchanged(digits):
     train, test = (load_source("digits", split=split) for split in SPLITS)
     indices = longtail_indices(train.targets, 10, imb_type="exp", imb_factor=0.02, seed=0)
     assert np.array_equal(pixels(digits, "train"), train.images[indices])
@@ -51,7 +51,7 @@ def test_the_train_split_is_long_tailed_and_the_test_split_is_left_alone(digits)
     assert digits.targets("test").tolist() == test.targets.tolist()
 
 
-def test_a_disk_that_is_full_is_named_and_nothing_of_the_snapshot_stays(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_leaves_nothing_of_the_snapshot(tmp_path, monkeypatch):
     def full(path: Path, *content: object) -> None:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: ...")
@@ -59,7 +59,7 @@ def test_a_disk_that_is_full_is_named_and_nothing_of_the_snapshot_stays(tmp_path
     monkeypatch.setattr(snapshot_module, "write_split", full)
     path = tmp_path / "digits"
     words = re.escape(
-        f"cannot write {path}: No space left on device; make room or allow it, and give the same command again"
+        f"cannot write {path}: No space left on device; make room or allow it, and rerun the same command"
     )
     with pytest.raises(OSError, match=words):
         Snapshot.create(path, name="digits")
@@ -382,7 +382,7 @@ def read_sealed(copy: Path) -> dict:
     return json.loads((copy / "manifest.json").read_text())
 
 
-def test_a_folder_that_is_not_there_and_a_file_in_its_place_are_said(tmp_path):
+def test_a_missing_folder_and_a_file_in_its_place_are_reported(tmp_path):
     with pytest.raises(ValueError, match=r"there is no snapshot .*gone; fetch it with `dvc pull`"):
         Snapshot.load(tmp_path / "gone")
     (tmp_path / "file").write_text("root:x")

@@ -146,7 +146,7 @@ def test_a_published_data_set_is_read_where_torchvision_keeps_it(name, split, tm
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_missing_data_set_says_where_it_was_looked_for_and_how_to_provide_it(name, tmp_path, no_network, monkeypatch):
+def test_a_missing_data_set_names_its_folder_and_how_to_provide_it(name, tmp_path, no_network, monkeypatch):
     monkeypatch.setattr(published, "DEBIAN_FASHION_MNIST", tmp_path / "no-package")
     with pytest.raises(DatasetMissing) as error:
         load_source(name, tmp_path)

@@ -147,7 +147,7 @@ def test_a_batch_is_solved_as_its_members_are(num_classes, num_features):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_the_dtype_of_the_means_is_kept_and_the_work_is_done_in_float64(dtype):
+def test_the_dtype_of_the_means_is_kept_with_float64_inside(dtype):
     means = (gaussian(6, 8) + 10).to(dtype).requires_grad_()
     etf, distance, factor = nearest_etf(means), etf_distance(means), polar_factor(means.mT)
     assert etf.dtype is distance.dtype is factor.dtype is dtype
@@ -169,7 +169,7 @@ def test_autocast_changes_nothing():
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", [(3, 1), (4, 4), (6, 3), (2, 5, 3)])
-def test_the_polar_factor_is_that_of_its_definition_and_its_gradient_is_exact(shape, seed):
+def test_the_polar_factor_matches_its_definition_with_an_exact_gradient(shape, seed):
     a = gaussian(*shape, seed=seed)
     looped = [references.polar_factor(m.numpy()) for m in a.reshape(-1, *shape[-2:])]
     np.testing.assert_allclose(polar_factor(a), np.stack(looped).reshape(shape), atol=1e-11)
@@ -223,7 +223,7 @@ def test_means_that_lost_rank_give_finite_gradients(which):
     assert means.grad is not None and bool(means.grad.isfinite().all())
 
 
-def test_the_gradient_is_exact_at_an_etf_where_all_singular_values_are_equal():
+def test_the_gradient_is_exact_where_all_singular_values_are_equal():
     assert gradcheck(nearest_etf, (2 * random_etf(4, 5)).requires_grad_())
 
 

@@ -93,7 +93,7 @@ def test_the_method_follows_device_and_accuracy():
 
 @pytest.mark.parametrize("method", polar.METHODS)
 @pytest.mark.parametrize("num_seen", [0, 1, 2, 6, 10])
-def test_a_head_in_float32_is_exact_with_absent_classes_at_the_start_and_near_collapse(method, num_seen, monkeypatch):
+def test_a_float32_head_is_exact_with_absent_classes_and_near_collapse(method, num_seen, monkeypatch):
     """proximal = 1e-3 with an anchor, as the head has it: within 1e-5 of float64 by an SVD, gradient included."""
     anchor = simplex_etf(10, 32, generator=torch.Generator().manual_seed(3))
     upstream = gaussian(10, 32).float()

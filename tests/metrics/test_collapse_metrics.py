@@ -259,7 +259,7 @@ def test_classes_without_training_samples_have_no_seli_geometry():
     }
 
 
-def test_the_nearest_means_are_those_of_training_and_a_class_never_seen_is_nobodys():
+def test_nearest_means_are_those_of_training_without_unseen_classes():
     problem = PROBLEMS["ordinary"]
     means = torch.from_numpy(problem.means)
     assert evaluate(problem, train_means=means) == pytest.approx(evaluate(problem), rel=1e-12)
@@ -309,7 +309,7 @@ def test_one_metric_alone_is_what_it_is_among_all(case):
         (["nc1/numerical_rank", "nc1/pinv", "nc4/ncc_mismatch"], []),
     ],
 )
-def test_the_scatter_is_built_once_and_only_for_the_metrics_that_need_it(monkeypatch, only, built):
+def test_the_scatter_is_built_once_and_only_where_needed(monkeypatch, only, built):
     from_features, ratios, found = ClassMoments.from_features, analysis.spectral_ratios, []
 
     def with_moments(*tensors, scatter=True):

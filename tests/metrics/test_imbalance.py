@@ -60,7 +60,7 @@ def test_an_etf_has_no_seli_error_when_classes_are_balanced():
     assert seli_errors(etf, torch.full((6,), 7.0))[1].item() == pytest.approx(0, abs=1e-13)
 
 
-def test_the_minority_cosine_is_one_when_rare_classes_have_collapsed_and_an_etfs_when_not():
+def test_the_minority_cosine_is_one_after_minority_collapse():
     etf = simplex_etf(6, dtype=torch.float64)
     assert imbalance.minority_cosine(etf, COUNTS).item() == pytest.approx(-1 / 5)
     etf[5] = 4 * etf[4]
@@ -85,7 +85,7 @@ def test_the_rarest_among_equals_are_the_later_ones():
 
 
 @pytest.mark.parametrize("power", [-0.25, 0.0, 0.5])
-def test_norms_that_are_a_power_of_the_class_size_have_it_as_slope(power):
+def test_norms_that_are_a_power_of_class_size_have_that_slope(power):
     rows = 3 * simplex_etf(6, dtype=torch.float64) * (COUNTS**power).unsqueeze(1)
     assert imbalance.norm_slope(rows, COUNTS).item() == pytest.approx(power, abs=1e-14)
 
@@ -97,7 +97,7 @@ def test_a_row_that_is_rounding_has_no_norm_to_follow():
     assert imbalance.norm_slope(rows, COUNTS).isfinite()
 
 
-def test_the_rare_and_the_others_have_an_etfs_cosine_and_minus_one_when_opposite():
+def test_majority_minority_cosine_is_minus_one_for_opposite_rows():
     assert imbalance.majority_minority_cosine(simplex_etf(6, dtype=torch.float64), COUNTS).item() == pytest.approx(-0.2)
     rows = torch.ones(6, 3, dtype=torch.float64)
     rows[4:] *= -2

@@ -102,7 +102,7 @@ def test_no_samples_are_the_neutral_element():
     assert_same(nothing.merge(nothing), nothing)
 
 
-def test_an_absent_class_has_mean_zero_and_is_left_out_of_those_present():
+def test_an_absent_class_has_mean_zero_and_is_left_out():
     problem = references.draw_problem(0, sizes=(9, 0, 5, 1), offset=7, class_counts=(9, 1, 5, 1))
     found = of(problem)
     assert found.counts.tolist() == [9, 0, 5, 1]

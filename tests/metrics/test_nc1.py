@@ -134,7 +134,7 @@ def test_means_on_a_line_miss_the_directions_that_a_full_collapse_has(depth):
 
 
 @pytest.mark.parametrize("ulps", [0, 1, 3])
-def test_two_classes_with_one_mean_have_no_cdnv_and_leave_the_others_alone(ulps):
+def test_two_classes_with_one_mean_have_no_cdnv(ulps):
     """Whether the means coincide to the last bit or up to rounding. With a third at distance g, Σ_B is g·sqrt(2)/3."""
     rows = torch.randn(10, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1e4
     features, targets = torch.cat([rows, rows, rows + 1]), torch.arange(3).repeat_interleave(10)

@@ -89,7 +89,7 @@ def test_a_sample_half_way_between_two_means_is_settled_by_products(monkeypatch,
 
 
 @pytest.mark.parametrize("num_classes, num_features", [(2, 2), (5, 4), (5, 9)])
-def test_at_collapse_the_margin_is_that_of_an_etf_and_no_decision_differs(num_classes, num_features):
+def test_at_collapse_margins_are_an_etfs_and_no_decision_differs(num_classes, num_features):
     etf = simplex_etf(num_classes, num_features, dtype=torch.float64)
     targets = torch.arange(num_classes)
     features, weight, bias = 3 * etf + 1, etf + 2, -((etf + 2) @ torch.ones(num_features, dtype=torch.float64))

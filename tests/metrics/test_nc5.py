@@ -19,7 +19,7 @@ def test_it_is_what_its_definition_says(seed):
     assert found == pytest.approx({"nc5/ood_cosine": references.ood_cosine(problem)}, rel=1e-12)
 
 
-def test_it_is_zero_where_the_mean_is_orthogonal_and_one_third_on_one_of_three():
+def test_ood_cosine_is_zero_for_an_orthogonal_mean():
     assert nc5.ood_cosine(MEANS, torch.tensor([0.0, 0, 0, 2, 1]).double()).item() == 0
     assert nc5.ood_cosine(MEANS, torch.tensor([0.0, -4, 0, 0, 0]).double()).item() == pytest.approx(1 / 3)
 

@@ -39,9 +39,7 @@ def test_ratios_have_ten_digits_whatever_the_spectrum(seed, number, num_features
 
 
 @pytest.mark.parametrize("decades, looks", [(0, 0), (6, 1)])
-def test_a_collapsed_class_needs_the_samples_again_only_for_small_directions_of_its_scatter(
-    monkeypatch, decades, looks
-):
+def test_a_collapsed_class_needs_samples_again_only_for_small_directions(monkeypatch, decades, looks):
     """Deviations at 1e-7 of the mean: all but one direction are small, but the scatter knows them already."""
     rows, restricted = graded(0, 40, 8, decades=decades, offset=1e7 / 8), []
 

@@ -103,7 +103,7 @@ def relative(error: Tensor, scale: Tensor) -> float:
     return (error.norm() / scale.norm()).item()
 
 
-def test_logits_are_the_heads_map_of_the_features_and_their_gradient_reaches_images_and_every_parameter(backbone):
+def test_logits_are_the_heads_map_and_gradients_reach_every_parameter(backbone):
     """In training from one forward; in eval mode, with a bias, too."""
     classifier = Classifier(backbone, LinearHead(backbone.num_features, 10, bias=True))
     nn.init.normal_(classifier.head.bias)
@@ -125,13 +125,13 @@ def test_logits_are_the_heads_map_of_the_features_and_their_gradient_reaches_ima
     assert next(backbone.parameters()).grad.abs().sum() > 0
 
 
-def test_the_parameter_count_with_a_classifier_for_ten_classes_is_the_published_one(name, backbone):
+def test_parameter_counts_with_ten_classes_are_the_published_ones(name, backbone):
     parameters = sum(p.numel() for p in backbone.parameters()) + 10 * backbone.num_features
     assert parameters == COUNTS.get(name, parameters)
 
 
 @torch.no_grad()
-def test_in_eval_mode_the_features_of_an_image_do_not_depend_on_its_batch(backbone):
+def test_in_eval_mode_features_do_not_depend_on_the_batch(backbone):
     batch = images(3)
     together = backbone.eval()(batch)
     alone = torch.cat([backbone(batch[i : i + 1]) for i in (2, 1, 0)]).flip(0)
@@ -139,7 +139,7 @@ def test_in_eval_mode_the_features_of_an_image_do_not_depend_on_its_batch(backbo
     assert relative(together[0] - together[1], together) > 1e-3, "the features ignore the image"
 
 
-def test_a_batch_of_one_trains_through_the_running_statistics_and_leaves_them_as_they_were(backbone):
+def test_a_batch_of_one_trains_through_unchanged_running_statistics(backbone):
     before = {key: value.clone() for key, value in backbone.named_buffers()}
     (backbone(images(1)) * torch.randn(backbone.num_features)).sum().backward()
     assert all(torch.equal(value, before[key]) for key, value in backbone.named_buffers())
@@ -187,7 +187,7 @@ def test_one_seed_gives_one_backbone_and_another_seed_another(name):
     assert not torch.allclose(first, other)
 
 
-def test_every_row_describes_itself_in_one_line_and_its_options_are_keyword_only():
+def test_every_row_has_a_one_line_summary_and_keyword_only_options():
     assert list_backbones() == sorted(BACKBONES)
     for name in ROWS:
         builder = BACKBONES[name]
@@ -211,7 +211,7 @@ def test_the_images_refused_are_exactly_those_that_the_network_would_fail_on(nam
             create_backbone(name, image_size=smallest - 1)
 
 
-def test_the_size_of_a_backbone_draws_no_random_numbers_and_is_that_of_the_backbone():
+def test_the_size_of_a_backbone_draws_no_random_numbers():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     parameters, num_features = backbone_size("resnet20", num_features=5)
@@ -221,7 +221,7 @@ def test_the_size_of_a_backbone_draws_no_random_numbers_and_is_that_of_the_backb
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_an_image_of_8x8_is_large_enough_or_refused_before_anything_is_built(name):
+def test_an_8x8_image_is_large_enough_or_refused_at_once(name):
     with torch.device(SHAPES_ONLY.get(name, "meta")):
         try:
             backbone = create_backbone(name, image_size=8)
@@ -244,7 +244,7 @@ def test_an_alias_is_its_row_with_options():
     assert all(torch.equal(alias[key], row[key]) for key in row) and alias.keys() == row.keys()
 
 
-def test_an_option_against_the_alias_is_refused_and_one_that_agrees_is_not():
+def test_an_option_that_contradicts_the_alias_is_refused():
     assert resolve_alias("resnet18_ln", {"neck": "layer_norm"}) == ("resnet18", {"neck": "layer_norm"})
     with pytest.raises(ValueError, match="'resnet18_ln' has neck='layer_norm', got 'none'; use 'resnet18' instead"):
         create_backbone("resnet18_ln", neck="none")
@@ -304,7 +304,7 @@ def test_a_stem_sets_the_size_of_the_last_map(stem, size):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_the_usual_stem_is_that_of_the_image_size_and_another_can_be_asked_for(name):
+def test_the_stem_follows_the_image_size_and_can_be_chosen(name):
     def kernel(**options):
         return create_backbone(name, **options).body.conv1.kernel_size[0]
 
@@ -359,7 +359,7 @@ def test_unknown_names_and_options_are_refused_with_the_nearest_spelling(name, o
     assert message in str(error.value)
 
 
-def test_the_list_of_choices_says_how_to_reach_timm_but_never_prints_all_of_it():
+def test_the_list_of_choices_mentions_timm_without_printing_it():
     with pytest.raises(ValueError, match="timm/<name>"):
         create_backbone("wide_resnet")
     with pytest.raises(ValueError) as error:

@@ -43,9 +43,7 @@ def obvious(etf: Tensor, means: Tensor, proximal: float, anchor: Tensor) -> floa
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("proximal", [0.0, 1e-3, 0.5])
 @pytest.mark.parametrize("num_features", [K - 1, K, D])
-def test_objective_and_distance_are_the_problems_values_at_the_nearest_etf_and_at_the_heads_own(
-    seed, proximal, num_features
-):
+def test_objective_and_distance_match_the_problem_at_both_etfs(seed, proximal, num_features):
     means, etf = draw(seed, num_features=num_features)
     told = solution_diagnostics(means, etf, proximal=proximal)
     nearest = nearest_etf(means, proximal=proximal, anchor=etf)
@@ -62,7 +60,7 @@ def test_no_other_etf_is_better_than_the_objective(seed, proximal):
     assert all(obvious(other, means, proximal, etf) >= best for other in [etf, *others])
 
 
-def test_without_a_proximal_term_the_head_is_at_its_objective_and_that_is_the_distance_of_its_means():
+def test_without_proximal_term_the_objective_is_the_distance_of_the_means():
     head = trained(proximal=0.0)
     told = head.diagnostics()
     assert told["distance"] == pytest.approx(told["objective"], abs=1e-6)
@@ -71,7 +69,7 @@ def test_without_a_proximal_term_the_head_is_at_its_objective_and_that_is_the_di
     assert told["objective"] == pytest.approx(etf_distance(means).item(), rel=1e-6)
 
 
-def test_a_stronger_proximal_term_leaves_the_etf_nearer_to_the_one_before_and_farther_from_the_means():
+def test_a_stronger_proximal_term_keeps_the_etf_nearer_to_its_anchor():
     steps, lags = [], []
     for proximal in (0.0, 0.1, 1.0, 10.0):
         head = trained(batches=1, proximal=proximal)
@@ -97,7 +95,7 @@ def worst_means(etf: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("proximal", [0.0, 1e-3, 0.5, 10.0, 1e6, 1e30])
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
-def test_objective_and_distance_lie_between_zero_and_four_for_the_worst_of_means(num_classes, proximal):
+def test_objective_and_distance_lie_between_zero_and_four(num_classes, proximal):
     for seed in SEEDS:
         generator = torch.Generator().manual_seed(seed)
         etf = simplex_etf(num_classes, 12, generator=generator, dtype=torch.float64)
@@ -142,7 +140,7 @@ def test_an_independent_search_finds_the_same_optimum(seed, num_features):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_search_that_is_cut_short_says_so_and_is_above_the_optimum(seed):
+def test_an_unfinished_search_is_reported_and_above_the_optimum(seed):
     means, etf = draw(seed)
     search = search_diagnostics(means, etf, proximal=1e-3, max_iterations=1)
     assert search["riemannian_converged"] == 0

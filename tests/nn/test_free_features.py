@@ -54,7 +54,7 @@ def test_the_features_of_an_image_are_the_row_of_its_number():
     assert backbone.num_features == 7
 
 
-def test_only_the_rows_of_a_batch_have_a_gradient_and_a_repeated_one_has_its_sum():
+def test_only_rows_of_a_batch_have_a_gradient_and_repeats_add_up():
     backbone = FreeFeatures(10, 4)
     backbone(images([2, 5, 2])).sum().backward()
     assert backbone.features.grad is not None
@@ -162,7 +162,7 @@ def test_before_a_fixed_etf_all_features_become_equally_long_whatever_their_clas
 
 
 @pytest.mark.slow
-def test_an_imbalanced_snapshot_of_numbered_images_trains_in_the_house_to_the_predicted_metrics(tmp_path, monkeypatch):
+def test_numbered_images_train_to_the_predicted_metrics(tmp_path, monkeypatch):
     """Source, snapshot, batches, loop and metrics as for any data set; the test split is the whole source."""
     monkeypatch.setitem(SOURCES, "numbered", source_of_numbered_images)
     data = Snapshot.create(tmp_path / "data", name="numbered", imb_type="step", imb_factor=0.1)

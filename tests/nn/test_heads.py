@@ -89,7 +89,7 @@ def test_a_copy_goes_on_as_the_original_does(head, clone):
         assert torch.equal(twin.state_dict()[name], tensor), name
 
 
-def test_a_decision_in_eval_mode_does_not_depend_on_the_batch_around_it(head):
+def test_a_decision_in_eval_mode_does_not_depend_on_its_batch(head):
     head.eval()
     features, _ = batch()
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
@@ -178,7 +178,7 @@ def test_two_classes_train(name):
 
 @pytest.mark.parametrize("name", ["fixed_etf", "nearest_etf"])
 @pytest.mark.parametrize("num_features", [K - 1, K, K + 3])
-def test_the_map_is_a_simplex_etf_from_d_equal_to_k_minus_1_on(name, num_features):
+def test_the_map_is_a_simplex_etf_from_k_minus_1_features_on(name, num_features):
     head = create_head(name, num_features, K)
     head(torch.randn(B, num_features, generator=torch.Generator().manual_seed(0)), torch.arange(B) % K)
     gram = simplex_etf(K, num_features) @ simplex_etf(K, num_features).mT
@@ -363,7 +363,7 @@ def test_classes_never_seen_lie_at_the_center_of_the_others():
     torch.testing.assert_close(head.weight, expected)
 
 
-def test_a_batch_of_one_class_leaves_the_etf_where_it_was_at_first():
+def test_a_batch_of_one_class_leaves_the_first_etf_in_place():
     """One class has no direction relative to the others: only the proximal term speaks."""
     head = NearestETFHead(D, K)
     features, _ = batch()

@@ -28,7 +28,7 @@ def images(batch: int = 3) -> Tensor:
 
 
 @torch.no_grad()
-def test_each_layer_is_the_mean_over_space_of_what_the_body_computes_step_by_step(backbone):
+def test_each_layer_is_the_spatial_mean_of_its_stage(backbone):
     with capture(backbone) as layers:
         features = backbone(images())
     x = images()
@@ -41,7 +41,7 @@ def test_each_layer_is_the_mean_over_space_of_what_the_body_computes_step_by_ste
 
 
 @torch.no_grad()
-def test_one_forward_of_the_classifier_runs_the_backbone_once_and_fills_the_dict_anew(backbone):
+def test_one_forward_runs_the_backbone_once_and_refills_the_dict(backbone):
     runs: list[int] = []
     handle = backbone.body.stem.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
     classifier = Classifier(backbone, LinearHead(64, 4)).eval()
@@ -61,7 +61,7 @@ def test_outside_the_context_nothing_is_captured_whether_it_ended_well_or_not(ba
     assert not any(module._forward_hooks for module in backbone.modules())
 
 
-def test_layers_can_be_chosen_by_stage_or_by_path_and_captures_can_be_nested(backbone):
+def test_layers_are_chosen_by_stage_or_path_and_captures_nest(backbone):
     with capture(backbone, ["layer3", "layer1.0.conv1"]) as chosen, capture(backbone) as every:
         backbone(images())
     assert set(chosen) == {"layer3", "layer1.0.conv1"}
@@ -93,7 +93,7 @@ def test_stages_of_a_transformer_are_its_embedded_patches_and_its_blocks():
 
 @pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_vit", "timm/test_mambaout"])
 @torch.no_grad()
-def test_any_timm_model_gives_its_feature_stages_with_the_widths_that_timm_states(name):
+def test_any_timm_model_has_stages_of_the_widths_timm_states(name):
     backbone = create_backbone(name, image_size=32).eval()
     with capture(backbone) as layers:
         backbone(torch.randn(2, 3, 32, 32))
@@ -101,7 +101,7 @@ def test_any_timm_model_gives_its_feature_stages_with_the_widths_that_timm_state
     assert {layer: features.shape[1] for layer, features in layers.items()} == stated
 
 
-def test_a_users_module_gives_its_children_with_parameters_or_the_stages_it_names():
+def test_a_users_module_has_its_children_or_named_stages():
     children = {"first": nn.Conv2d(3, 5, 3), "act": nn.ReLU(), "second": nn.Conv2d(5, 7, 3), "flat": nn.Flatten()}
     body = nn.Sequential()
     for name, child in children.items():

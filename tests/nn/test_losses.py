@@ -203,7 +203,7 @@ def test_options_out_of_range_are_refused_when_the_loss_is_made(name, options, m
         create_loss(name, COUNTS, **options)
 
 
-def test_without_class_counts_as_many_classes_are_taken_as_an_option_speaks_of():
+def test_without_class_counts_an_option_gives_the_number_of_classes():
     loss = create_loss("focal", alpha=[0.1, 0.2, 0.3, 0.4])
     assert loss(*logits_and_targets()) > 0
     with pytest.raises(ValueError, match="one for each of 3 classes"):
@@ -325,7 +325,7 @@ def test_dot_regression_vanishes_exactly_at_its_target_and_sees_no_other_class(t
 
 
 @pytest.mark.parametrize("target", [1.0, 5.0])
-def test_squared_error_on_an_etf_is_least_at_features_of_a_certain_length_whatever_is_orthogonal_to_it(target):
+def test_squared_error_on_an_etf_fixes_length_and_leaves_the_orthogonal_part(target):
     """Why it needs features of bounded length there: the orthogonal part costs nothing and has no gradient."""
     generator = torch.Generator().manual_seed(0)
     etf = simplex_etf(K, 7, generator=generator, dtype=torch.float64)
@@ -340,7 +340,7 @@ def test_squared_error_on_an_etf_is_least_at_features_of_a_certain_length_whatev
 
 
 @pytest.mark.parametrize(("temperature", "cosine"), [(0.5, 1.0), ((K - 1) / K, 1.0), (5.0, (K - 1) / K / 5)])
-def test_squared_error_of_features_on_a_sphere_asks_for_an_angle_where_the_sphere_is_too_large(temperature, cosine):
+def test_squared_error_on_a_large_sphere_fixes_an_angle(temperature, cosine):
     etf = simplex_etf(K, 7, dtype=torch.float64)
     orthogonal = torch.linalg.svd(etf).Vh[-1]  # a unit vector off the span of the rows
     loss = create_loss("mse")
@@ -361,7 +361,7 @@ def test_dot_regression_is_content_with_one_row_for_all_classes():
     assert create_loss("ce")(logits, targets).item() == pytest.approx(math.log(K))
 
 
-def test_ldam_margins_fall_with_the_fourth_root_of_the_class_size_from_the_largest_of_the_rarest():
+def test_ldam_margins_fall_with_the_fourth_root_of_class_size():
     """Logits level when the own one is ahead by the margin: then the loss is log K."""
     targets = torch.arange(K)
     loss = create_loss("ldam", COUNTS, max_margin=0.4)
@@ -374,13 +374,13 @@ def test_ldam_margins_fall_with_the_fourth_root_of_the_class_size_from_the_large
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.99, 0.9999])
-def test_class_weights_are_one_over_the_effective_number_of_samples_with_mean_one_over_the_samples(beta):
+def test_class_weights_are_inverse_effective_numbers_with_mean_one(beta):
     weights = class_weights(torch.tensor(COUNTS), beta=beta)
     assert weights.tolist() == pytest.approx(obvious_weights(beta), rel=1e-9)
     assert (weights @ torch.tensor(COUNTS).double() / sum(COUNTS)).item() == pytest.approx(1)
 
 
-def test_class_weights_reach_from_one_for_all_to_equal_shares_of_the_classes():
+def test_class_weights_range_from_one_to_equal_class_shares():
     counts = torch.tensor(COUNTS)
     assert class_weights(counts, beta=0.0).tolist() == [1.0] * K
     nearly = class_weights(counts, beta=1 - 1e-12)
@@ -470,14 +470,14 @@ def bayes_boundary(prior: float) -> float:
 
 @pytest.mark.parametrize("prior", [0.9, 0.98])
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1.5])
-def test_logit_adjustment_moves_the_boundary_to_one_minus_tau_of_the_bayes_boundary(prior, tau):
+def test_logit_adjustment_moves_the_boundary_to_one_minus_tau_of_bayes(prior, tau):
     """In training as after it; a wrong sign of τ would give 1 + τ."""
     expected = pytest.approx((1 - tau) * bayes_boundary(prior), abs=0.05)
     assert boundary("logit_adjustment", prior, tau=tau) == expected
     assert boundary("ce", prior, posthoc_tau=tau) == expected
 
 
-def test_cross_entropy_sides_with_the_majority_and_losses_for_imbalanced_data_do_not():
+def test_cross_entropy_favors_the_majority_and_imbalance_losses_do_not():
     assert boundary("ce", 0.9) == pytest.approx(bayes_boundary(0.9), abs=0.05)
     assert boundary("balanced_softmax", 0.9) == pytest.approx(0, abs=0.05)
     assert boundary("class_balanced", 0.9, beta=1 - 1e-9) == pytest.approx(0, abs=0.05)
@@ -501,7 +501,7 @@ def test_the_drift_penalty_is_the_squared_norm_of_the_batch_mean():
     assert drift_penalty(features).item() == pytest.approx(sum(m**2 for m in mean))
 
 
-def test_the_drift_penalty_is_zero_exactly_where_features_are_centered_and_pulls_there():
+def test_the_drift_penalty_is_zero_exactly_for_centered_features():
     features = torch.randn(B, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     centered = features - features.mean(0)
     assert drift_penalty(centered).item() == pytest.approx(0, abs=1e-30)

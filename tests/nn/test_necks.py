@@ -48,7 +48,7 @@ def test_an_unknown_neck_is_refused_with_the_nearest_spelling():
         Backbone(nn.Identity(), 6, neck="layernorm")
 
 
-def test_a_single_pixel_alone_in_its_batch_meets_the_running_statistics_of_every_norm():
+def test_a_single_pixel_uses_the_running_statistics_of_every_norm():
     body = nn.Sequential(nn.Conv2d(3, 6, 4), nn.BatchNorm2d(6), nn.Flatten())
     backbone = Backbone(body, 6, neck="batch_norm").train()
     image = torch.ones(1, 3, 4, 4)

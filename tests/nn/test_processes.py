@@ -16,7 +16,7 @@ SHAPES = {"vectors": (7, 4), "maps": (5, 4, 3, 2), "one pixel": (2, 4, 1, 1)}
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("seed", range(3))
-def test_in_one_process_it_is_torchs_batch_norm_with_its_gradients_and_statistics(shape, affine, seed):
+def test_in_one_process_it_equals_torchs_batch_norm(shape, affine, seed):
     generator = torch.Generator().manual_seed(seed)
     random = [torch.randn(size, generator=generator, dtype=torch.float64) for size in (shape, shape, (4,), (4,))]
     outcomes = []
@@ -30,7 +30,7 @@ def test_in_one_process_it_is_torchs_batch_norm_with_its_gradients_and_statistic
     torch.testing.assert_close(*outcomes, rtol=1e-10, atol=1e-12)
 
 
-def test_every_batch_norm_in_training_goes_over_all_processes_and_no_other_layer(monkeypatch):
+def test_training_batch_norms_and_no_other_layer_go_over_all_processes(monkeypatch):
     seen = []
     monkeypatch.setattr(processes, "count_processes", lambda: 2)
     monkeypatch.setattr(processes, "sum_over_processes", lambda tensor: seen.append(len(tensor)) or 2 * tensor)
@@ -43,7 +43,7 @@ def test_every_batch_norm_in_training_goes_over_all_processes_and_no_other_layer
     assert evaluated.num_batches_tracked == 0
 
 
-def test_half_precision_is_normalized_in_single_precision_and_comes_back_as_it_was():
+def test_half_precision_is_normalized_in_float32_and_returned_as_half():
     images = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     output = common_batch_norm(images.bfloat16(), None, None)
     assert output.dtype == torch.bfloat16
@@ -52,7 +52,7 @@ def test_half_precision_is_normalized_in_single_precision_and_comes_back_as_it_w
 
 
 @pytest.mark.slow
-def test_batch_norms_that_gpus_share_have_the_same_parameters_and_keep_their_activations(monkeypatch):
+def test_synchronized_batch_norms_keep_parameters_and_activations(monkeypatch):
     """timm's batch norms hold an activation, which torch's own conversion drops."""
     monkeypatch.setattr(processes, "count_processes", lambda: 2)
     torch.manual_seed(0)

@@ -91,7 +91,7 @@ def test_rows_whose_architecture_nobody_published_have_no_weights():
 
 
 @pytest.mark.parametrize("name", [*WITH_WEIGHTS, "timm/test_vit"])
-def test_without_a_network_a_value_error_says_what_was_tried_and_what_to_do(no_network, name):
+def test_without_a_network_the_error_names_attempts_and_remedy(no_network, name):
     device = "cpu" if name == "regnet_y_400mf" else "meta"  # it computes its widths in tensors
     with torch.device(device), pytest.raises(ValueError) as error:
         create_backbone(name, image_size=32, pretrained=True)
@@ -100,7 +100,7 @@ def test_without_a_network_a_value_error_says_what_was_tried_and_what_to_do(no_n
     assert isinstance(error.value.__cause__, URLError)
 
 
-def test_a_silent_hugging_face_is_asked_once_and_its_own_reason_is_given(monkeypatch, tmp_path):
+def test_a_silent_hugging_face_is_asked_once_and_quoted(monkeypatch, tmp_path):
     """Nothing waits, no request follows: only the first is replaced here, and the client's own would raise."""
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
@@ -116,7 +116,7 @@ def test_a_silent_hugging_face_is_asked_once_and_its_own_reason_is_given(monkeyp
 
 
 @pytest.mark.parametrize("reachable", [True, False])
-def test_a_silent_hugging_face_leaves_the_cache_and_one_that_answers_is_online(monkeypatch, reachable):
+def test_a_silent_hugging_face_leaves_the_cache_unchanged(monkeypatch, reachable):
     import timm
     from huggingface_hub import constants
     from timm.models import _builder
@@ -155,9 +155,7 @@ def test_a_users_mistake_is_not_taken_for_a_missing_network():
 @pytest.mark.parametrize(
     "chosen", [{}, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "0", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}]
 )
-def test_a_published_checkpoint_is_loaded_from_the_cache_and_the_environment_put_back(
-    monkeypatch, cached, zipped, chosen
-):
+def test_a_cached_checkpoint_is_loaded_and_the_environment_restored(monkeypatch, cached, zipped, chosen):
     from torchvision.models import get_model
 
     for name in ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
@@ -174,9 +172,7 @@ def test_a_published_checkpoint_is_loaded_from_the_cache_and_the_environment_put
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(("function", "named"), [(os.mkdir, f"{os.name}.mkdir"), (shutil.copytree, "shutil.copytree")])
-def test_a_cached_checkpoint_that_brings_code_is_refused_by_its_file_and_the_code_not_run(
-    cached, tmp_path, zipped, function, named
-):
+def test_a_cached_checkpoint_with_code_is_refused_and_not_run(cached, tmp_path, zipped, function, named):
     mark = tmp_path / "mark"
     given = (str(mark),) if function is os.mkdir else (str(cached.parent), str(mark))
     code = Malicious(function, *given)

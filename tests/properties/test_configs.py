@@ -90,7 +90,7 @@ def test_a_value_that_no_key_can_have_is_refused_by_its_path(config_and_path, va
 
 @throw(300)
 @given(configs_and_paths(), anything)
-def test_any_value_of_a_key_is_taken_as_it_was_said_or_refused_by_its_path(config_and_path, value):
+def test_any_value_is_taken_unchanged_or_refused_by_its_path(config_and_path, value):
     config, path = config_and_path
     taken = []
     message = refusal(lambda: taken.append(make_params(replaced(config, path, value))))
@@ -103,7 +103,7 @@ def test_any_value_of_a_key_is_taken_as_it_was_said_or_refused_by_its_path(confi
 
 @throw(150)
 @given(configs_and_paths(), st.text(max_size=10) | st.integers() | st.none())
-def test_a_key_that_is_none_is_refused_with_the_place_where_it_was_found(config_and_path, key):
+def test_a_key_that_is_no_text_is_refused_by_its_place(config_and_path, key):
     config, path = config_and_path
     section = section_of(config, path)
     assume(key not in section and not {*path[:-1]} & {*OPEN})
@@ -158,7 +158,7 @@ def throw_at(path: tuple[str, ...], value: Any) -> str | None:
 
 @pytest.mark.parametrize("path", sorted({*numbers(SCHEMA, "integer")}), ids=".".join)
 @pytest.mark.parametrize("value", [10**12, 10**30, 10**400, -(10**30), -1], ids=shortened)
-def test_a_whole_number_that_no_machine_could_serve_is_refused_by_its_path(path, value):
+def test_a_whole_number_beyond_any_machine_is_refused_by_its_path(path, value):
     message = throw_at(path, value)
     assert message is not None and ".".join(path) in message
 
@@ -218,7 +218,7 @@ def mutated_files(draw: st.DrawFn) -> bytes:
 
 @throw(350)
 @given(content=mutated_files() | st.binary(max_size=30) | st.lists(pieces, max_size=8).map("".join).map(str.encode))
-def test_a_file_of_any_content_is_taken_or_refused_with_its_name_or_a_path_in_it(content, tmp_path_factory):
+def test_a_file_of_any_content_is_taken_or_refused_by_name(content, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "thrown.yaml"
     file.write_bytes(content)
     message = refusal(lambda: load_params(file))
@@ -258,7 +258,7 @@ def merges(levels: int) -> str:
 
 
 @pytest.mark.parametrize("levels", [2, 5, 20])
-def test_merge_keys_are_refused_with_their_line_and_what_to_do_before_anything_is_merged(tmp_path, levels):
+def test_merge_keys_are_refused_with_line_and_remedy(tmp_path, levels):
     (tmp_path / "merges.yaml").write_text(merges(levels))
     words = r"merges.yaml is not YAML: merge keys \(<<\) are not YAML 1.2; write the keys out.* line 2, column 10"
     assert re.search(words, str(refusal(lambda: load_params(tmp_path / "merges.yaml"))))
@@ -279,7 +279,7 @@ values_of_overrides = st.text(max_size=10) | pieces | st.lists(pieces, max_size=
 
 @throw(300)
 @given(keys | st.text(max_size=10), values_of_overrides)
-def test_an_override_of_any_text_is_taken_or_refused_with_what_was_typed(key, value):
+def test_an_override_of_any_text_is_taken_or_refused_as_typed(key, value):
     message = refusal(lambda: make_params({}, [f"{key}={value}"]))
     if message is not None:
         assert "--set" in message or f"{key}={value}".split("=")[0].split(".")[0].strip() in message

@@ -104,7 +104,7 @@ def spoil(problem: Inputs, argument: str, how: str) -> Inputs:
 
 @throw(400)
 @given(problems(), ONE_SPOIL)
-def test_one_wrong_argument_is_refused_by_its_name_or_that_of_what_it_does_not_fit(problem, spoil_):
+def test_one_wrong_argument_is_refused_by_its_name(problem, spoil_):
     argument, how = spoil_
     message = refusal(lambda: collapse_metrics(**spoil(problem, argument, how)))
     size = how in ("longer", "one more", "one less")
@@ -114,7 +114,7 @@ def test_one_wrong_argument_is_refused_by_its_name_or_that_of_what_it_does_not_f
 
 @throw(150)
 @given(problems(), ONE_SPOIL.filter(lambda spoil: spoil[0] in ("features", "targets")))
-def test_a_batch_that_does_not_fit_is_refused_and_leaves_the_metric_as_it_was(problem, spoil_):
+def test_a_batch_that_does_not_fit_leaves_the_metric_unchanged(problem, spoil_):
     argument, how = spoil_
     metric = NeuralCollapse(problem["num_classes"], problem["features"].shape[1])
     metric.update(problem["features"], problem["targets"])
@@ -170,7 +170,7 @@ def test_what_is_legal_gives_finite_numbers_in_their_range_or_no_number(problem)
 
 @throw(60)
 @given(problems(fewest=4), st.integers(-450, 450), st.integers(-450, 450))
-def test_features_and_classifiers_of_any_size_have_the_geometry_of_those_of_size_one(problem, of_features, of_weight):
+def test_features_of_any_scale_have_the_geometry_of_scale_one(problem, of_features, of_weight):
     def measured(h: float, w: float) -> dict[str, float]:
         scaled = {"features": h, "ood_features": h, "train_means": h, "weight": w}
         found = collapse_metrics(**problem | {name: problem[name].double() * 2.0**k for name, k in scaled.items()})

@@ -143,7 +143,7 @@ def options_of(row: Callable[..., Any]) -> set[str]:
 
 @throw(250)
 @given(st.data())
-def test_options_of_a_row_of_any_value_are_taken_or_refused_before_training(data):
+def test_any_option_value_of_a_row_is_taken_or_refused_early(data):
     kind = data.draw(st.sampled_from([*ROWS]))
     table, create = ROWS[kind]
     name = data.draw(st.sampled_from([*table]))

@@ -48,7 +48,7 @@ def test_what_is_no_seed_is_refused(name, seed):
 
 @throw(150)
 @given(splitters, labels)
-def test_any_labels_are_split_into_samples_of_their_own_or_refused_by_the_class_that_lacks_some(name, targets):
+def test_any_labels_are_split_or_refused_by_the_lacking_class(name, targets):
     found: list[Any] = []
     message = refusal(lambda: found.append(SPLITTERS[name](targets, 0)))
     if message is not None:

@@ -178,7 +178,7 @@ def test_dvc_tells_nobody_and_looks_for_no_update():
 
 
 @pytest.mark.parametrize("group", ["../up", "/abs", "a/b", "..", "", "\0"])
-def test_a_group_that_is_none_is_refused_before_any_folder_is_named_after_it(group):
+def test_an_unknown_group_is_refused_before_any_folder_is_made(group):
     assert "unknown experiment group" in str(refusal(lambda: expand(group, Params())))
 
 

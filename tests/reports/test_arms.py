@@ -62,7 +62,7 @@ def test_what_another_choice_settles_is_no_choice(settings: list[tuple[str, floa
     assert len(arms(runs)) == len(settings)
 
 
-def test_options_of_a_head_or_a_width_of_a_data_set_are_no_choices() -> None:
+def test_options_of_a_head_or_a_width_are_no_choices() -> None:
     runs = [
         run_of(dataset_name=data, model_width=width, head_name=head, head_temperature=temperature)
         for data, width in (("ufm10", 64), ("ufm100", 128))

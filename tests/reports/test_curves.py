@@ -73,7 +73,7 @@ def test_a_head_keeps_its_color_in_every_company(three_heads: list[Path]) -> Non
         assert style.items() >= look_of(arm.head).items()
 
 
-def test_where_heads_are_compared_arms_of_one_head_share_its_color_and_differ_in_dash(make_run: MakeRun) -> None:
+def test_compared_heads_keep_one_color_and_differ_in_dash(make_run: MakeRun) -> None:
     paths = [make_run(f"{h}{lr}", head=h, overrides={"train": {"lr": lr}}) for h in HEADS for lr in (0.1, 0.2)]
     styles = arm_styles(arms(load_runs(paths)))
     assert [style["color"] for style in styles] == [look_of(head)["color"] for head in HEADS for _ in range(2)]

@@ -49,9 +49,7 @@ def test_points_are_medians_at_the_last_analysis_with_bars_over_all_seeds(runs: 
 
 
 @pytest.mark.parametrize("neck, theory, other", [("batch_norm", "SELI", "ReLU"), ("none", "ReLU", "SELI")])
-def test_the_drift_that_features_of_this_sign_can_have_stands_beside_the_measured(
-    make_run, neck, theory, other
-) -> None:
+def test_the_drift_limit_stands_next_to_the_measured_drift(make_run, neck, theory, other) -> None:
     runs = load_runs([step_run(make_run, factor, neck=neck) for factor in FACTORS])
     (figure,) = knob_figures(arms(runs), IMBALANCE).values()
     curves = {line.get_label(): line.get_ydata() for line in figure.axes[shown_in("knobs").index(DRIFT)].lines}

@@ -98,7 +98,7 @@ def test_the_page_says_what_theory_assumes_where_it_applies(report: Path) -> Non
     assert {theory for theory, is_told in told.items() if is_told} == {"ReLU", "fixed ETF, ReLU"}
 
 
-def test_the_page_says_in_one_line_why_no_theory_applies_to_an_arm(report: Path) -> None:
+def test_the_page_gives_one_line_where_no_theory_applies(report: Path) -> None:
     _, _, section = report.read_text().partition("<h2>Where no theory applies</h2>")
     lines = re.findall(r"<li>(.*)</li>", section.partition("<h2>")[0])
     assert lines == ["nearest_etf: no closed form is known for head.name=nearest_etf."]

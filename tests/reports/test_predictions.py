@@ -139,7 +139,7 @@ NO_THEORY = {
 
 
 @pytest.mark.parametrize("case", NO_THEORY)
-def test_what_no_theory_speaks_of_has_no_prediction_but_a_reason_of_one_line(configured, case: str) -> None:
+def test_a_run_without_theory_has_a_reason_of_one_line(configured, case: str) -> None:
     changes, reason = NO_THEORY[case]
     assert predict(configured()) is not None and why_not(configured()) is None
     run = configured(**changes)
@@ -154,7 +154,7 @@ HARMLESS |= {"analyze_freq", "analyze_layers", "analyze_solver"}
 JUDGED = {"loss", "loss_options", "optimizer", "weight_decay", "decay", "feature_decay", "batch_size"}
 
 
-def test_every_option_of_training_and_of_the_linear_head_is_judged_by_theory() -> None:
+def test_every_training_and_linear_head_option_is_judged_by_theory() -> None:
     """A new one that changes the objective needs a row in PLAIN, or theory would be drawn where it cannot hold."""
     known = {key.removeprefix("train.") for key in PLAIN if key.startswith("train.")} | JUDGED | HARMLESS
     assert set(TrainParams.model_fields) == known
@@ -189,7 +189,7 @@ def test_ten_classes_in_four_features_are_not_promised_a_simplex_etf(configured)
     assert predict(run) is None and "num_features >= 9" in why_not(run)
 
 
-def test_before_a_fixed_etf_features_are_as_long_as_the_head_or_weight_decay_makes_them(make_run: MakeRun) -> None:
+def test_before_a_fixed_etf_head_or_decay_set_the_feature_length(make_run: MakeRun) -> None:
     def fixed(name: str, temperature: float | None, model: dict[str, Any], loss: str = "ce") -> Run:
         head = {"name": "fixed_etf", "temperature": temperature}
         overrides = {"head": head, "model": model, "train": TRAIN | {"loss": loss}}
@@ -239,7 +239,7 @@ def test_decays_are_those_of_the_unconstrained_feature_model(options: dict[str, 
     assert decays(options, num_samples=100) == pytest.approx(expected)
 
 
-def test_numbers_of_an_optimum_do_not_depend_on_its_rotation_nor_those_without_scale_on_its_scale() -> None:
+def test_numbers_of_an_optimum_ignore_rotation_and_scale() -> None:
     optimum = predicted_optimum("mse", (40, 20, 8, 3), lambda_w=5e-3, lambda_h=5e-3)
     rotation = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
     rotated = type(optimum)(optimum.weight @ rotation, optimum.class_means @ rotation, optimum.class_counts)
@@ -256,7 +256,7 @@ def test_minority_collapse_shows_in_the_numbers() -> None:
     assert collapsed["smallest margin"] == pytest.approx(0, abs=1e-9)
 
 
-def test_the_drift_of_the_limit_is_that_of_features_of_the_runs_own_sign(configured) -> None:
+def test_the_drift_limit_follows_the_sign_of_the_features(configured) -> None:
     balanced, rare = (7,) * 10, (100,) * 5 + (1,) * 5
     network = {"name": "resnet20"}
     assert drift_limit(configured(balanced, model=FREE)) == ("SELI", pytest.approx(0, abs=1e-9))

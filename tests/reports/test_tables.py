@@ -53,7 +53,7 @@ def test_cells_hold_the_final_values(three_heads: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_any_number_of_seeds_is_summed_up_by_mean_std_median_and_range(make_run: MakeRun, seeds: int) -> None:
+def test_any_number_of_seeds_has_mean_std_median_and_range(make_run: MakeRun, seeds: int) -> None:
     runs = load_runs([make_run(f"run{seed}", seed=seed) for seed in range(seeds)])
     *_, mean_row, median_row = summary_table(runs).rows
     values = [100 * run.analyses[-1]["test"]["acc/balanced"] for run in runs]

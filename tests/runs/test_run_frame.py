@@ -30,7 +30,7 @@ def test_a_list_and_a_pattern_give_the_same_table(make_run: MakeRun, tmp_path: P
     assert ncflow.read_runs(folders).equals(ncflow.read_runs(str(tmp_path / "models" / "[ab]")))
 
 
-def test_what_is_no_run_is_skipped_by_a_pattern_and_refused_by_name(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_pattern_skips_other_folders_that_a_list_refuses(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run("a")
     begun = make_run("b")
     for file in begun.glob("metrics_epoch_*"):

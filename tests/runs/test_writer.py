@@ -126,7 +126,7 @@ def test_an_epoch_without_analysis_adds_to_the_history_only(tmp_path, classifier
 # --- runs that go on ---
 
 
-def test_a_run_that_goes_on_finds_its_files_though_the_folder_was_deleted(tmp_path, record, classifier, digits):
+def test_a_resumed_run_finds_its_files_after_the_folder_was_deleted(tmp_path, record, classifier, digits):
     path, kept = tmp_path / "run", tmp_path / "kept"
     before = RunFolder(path, kept=kept)
     before.write_text("config.yaml", "a: 1")
@@ -142,7 +142,7 @@ def test_a_run_that_goes_on_finds_its_files_though_the_folder_was_deleted(tmp_pa
     assert {file.name: file.read_bytes() for file in path.iterdir()} == content
 
 
-def test_files_show_while_the_run_goes_on_and_stay_when_what_kept_them_is_gone(tmp_path, record, classifier, digits):
+def test_files_are_visible_during_a_run_and_stay_afterwards(tmp_path, record, classifier, digits):
     folder = RunFolder(tmp_path / "run", kept=tmp_path / "kept")
     folder.write_record(record, classifier.head, digits.class_counts)
     assert "metrics_epoch_2.json" in names(tmp_path / "run")
@@ -161,9 +161,7 @@ def test_a_run_killed_after_its_final_model_finishes_in_place(tmp_path, record, 
     assert names(tmp_path) == {"run", "kept"}
 
 
-def test_the_finished_run_of_another_configuration_is_moved_aside_for_one_that_goes_on(
-    tmp_path, record, classifier, digits
-):
+def test_a_finished_run_of_another_configuration_is_moved_aside(tmp_path, record, classifier, digits):
     path, kept = tmp_path / "run", tmp_path / "kept"
     RunFolder(path, kept=kept).write_record(replace(record, epoch=1), classifier.head, digits.class_counts)
     other = RunFolder(path)
@@ -231,7 +229,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert path.read_bytes() == b"whole"
 
 
-def test_a_full_disk_is_named_with_the_file_and_leaves_nothing_half_written(tmp_path):
+def test_a_full_disk_is_named_and_leaves_no_half_written_file(tmp_path):
     class Full:
         """A file on a disk with room for a thousand bytes: torch hides the system's error behind one of its own."""
 

@@ -31,7 +31,7 @@ def test_the_example_of_the_docstring():
 
 
 @pytest.mark.parametrize("threshold", [1, 7, 20, 59.999, 60.001, 499, 501])
-def test_a_class_dies_exactly_when_it_has_at_most_the_threshold_of_samples(threshold):
+def test_a_class_dies_exactly_up_to_the_threshold_of_samples(threshold):
     decay = math.sqrt(threshold * (1 + 1e-12)) / sum(COUNTS)
     optimum = mse_optimum(COUNTS, lambda_w=decay, lambda_h=decay)
     assert (optimum.weight_norms > 0).tolist() == [n > threshold for n in COUNTS]

@@ -79,7 +79,7 @@ def test_the_order_of_the_classes_does_not_matter(problem):
         torch.testing.assert_close(gram(moved), gram(optimum)[order][:, order])
 
 
-def test_only_the_product_of_the_two_decays_moves_the_logits_and_their_ratio_trades_the_norms(problem):
+def test_the_product_of_decays_moves_logits_and_the_ratio_norms(problem):
     loss, counts, lambda_w, lambda_h = problem
     optimum = predicted_optimum(loss, counts, lambda_w=lambda_w, lambda_h=lambda_h)
     traded = predicted_optimum(loss, counts, lambda_w=lambda_w / 16, lambda_h=lambda_h * 16)
@@ -115,7 +115,7 @@ def test_the_cosine_with_a_class_that_died_is_undefined():
     torch.testing.assert_close(optimum.weight_cosines[:3, :3], torch.eye(3, dtype=torch.float64))
 
 
-def test_the_pressure_on_a_class_is_one_where_it_has_n_squared_lambda_lambda_samples():
+def test_the_pressure_on_a_class_is_one_at_the_threshold():
     counts = torch.tensor([70.0, 20.0, 10.0])
     m = pressure(counts, lambda_w=20 / 100**2, lambda_h=1.0)
     assert m[1].item() == pytest.approx(1)

@@ -91,7 +91,7 @@ def test_the_automatic_rate_solves_its_equation_however_small_or_large_the_gradi
 
 
 @pytest.mark.parametrize("factor", [1e-3, 10.0, 1e6])
-def test_a_multiple_of_the_loss_changes_the_length_of_the_step_alone_and_that_slowly(factor):
+def test_a_multiple_of_the_loss_changes_only_the_step_length(factor):
     parameters, scaled = (weights(SHAPES["network"]) for _ in range(2))
     for parameter in scaled:
         parameter.grad *= factor
@@ -105,7 +105,7 @@ def test_a_multiple_of_the_loss_changes_the_length_of_the_step_alone_and_that_sl
         assert ratios[0] < 1 + math.log(factor)
 
 
-def test_a_layer_or_tap_without_gradient_stays_where_it_is_and_spoils_nothing():
+def test_a_layer_without_gradient_stays_and_changes_nothing_else():
     parameters = weights(SHAPES["network"])
     parameters[0].grad[:, :, 1, 1] = 0
     parameters[1].grad.zero_()
@@ -116,7 +116,7 @@ def test_a_layer_or_tap_without_gradient_stays_where_it_is_and_spoils_nothing():
     assert third.isfinite().all() and third.count_nonzero() == third.numel()
 
 
-def test_a_layer_that_the_loss_does_not_reach_does_not_count_as_one():
+def test_a_layer_that_the_loss_does_not_reach_does_not_count():
     reached, with_another = weights([(3, 4)]), weights([(3, 4), (5, 6)])
     reached[0].data, reached[0].grad = with_another[0].data.clone(), with_another[0].grad
     with_another[1].grad = None
@@ -179,7 +179,7 @@ def test_it_trains_networks_of_any_depth_without_being_told_a_learning_rate(dept
 
 
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
-def test_every_matrix_starts_with_all_singular_values_at_the_scale_of_its_layer(shapes):
+def test_every_matrix_starts_with_equal_singular_values(shapes):
     parameters = weights(shapes)
     orthogonal_init(parameters)
     for parameter in parameters:

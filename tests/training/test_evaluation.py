@@ -156,7 +156,7 @@ def test_the_last_layer_before_the_features_drifts_as_they_do(trained, splits, d
     assert metrics["layers/layer3/nc1"] == pytest.approx(metrics["nc1/pinv"], rel=1e-3)
 
 
-def test_a_split_takes_one_forward_of_each_image_and_one_look_at_its_moments(monkeypatch, trained, splits, digits):
+def test_a_split_takes_one_forward_per_image_and_one_moment_pass(monkeypatch, trained, splits, digits):
     """Without their scatter, which the metrics that need it make from products that they need, too."""
     classifier, images, scatters = trained(), [], []
     classifier.backbone.register_forward_hook(lambda module, inputs, output: images.append(len(inputs[0])))

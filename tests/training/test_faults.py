@@ -12,8 +12,8 @@ from ncflow.training import explained_faults
 
 
 @pytest.mark.parametrize("number", UNWRITABLE)
-def test_what_a_disk_refuses_is_named_with_its_place_and_what_to_do(number):
-    words = f"cannot write models/run: {os.strerror(number)}; make room or allow it, and give the same command again"
+def test_a_disk_error_names_the_place_and_the_remedy(number):
+    words = f"cannot write models/run: {os.strerror(number)}; make room or allow it, and rerun the same command"
     with pytest.raises(OSError, match=words), explained_faults(batch_size=64, precision="fp32"):
         raise OSError(number, os.strerror(number), "models/run")
 

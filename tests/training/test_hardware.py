@@ -27,7 +27,7 @@ def test_a_precision_asked_for_is_the_one_used(precision, device):
     assert resolve_precision(precision, device) == precision
 
 
-def test_half_precision_is_refused_on_a_cpu_where_it_would_silently_be_float32():
+def test_half_precision_is_refused_on_a_cpu():
     with pytest.raises(ValueError, match="fp16 needs a GPU; on a CPU use bf16, fp32 or auto"):
         resolve_precision("fp16", CPU)
     assert resolve_precision("fp16", CUDA) == "fp16"
@@ -114,7 +114,7 @@ def test_cpu_is_the_cpu_and_one_process_every_time():
         assert accelerator.device.type == "cpu" and accelerator.num_processes == 1 and accelerator.is_main_process
 
 
-def test_more_processes_than_gpus_are_refused_unless_they_are_to_run_on_the_cpu(monkeypatch):
+def test_more_processes_than_gpus_are_refused_unless_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

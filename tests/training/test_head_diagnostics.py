@@ -50,7 +50,7 @@ def test_training_analyzes_the_solver_when_asked(make_classifier, few, digits):
     assert 0 < metrics["head/objective"] <= metrics["head/distance"]
 
 
-def test_a_checkpoint_is_held_to_what_its_head_tells_but_not_to_a_search(tmp_path):
+def test_a_checkpoint_must_match_head_diagnostics_but_no_search(tmp_path):
     measured = {"train": {"head/objective": 0.25}}
     searched = {"train": {"head/objective": 0.25, "head/riemannian_seconds": 1.5}}
     other = {"train": {"head/objective": 0.5, "head/riemannian_seconds": 1.5}}

@@ -49,7 +49,7 @@ def waiting(environment: dict[str, str]) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_others_that_do_not_come_are_named_with_the_variables_that_expect_them(rank):
+def test_missing_processes_are_named_with_their_environment_variables(rank):
     process = waiting(leftovers(rank, NCFLOW_WAIT="2"))
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1

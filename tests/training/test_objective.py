@@ -173,7 +173,7 @@ def test_where_a_closed_form_holds_there_is_a_gap(overrides):
     assert objective(*overrides).optimum is not None
 
 
-def test_a_network_whose_head_alone_decays_is_held_against_the_optimum_behind_its_relu():
+def test_a_network_with_head_decay_is_compared_with_its_relu_optimum():
     network = ("dataset.name=digits", "model.name=resnet20", "model.num_features=null")
     found = objective(*network, "train.decay=head", "train.feature_decay=0.3").optimum
     expected = predicted_optimum(

@@ -50,7 +50,7 @@ def test_every_optimizer_has_its_class_here():
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_name_is_its_own_class_and_its_options_may_all_be_left_to_it(name):
+def test_a_name_is_its_own_class_with_optional_options(name):
     assert type(create_optimizer(name, parameters())) is CLASSES[name]
     assert type(create_optimizer(name, parameters(), lr=None, weight_decay=None, momentum=None)) is CLASSES[name]
 
@@ -65,7 +65,7 @@ def test_options_arrive(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_factor_on_the_rate_of_the_group_is_a_factor_of_the_first_step(name):
+def test_a_factor_on_the_rate_scales_the_first_step(name):
     steps = []
     for factor in (1.0, 0.5):
         (parameter,) = weights = parameters()
@@ -209,7 +209,7 @@ def test_every_option_of_a_schedule_changes_it(name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("warmup", [0.05, 0.5])
-def test_warmup_raises_the_rate_from_a_tenth_and_then_leaves_the_schedule_alone(name, warmup):
+def test_warmup_raises_the_rate_from_a_tenth_to_the_schedule(name, warmup):
     plain, schedule = create_schedule(name), create_schedule(name, warmup=warmup)
     assert schedule(0.0) == pytest.approx(0.1 * plain(0.0))
     assert schedule(warmup / 2) == pytest.approx(0.55 * plain(warmup / 2))
@@ -244,7 +244,7 @@ def test_cosine_is_half_way_in_the_middle_and_ends_at_zero():
 
 
 @pytest.mark.parametrize("epochs", [4, 40, 200])
-def test_step_falls_to_a_tenth_after_a_half_and_to_a_hundredth_after_three_quarters(epochs):
+def test_step_falls_to_a_tenth_and_a_hundredth_at_its_milestones(epochs):
     factors = [SCHEDULES["step"](epoch / epochs) for epoch in range(epochs)]
     half, quarter = epochs // 2, epochs // 4
     assert factors == pytest.approx([1] * half + [0.1] * quarter + [0.01] * quarter)
@@ -304,7 +304,7 @@ def resting_place(name: str, *, every: int, lr: float = 1e-3, weight_decay: floa
 
 
 @pytest.mark.parametrize("name", GRADIENT_METHODS)
-def test_weight_decay_is_a_term_of_the_objective_exactly_where_that_is_said(name):
+def test_weight_decay_is_an_objective_term_exactly_where_stated(name):
     least = 1 / (1 + 0.3)
     assert (abs(resting_place(name, every=1) - least) < 1e-2) is (name in L2_DECAY)
 

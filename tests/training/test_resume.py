@@ -189,7 +189,7 @@ def test_the_two_newest_states_are_kept(states):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty", "text", "foreign", "renamed", "list"])
-def test_a_damaged_or_foreign_state_is_refused_by_name_and_the_one_before_used(damage, states):
+def test_a_damaged_or_foreign_state_is_skipped_by_name(damage, states):
     file = states.path / "epoch_3.pt"
     content = file.read_bytes()
     middle = len(content) // 2
@@ -277,7 +277,7 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("case", MISFITS)
-def test_a_whole_state_that_does_not_fit_is_told_and_not_a_dead_end(start, states, case):
+def test_a_state_that_does_not_fit_is_reported_and_skipped(start, states, case):
     change, words = MISFITS[case]
     classifier, _ = start()
     optimizer = create_optimizer("sgd", classifier.parameters(), lr=0.1)
@@ -302,7 +302,7 @@ def test_an_attempt_has_one_token_until_it_is_removed(states):
 
 
 @pytest.mark.slow
-def test_killed_at_any_write_a_run_ends_as_if_it_had_been_left_alone(tmp_path):
+def test_killed_at_any_write_a_run_ends_with_the_same_outcome(tmp_path):
     """After so many writes of files and to MLflow; tests/trials/kill.py does so twenty times, at random moments."""
     from trials import kill
 

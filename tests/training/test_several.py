@@ -167,7 +167,7 @@ def test_two_processes_train_and_measure_as_one_does(case, together, digits):
     torch.testing.assert_close(shared["logits"], alone["logits"], rtol=close, atol=close)
 
 
-def test_all_processes_measure_the_same_and_hold_the_same_model_to_the_last_bit(together):
+def test_all_processes_measure_and_hold_the_same_bits(together):
     for case in [*CASES, "two epochs"]:
         first, second = (rank[case] for rank in together)
         assert first["numbers"] == second["numbers"]
@@ -176,7 +176,7 @@ def test_all_processes_measure_the_same_and_hold_the_same_model_to_the_last_bit(
                 assert torch.equal(second[part][name], tensor), f"{case}: {name}"
 
 
-def test_a_loss_that_is_not_finite_in_one_process_stops_all_with_the_same_words(together, digits):
+def test_an_infinite_loss_in_one_process_stops_all(together, digits):
     words = {rank["diverged"] for rank in together} | {diverge(digits)}
     assert len(words) == 1 and words.pop().startswith("the loss is nan at epoch 1, step 3, learning rate 0.05;")
 

@@ -1,4 +1,4 @@
-"""Kill training at random moments and give the same command again, until it is done; then look for any difference.
+"""Kill training at random moments and rerun the same command, until it is done; then look for any difference.
 
     python tests/trials/kill.py --kills 20
 
