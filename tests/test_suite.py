@@ -671,9 +671,9 @@ def ray():
     """One session for all tests on Ray: it takes seconds and most of a gigabyte."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed: the extra ncflow[cluster]")
-    import ray
+    from ncflow.suite.cluster import _import_ray
 
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    ray = _import_ray()  # without its hook for `uv run`, which would install the environment once more
     asked_to_end = signal.getsignal(signal.SIGTERM)
     interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as where a script starts a suite in the background
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
