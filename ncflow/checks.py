@@ -117,7 +117,7 @@ def check_inputs(
     class_counts: Sequence[int] | Tensor | None,
     train_means: Tensor | None,
 ) -> int:
-    """Return the number of classes. Raises ValueError, with the expected and the given shape, where inputs do not fit."""
+    """Return the number of classes. Raises ValueError, with expected and given shape, where inputs do not fit."""
     optional = {"weight": weight, "bias": bias, "train_means": train_means}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}
     check_tensors(**given)

@@ -103,8 +103,8 @@ class DatasetParams(WithOptions):
     `val_fraction` of the training data is held out first, then `label_noise` makes a share of the other labels wrong,
     then the tail is made, from `samples_per_class` (None: all that every class has) down to `min_samples` at least.
     `class_order` chooses which classes become rare. `test_fraction` splits a source that has one split only.
-    `on_damaged` skips or refuses pictures that cannot be read. `label_column`, `image_column` and `lists` are options of
-    sources with columns or lists; `options` are those of a user's own source.
+    `on_damaged` skips or refuses pictures that cannot be read. `label_column`, `image_column` and `lists` are options
+    of sources with columns or lists; `options` are those of a user's own source.
     """
 
     name: str = "digits"

@@ -1,4 +1,4 @@
-"""Backbones, heads and losses: the three contracts that carry all variety."""
+"""Backbones, heads and losses: the three interfaces that all variants share."""
 
 from ncflow.nn.backbones import (
     BACKBONES,

@@ -1,4 +1,4 @@
-"""Backbones: images (B, 3, S, S) -> features (B, d), exactly the vectors that the classifier head's linear map sees."""
+"""Backbones: images (B, 3, S, S) -> features (B, d), exactly the input of the classifier head."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ from ncflow.nn.transformers import dinov2_small, dinov3_small, eva02_tiny, vit_t
 
 
 def create_backbone(name: str, *, image_size: int | None = None, **options: Any) -> nn.Module:
-    """A randomly initialized module with `.num_features` = d that maps images (B, 3, S, S) to features (B, d).
+    """Return a randomly initialized module with `.num_features` = d that maps images (B, 3, S, S) to features (B, d).
 
     Features come after pooling, final norm, projection and neck. `name` is a row of BACKBONES, an alias, or
-    "timm/<name>" for any timm model. An option given as None keeps the builder's default. Rows of ours have `neck` and
-    `num_features` (project to this d), most have `pretrained` (published weights, downloaded on first use).
-    `image_size` is S: a fact about the data rather than a choice, so it is always welcome and goes to the builders that
-    depend on it; the others take images of any size.
+    "timm/<name>" for any timm model. An option given as None keeps the builder's default. ncflow's own rows have `neck`
+    and `num_features` (project to this d). Most have `pretrained` (published weights, downloaded on first use).
+    `image_size` is S. Every backbone accepts it, because S is a fact about the data rather than a choice. Only builders
+    that depend on it receive it; the others take images of any size. Raises ValueError for a name or an option that
+    does not exist.
     """
     row, chosen = resolve_alias(name, options)
     builder = _builder(row)
@@ -51,31 +52,31 @@ def create_backbone(name: str, *, image_size: int | None = None, **options: Any)
 
 
 def refuse_missing_weights(name: str, **options: Any) -> None:
-    """Raise where nobody has published weights for `create_backbone(name, pretrained=True, **options)`.
+    """Raise ValueError if no weights are published for `create_backbone(name, pretrained=True, **options)`.
 
-    Asks no network: whether published weights can be downloaded shows when they are.
+    Uses no network: a failed download shows only when it is tried.
     """
     row, _ = resolve_alias(name, options)
     builder = _builder(row)
     if "pretrained" not in inspect.signature(builder).parameters:
         having = [each for each, other in BACKBONES.items() if "pretrained" in inspect.signature(other).parameters]
         raise ValueError(
-            f"backbone '{name}' has no published weights: expected pretrained false, got true; those of "
-            f"{', '.join(sorted(having))} and of most timm models are published"
+            f"backbone '{name}' has no published weights: expected pretrained false, got true; choose one of "
+            f"{', '.join(sorted(having))}, or most timm models"
         )
     if row.startswith("timm/"):
         refuse_weightless(row.removeprefix("timm/"))
 
 
 def list_backbones() -> list[str]:
-    """The names in BACKBONES; each builder's docstring describes it in its first line. timm's models come on top."""
+    """The names in BACKBONES; the first line of each builder's docstring describes it. timm's models are not listed."""
     return sorted(BACKBONES)
 
 
 def resolve_alias(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The row that `name` stands for, and the options chosen (those not None) with the ones that the alias implies.
+    """Return the row that `name` stands for, and the chosen options (not None) with those that the alias implies.
 
-    An option that contradicts the alias is a ValueError: a name says what its runs are.
+    Raises ValueError for an option that contradicts the alias, because a name identifies its runs.
     """
     chosen = {option: value for option, value in options.items() if value is not None}
     if name in BACKBONES or name not in MODEL_ALIASES:
@@ -88,15 +89,15 @@ def resolve_alias(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str,
 
 
 def feature_ending(name: str, **options: Any) -> str | None:
-    """The layer that features of `create_backbone(name, **options)` leave last, a row of ENDINGS; builds nothing.
+    """Return the last layer of `create_backbone(name, **options)`, a row of ENDINGS; builds nothing.
 
-    A neck or a projection has the last word, then the body as its builder is marked with `ends_in`. None where nothing
-    says so, as of timm's models without either.
+    It is the neck or a projection, else the end of the body, which `ends_in` marks on the builder. None if neither is
+    known, as for timm's models without neck and projection.
     """
     row, chosen = resolve_alias(name, options)
     builder: Callable[..., nn.Module] | None = timm_backbone if row.startswith("timm/") else BACKBONES.get(row)
     if builder is None or not (builder is timm_backbone or hasattr(builder, "ending")):
-        return None  # options of a builder of the user's may mean anything
+        return None  # a user's builder may use these options in another way
     parameters = inspect.signature(builder).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     neck = chosen.get("neck", defaults.get("neck", "none"))
@@ -107,7 +108,7 @@ def feature_ending(name: str, **options: Any) -> str | None:
 
 
 def backbone_size(name: str, **options: Any) -> tuple[int, int]:
-    """(number of parameters, feature width d) of `create_backbone(name, **options)`; draws no random numbers."""
+    """Return (number of parameters, feature width d) of `create_backbone(name, **options)`; draws no random numbers."""
     with torch.random.fork_rng(devices=[]):
         backbone = create_backbone(name, **options)
     return sum(parameter.numel() for parameter in backbone.parameters()), cast(int, backbone.num_features)

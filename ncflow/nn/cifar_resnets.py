@@ -25,7 +25,7 @@ def resnet32(*, neck: str = "none", num_features: int | None = None) -> Backbone
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut without parameters (option A): subsample, pad new channels with zeros."""
+    """Two 3x3 convolutions and a shortcut without parameters (option A): subsample, pad new channels with zeros."""
 
     def __init__(self, in_channels: int, channels: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class BasicBlock(nn.Module):
 
 
 def conv(in_channels: int, channels: int, kernel_size: int, stride: int = 1, *, bias: bool = False) -> nn.Conv2d:
-    """A convolution that keeps the map's size up to its stride; He fan-out init. Batch norms need no bias."""
+    """A convolution that keeps the map's size up to its stride, with He fan-out init. Batch norms need no bias."""
     layer = nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2, bias=bias)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     if layer.bias is not None:

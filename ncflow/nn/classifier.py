@@ -1,4 +1,4 @@
-"""A classifier is a backbone and a head: one forward gives the logits and the features that they come from."""
+"""A classifier is a backbone and a head: one forward gives the logits and their features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Output(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """images (B, 3, S, S) and, in training, targets (B,) -> Output. Features are what the head's linear map sees."""
+    """images (B, 3, S, S) and, in training, targets (B,) -> Output. Features are the input of the head's linear map."""
 
     def __init__(self, backbone: nn.Module, head: Head) -> None:
         super().__init__()
@@ -33,7 +33,8 @@ class TargetedModel(nn.Module):
     """Any model whose classifier is a head, called with targets: model(images, targets=targets).
 
     Models of timm, torchvision and transformers call their classifier with features alone. A head that follows class
-    means needs the targets in training mode: this hands them to every head inside, for one forward.
+    means needs the targets in training mode. TargetedModel passes them to every head inside, for one forward. Raises
+    ValueError for a model without a head.
 
     Example:
         model = timm.create_model("resnet18", num_classes=0)

@@ -86,7 +86,7 @@ def regnet_y_400mf(*, neck: str = "none", num_features: int | None = None, pretr
 def densenet121(
     *, image_size: int = 32, neck: str = "none", num_features: int | None = None, pretrained: bool = False
 ) -> Backbone:
-    """DenseNet-121, every layer sees all before it; d = 1024. Huang et al. 2017."""
+    """DenseNet-121, every layer takes all earlier outputs; d = 1024. Huang et al. 2017."""
     _refuse_small("DenseNet-121", image_size, 29)
     body = torchvision_body("densenet121", "classifier", pretrained=pretrained)
     return Backbone(body, 1024, neck=neck, project_to=num_features, layers=DENSENET)
@@ -131,7 +131,7 @@ def mobilenetv4_small(
 
 @ends_in("linear")
 def repvit_m1(*, neck: str = "batch_norm", num_features: int | None = None, pretrained: bool = False) -> Backbone:
-    """RepViT-M1, a MobileNet in the shape of a transformer, with a BatchNorm neck; d = 384. Wang et al. 2024."""
+    """RepViT-M1, a MobileNet structured like a transformer, with a BatchNorm neck; d = 384. Wang et al. 2024."""
     body = timm_body("repvit_m1", pretrained=pretrained)
     return Backbone(body, 384, neck=neck, project_to=num_features, layers=STAGED)
 
@@ -141,7 +141,7 @@ def _usual_stem(image_size: int) -> str:
 
 
 def _resnet(model: str, stem: str, pretrained: bool) -> Any:
-    """With published weights a stem for small images still starts at random: theirs has another shape."""
+    """Build a ResNet. A stem for small images always starts at random, because the published stem has another shape."""
     build_stem = lookup(STEMS, stem, "stem")
     body = torchvision_body(model, "fc", pretrained=pretrained)
     if not (pretrained and stem == "imagenet"):
@@ -150,7 +150,7 @@ def _resnet(model: str, stem: str, pretrained: bool) -> Any:
 
 
 def _vgg(model: str, depths: Sequence[int], image_size: int, pretrained: bool) -> nn.Sequential:
-    """Five stages that end in a max pool. torchvision's own would first draw 120 M weights of a classifier."""
+    """Five stages that end in a max pool. torchvision's builder would first draw 120 M weights of a classifier."""
     _refuse_small("VGG", image_size, 32)
     channels = (3, 64, 128, 256, 512, 512)
     stages = {f"layer{k + 1}": _vgg_stage(channels[k], channels[k + 1], depth) for k, depth in enumerate(depths)}
@@ -176,7 +176,7 @@ def _vgg_stage(in_channels: int, channels: int, depth: int) -> nn.Sequential:
 def _refuse_small(model: str, image_size: int, smallest: int) -> None:
     if image_size < smallest:
         raise ValueError(
-            f"{model} halves its maps until nothing is left of small images: it needs image_size >= {smallest}, "
+            f"{model} halves its maps too often for small images: it needs image_size >= {smallest}, "
             f"got {image_size}; resize the images or choose a ResNet"
         )
 
@@ -186,7 +186,7 @@ def _in_order(container: str, length: int) -> dict[str, str]:
 
 
 def _same(*paths: str) -> dict[str, str]:
-    """Stages called as the body calls them."""
+    """Map each path to itself: stages named as in the body."""
     return dict(zip(paths, paths, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""How well the nearest-ETF head solves its problem: the value it reaches, and an independent search's beside it."""
+"""Diagnostics of the nearest-ETF head: the objective of its solution, and that of an independent search."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ncflow.geometry import nearest_etf
 
 
 def solution_diagnostics(class_means: Tensor, etf: Tensor, *, proximal: float) -> dict[str, float]:
-    """What an ETF W (K, d) that follows class means (K, d) is worth, in the problem that its next step solves.
+    """Return the value of an ETF W (K, d) in its next step's problem, for class means (K, d).
 
-    With H̄ the centered means of unit Frobenius norm and δ = `proximal`, that is the minimum over the ETFs V of
-    ‖H̄ - V/√K‖²_F + (δ/2)(K-1)/K ‖V - W‖²_F, Markou, Ajanthan and Gould 2024. "objective" is the minimum, in [0, 4];
-    "distance" the value of W itself, ‖H̄ - W/√K‖²_F in [0, 4]: 0 at collapse. It is never below the objective, and above
-    it by how far W lags behind the means: not at all for δ = 0. Means that all coincide have H̄ = 0. The objective stays
+    H̄ are the centered means of unit Frobenius norm, and δ = `proximal`. The problem is the minimum over the ETFs V of
+    ‖H̄ - V/√K‖²_F + (δ/2)(K-1)/K ‖V - W‖²_F, Markou, Ajanthan and Gould 2024. "objective" is the minimum, in [0, 4].
+    "distance" is the value of W itself, ‖H̄ - W/√K‖²_F in [0, 4]: 0 at collapse. It is never below the objective. The
+    difference is how far W lags behind the means: 0 for δ = 0. Means that all coincide have H̄ = 0. The objective stays
     below 2 for δ = 0. A large δ holds V at W, which may point away from the means: W = -√K H̄ has both at 4.
     """
     means, anchor = (where_float64_is(rows).double() for rows in (class_means, etf))
@@ -32,13 +32,13 @@ def solution_diagnostics(class_means: Tensor, etf: Tensor, *, proximal: float) -
 def search_diagnostics(
     class_means: Tensor, etf: Tensor, *, proximal: float, tolerance: float = 1e-10, **options: Any
 ) -> dict[str, float]:
-    """The same problem by Riemannian trust regions, which know of no closed form, and how their search ended.
+    """Solve the same problem by Riemannian trust regions, without the closed form, and return how the search ended.
 
-    "riemannian_gap" is the search's value minus the closed form's: 0 up to rounding where it found the optimum, above
-    where it did not. "riemannian_converged" is 1 where the gradient fell below the tolerance, and 0 where the search
-    stopped for another reason. Seconds include the compilation of the derivatives.
+    "riemannian_gap" is the search's value minus the closed form's: 0 up to rounding if it found the optimum, else above
+    0. "riemannian_converged" is 1 if the gradient fell below the tolerance, and 0 if the search stopped for another
+    reason. Seconds include the compilation of the derivatives.
     """
-    from ncflow.geometry.riemannian import nearest_etf_riemannian  # pymanopt and JAX, on demand
+    from ncflow.geometry.riemannian import nearest_etf_riemannian  # imports pymanopt and JAX
 
     means, anchor = (where_float64_is(rows).double() for rows in (class_means, etf))
     _, search = nearest_etf_riemannian(means, proximal=proximal, anchor=anchor, tolerance=tolerance, **options)
@@ -59,9 +59,9 @@ def _objective(etf: Tensor, class_means: Tensor, anchor: Tensor, proximal: float
     norm = centered.norm()
     unit = centered / norm if norm > 0 else centered
     lag = (num_classes - 1) / num_classes * (etf - anchor).square().sum()
-    # The head stores float32: a large δ would blow its rounding up into a distance.
+    # The head stores float32: a large δ would turn its rounding into a distance.
     lag = lag if lag > LEVEL**2 * num_classes else torch.zeros_like(lag)
     return float((unit - etf / math.sqrt(num_classes)).square().sum() + proximal / 2 * lag)
 
 
-LEVEL = 2 * torch.finfo(torch.float32).eps  # of an ETF's rows
+LEVEL = 2 * torch.finfo(torch.float32).eps  # rounding of an ETF's rows

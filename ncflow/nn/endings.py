@@ -1,4 +1,4 @@
-"""What values features can take, by the layer that they leave last: a ReLU keeps them nonnegative, a norm of one size.
+"""Values that features can take, by the last layer: nonnegative after a ReLU, of one length after a layer norm.
 
 The optimum of neural collapse depends on it: a simplex ETF, or SELI, needs features of any sign.
 """
@@ -14,10 +14,11 @@ Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 
 def ends_in(ending: str, **by_option: str) -> Callable[[Builder], Builder]:
-    """Mark a backbone's builder with the layer that its body ends in, a row of ENDINGS.
+    """Mark a backbone's builder with the last layer of its body, a row of ENDINGS.
 
-    `by_option` names the layer of bodies with an option: `ends_in("linear", final_norm="layer_norm")`. What comes after
-    the body, a projection to `num_features` and a neck, is not part of it. An unmarked builder makes no promise.
+    `by_option` names the last layer of bodies with an option: `ends_in("linear", final_norm="layer_norm")`. A
+    projection to `num_features` and a neck come after the body and are not part of it. An unmarked builder makes no
+    promise. Raises ValueError for an unknown layer.
     """
     for layer in (ending, *by_option.values()):
         lookup(ENDINGS, layer, "ending of a backbone")
@@ -30,7 +31,7 @@ def ends_in(ending: str, **by_option: str) -> Callable[[Builder], Builder]:
 
 
 def body_ending(builder: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
-    """The layer that the body of `builder(**options)` ends in, None where the builder does not say."""
+    """Return the last layer of the body of `builder(**options)`; None for an unmarked builder."""
     by_option: Mapping[str, str] = getattr(builder, "ending_by_option", {})
     chosen = [layer for option, layer in by_option.items() if options.get(option)]
     return chosen[0] if chosen else getattr(builder, "ending", None)

@@ -1,4 +1,4 @@
-"""Free features: the unconstrained-feature model, whose features are parameters and whose images only number samples.
+"""Free features: the unconstrained-feature model. Its features are parameters; its images only number the samples.
 
 Full-batch training with weight decay on features and classifier has the optima of `ncflow.theory`.
 """
@@ -11,15 +11,16 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ncflow.nn.endings import ends_in
 
-SIDE = 8  # of an image that carries a number: 32 bits, and their complements below
+SIDE = 8  # pixels of a numbered image: 32 bits, and their complements below
 
 
 class FreeFeatures(nn.Module):
     """Numbered images (B, 3, S, S) -> features (B, d): rows of the parameter `features` (num_samples, d).
 
-    An image carries the number of its sample as 8x8 black and white pixels, or enlarged to a multiple of that: bit j,
-    the lowest first, is pixel j in reading order, and pixel j + 32 its complement. Which of the two is brighter
-    survives enlarging and normalizing, though no flip or crop. Features start Gaussian, of expected squared length 1.
+    An image holds its sample's number as 8x8 black and white pixels, or enlarged to a multiple of that. Bit j, the
+    lowest first, is pixel j in reading order; pixel j + 32 is its complement. Enlarging and normalizing keep which of
+    the two is brighter; flips and crops do not. Features start Gaussian, of expected squared length 1. Raises
+    ValueError for sizes below 1.
     """
 
     def __init__(self, num_samples: int, num_features: int) -> None:
@@ -30,9 +31,9 @@ class FreeFeatures(nn.Module):
         self.features = nn.Parameter(torch.randn(num_samples, num_features) / num_features**0.5)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 3, S, S) -> features (B, d). A ValueError for a number that is not below num_samples."""
+        """images (B, 3, S, S) -> features (B, d). Raises ValueError for a number that is not below num_samples."""
         numbers = sample_numbers(images)
-        # An exported graph, as MLflow keeps one, cannot ask for values; its indexing refuses such numbers by itself.
+        # An exported graph, such as MLflow stores, cannot read values; its indexing rejects such numbers.
         if not torch.compiler.is_exporting() and (largest := int(numbers.max())) >= len(self.features):
             raise ValueError(
                 f"expected images that number {len(self.features)} samples from 0, got number {largest}; free features "
@@ -45,7 +46,7 @@ class FreeFeatures(nn.Module):
 
 
 def sample_numbers(images: Tensor) -> Tensor:
-    """The numbers (B,) that images (B, C, S, S) carry; S a multiple of 8."""
+    """Return the numbers (B,) in images (B, C, S, S). Raises ValueError if S is not a multiple of 8."""
     if images.shape[-2] % SIDE or images.shape[-2] != images.shape[-1]:
         raise ValueError(f"free features need square images of a multiple of {SIDE} pixels, got {tuple(images.shape)}")
     bits, complements = adaptive_avg_pool2d(images[:, :1], SIDE).flatten(1).chunk(2, dim=1)
@@ -55,5 +56,5 @@ def sample_numbers(images: Tensor) -> Tensor:
 
 @ends_in("parameters")
 def free_features(*, num_samples: int = 1000, num_features: int = 512) -> FreeFeatures:
-    """The unconstrained-feature model: a feature of its own for each of N samples; d = 512. Mixon et al. 2022."""
+    """The unconstrained-feature model: one free feature for each of N samples; d = 512. Mixon et al. 2022."""
     return FreeFeatures(num_samples, num_features)

@@ -1,8 +1,9 @@
 """The classifier on top of the features: learned, a fixed simplex ETF, or the ETF nearest to the current class means.
 
-A head maps (features (B, d), targets (B,) or None) to logits (B, K). It is a linear map, `weight` (K, d) and `bias`
-(K,) or None, of the embedded features that `embed` returns: scaled to norm `temperature`, unless that is None. In eval
-mode weight and bias are stored tensors that state_dict carries, so no decision depends on the batch around it.
+A head maps (features (B, d), targets (B,) or None) to logits (B, K). The map is linear, with `weight` (K, d) and `bias`
+(K,) or None. It acts on the embedded features that `embed` returns. `embed` scales them to norm `temperature`, unless
+that is None. In eval mode weight and bias are stored tensors that state_dict carries. So no prediction depends on the
+rest of its batch.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ CENTER_MOMENTUM = 0.1  # weight of a batch in the running mean of the features, 
 
 
 class Head(nn.Module):
-    """What the heads share: the embedding of features and the linear map. Subclasses say what the map is."""
+    """Base class of the heads: the embedding of features and the linear map. Subclasses define the map."""
 
     weight: Tensor
     bias: Tensor | None
-    given_targets: Tensor | None = None  # those that a TargetedModel around it was called with
+    given_targets: Tensor | None = None  # those that a TargetedModel around it passes on
 
     def __init__(self, num_features: int, num_classes: int, *, temperature: float | None) -> None:
         super().__init__()
@@ -43,11 +44,11 @@ class Head(nn.Module):
         if num_classes < 2 or num_features < 1:
             raise ValueError(f"a head needs num_classes >= 2 and num_features >= 1, got {num_classes}, {num_features}")
         if temperature is not None and not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be > 0, or None for features as they come, got {temperature}")
+            raise ValueError(f"temperature must be > 0, or None for unscaled features, got {temperature}")
         self.num_features, self.num_classes, self.temperature = num_features, num_classes, temperature
 
     def embed(self, features: Tensor) -> Tensor:
-        """What the linear map sees, (B, d) in the weight's dtype: temperature·h/‖h‖, or h itself. Idempotent."""
+        """Return the linear map's input, (B, d) in the weight's dtype: temperature·h/‖h‖, or h itself. Idempotent."""
         check_tensors(features=features)
         if features.ndim < 2 or features.shape[-1] != self.num_features or not features.is_floating_point():
             expected = f"(B, {self.num_features})"
@@ -56,25 +57,25 @@ class Head(nn.Module):
         return features if self.temperature is None else self.temperature * F.normalize(features, dim=-1)
 
     def classify(self, embedded: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits (B, K) of embedded features (B, d); the targets (B,) matter only to heads that follow class means."""
-        # Outside autocast: a K x d product is cheap, and bfloat16 logits would blur the geometry that is measured.
+        """Return logits (B, K) of embedded features (B, d). Only heads that follow class means use the targets (B,)."""
+        # Outside autocast: a K x d product is cheap, and bfloat16 logits would blur the measured geometry.
         kind = embedded.device.type
-        with torch.autocast(kind if torch.amp.is_autocast_available(kind) else "cpu", enabled=False):  # meta has none
+        with torch.autocast(kind if torch.amp.is_autocast_available(kind) else "cpu", enabled=False):  # not on meta
             weight, bias = self.linear_map(embedded, self.given_targets if targets is None else targets)
             return F.linear(embedded, weight, bias)
 
     def linear_map(self, embedded: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The weight (K, d) and bias (K,) to use on this batch; the stored ones in eval mode."""
+        """Return the weight (K, d) and bias (K,) for this batch; in eval mode the stored ones."""
         raise NotImplementedError
 
     def forward(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits (B, K) of features (B, d) as a backbone returns them."""
+        """Return logits (B, K) of features (B, d) as a backbone returns them."""
         return self.classify(self.embed(features), targets)
 
     def diagnostics(self, *, solver: bool = False) -> dict[str, float]:
-        """What the stored tensors alone tell of the head, by name; with `solver` also how its problem is solved.
+        """Return diagnostics of the stored tensors by name; with `solver` also those of the solver.
 
-        Logged as head/<name>. Most heads have nothing to tell.
+        Logged as head/<name>. Most heads have none.
         """
         return {}
 
@@ -84,9 +85,9 @@ class Head(nn.Module):
 
 @facts(rows="learned", theory="linear", color="#0072B2", marker="o")
 class LinearHead(Head):
-    """A learned classifier. With `normalize` the features meet the rows of `raw_weight` scaled to unit norm.
+    """A learned classifier. With `normalize` it applies the rows of `raw_weight` scaled to unit norm.
 
-    The learned parameter is `weight`, or `raw_weight` with `normalize`; `weight` is the linear map in both cases.
+    The learned parameter is `weight`, or `raw_weight` with `normalize`. In both cases `weight` is the linear map.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class LinearHead(Head):
 
 @facts(rows="fixed", is_frame=True, theory="fixed_etf", color="#D55E00", marker="s", defaults={"temperature": 5.0})
 class FixedETFHead(Head):
-    """A simplex ETF that never changes: canonical, or rotated at random by `rotation_seed`. d >= K-1; no parameters."""
+    """A simplex ETF that stays fixed: canonical, or rotated at random by `rotation_seed`. d >= K-1; no parameters."""
 
     def __init__(
         self,
@@ -135,10 +136,10 @@ class FixedETFHead(Head):
 
 @dataclass
 class _Kept:
-    """A batch's targets and the state that it met, for a forward that is repeated.
+    """A batch's targets and the state before it, kept for a forward that is repeated.
 
-    earlier: the targets of the forward before, if nobody has repeated that one yet. with_gradient: whether this one
-    ran with gradients. repeated: whether somebody has repeated it.
+    earlier: the targets of the previous forward, if it has not been repeated yet. with_gradient: whether this forward
+    ran with gradients. repeated: whether this forward has been repeated.
     """
 
     targets: Tensor
@@ -152,19 +153,20 @@ class _Kept:
 class NearestETFHead(Head):
     """The simplex ETF W nearest to running class means of the features, and the bias -Wμ that centers the features.
 
-    In training each batch first moves the class means: m_k += α (batch mean of class k - m_k), with α = 1/(t+1) for
-    momentum "cumulative", 2/(t+2) for "ema", or a constant in (0, 1]; t counts the batches that had class k, and the
-    first always sets the mean. Features are centered by the batch mean μ in training and by its running mean in eval
-    mode, as batch normalization does: only the latter is stored. With `differentiate` the loss also pulls on the
-    features through W and μ. `proximal` holds the ETF near the one before, which makes it unique while classes are
-    missing: those never seen lie at the center of the others. Sums run over all processes. No parameters.
-    Targets are classes (B,), or soft targets (B, K) that weigh each sample in the sums of the classes.
+    In training each batch first updates the class means: m_k += α (batch mean of class k - m_k). α is 1/(t+1) for
+    momentum "cumulative", 2/(t+2) for "ema", or a constant in (0, 1]. t counts the earlier batches that had class k;
+    the first batch always sets the mean. The batch mean μ centers the features in training; its running mean does in
+    eval mode, as in batch normalization. Only the running mean is stored. With `differentiate` gradients also flow
+    through W and μ. `proximal` holds the ETF near the previous one, which makes it unique while classes are missing.
+    Classes never seen lie at the center of the others. Sums run over all processes. No parameters. Targets are classes
+    (B,), or soft targets (B, K) that weight each sample in the class sums.
 
-    Each forward in training mode moves the class means, also without gradients, as batch normalization does; so do two
-    forwards of one step. One that torch.utils.checkpoint repeats does not. Rows that something else has written, such
-    as an average of models, become an ETF again at the first forward in eval mode.
+    Each forward in training mode updates the class means, even without gradients, as batch normalization does. Two
+    forwards of one step update them twice. A forward that torch.utils.checkpoint repeats does not update them again.
+    Other code may write the rows, for example by averaging models. Then the first forward in eval mode makes them an
+    ETF again.
 
-    `max_iterations` and `tolerance`, of the gradient's norm, are the solver "riemannian"'s; None is its own default.
+    `max_iterations` and `tolerance`, of the gradient's norm, belong to the solver "riemannian"; None keeps its default.
     Markou, Ajanthan and Gould 2024; their averages are "cumulative" and "ema", both slow to forget the first epochs.
     """
 
@@ -199,16 +201,16 @@ class NearestETFHead(Head):
         self.register_buffer("class_means", torch.zeros(num_classes, num_features))
         self.register_buffer("num_updates", torch.zeros(num_classes, dtype=torch.long))
         self._before: _Kept | None = None
-        self._frame: tuple[weakref.ref[Tensor], int] | None = None  # rows known to be an ETF, how often written to
+        self._frame: tuple[weakref.ref[Tensor], int] | None = None  # rows known to be an ETF, their write count
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is known of these very tensors: a copy has others."""
+        """Return the state without references to these tensors, because a copy has other tensors."""
         return self.__dict__ | {"_before": None, "_frame": None}
 
     def train(self, mode: bool = True) -> NearestETFHead:
         super().train(mode)
         if not mode and _has_values(self.weight) and bool(self.weight.isfinite().all()):
-            self._restore_frame()  # now, since code that exports or compiles cannot look at numbers
+            self._restore_frame()  # now, since exported or compiled code cannot read values
         return self
 
     def linear_map(self, embedded: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -218,8 +220,8 @@ class NearestETFHead(Head):
             return self.weight, self.bias
         if targets is None:
             raise ValueError(
-                "the nearest-ETF head needs targets in training mode: call head(features, targets), wrap a model that "
-                "calls it without in ncflow.nn.TargetedModel, or call eval() to use the stored map"
+                "the nearest-ETF head needs targets in training mode: got None; call head(features, targets), wrap a "
+                "model that passes no targets in ncflow.nn.TargetedModel, or call eval() to use the stored map"
             )
         check_batch(embedded, targets, self.num_classes)
         again = is_recomputed()
@@ -238,7 +240,7 @@ class NearestETFHead(Head):
 
     @torch.no_grad()
     def _store(self, etf: Tensor, means: Tensor, seen: Tensor, batch_mean: Tensor) -> None:
-        """Write the state after a batch in place: data-parallel training keeps references to the buffers."""
+        """Write the state after a batch in place, because data-parallel training keeps references to the buffers."""
         first = ~self.num_updates.any()
         self.center.lerp_(batch_mean, torch.where(first, 1.0, CENTER_MOMENTUM).to(batch_mean.dtype))
         self.num_updates.copy_(seen)
@@ -249,7 +251,7 @@ class NearestETFHead(Head):
             self._know_frame()
 
     def _keep(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The state that a batch meets: num_updates (K,), class_means (K, d), weight (K, d); kept for `_recall`."""
+        """Return the state before a batch, and keep it: num_updates (K,), class_means (K, d), weight (K, d)."""
         if torch.compiler.is_compiling():
             return self.num_updates.clone(), self.class_means.clone(), _only_once(self.weight)
         state = self.num_updates.clone(), self.class_means.clone(), self.weight.clone()
@@ -259,34 +261,34 @@ class NearestETFHead(Head):
         return state
 
     def _recall(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The state that the last batch met, for torch.utils.checkpoint, which runs forward twice."""
+        """Return the state before the last batch, for torch.utils.checkpoint, which runs forward twice."""
         kept, remedy = self._before, "call backward after each forward, or leave the head out of torch.utils.checkpoint"
         if kept is None or not torch.equal(kept.targets, targets):
             raise ValueError(
-                "the nearest-ETF head is recomputed for a batch that is not its last one, so that its class means have "
-                f"moved; {remedy}"
+                "the nearest-ETF head is recomputed for a batch that is not its last one, so its class means have "
+                f"changed; {remedy}"
             )
         unsure = kept.repeated or not kept.with_gradient
         if unsure and kept.earlier is not None and torch.equal(kept.earlier, targets):
             raise ValueError(
-                "the nearest-ETF head is recomputed after two forwards with the same targets, and cannot tell which of "
-                f"them is meant; {remedy}"
+                "the nearest-ETF head is recomputed after two forwards with the same targets, and cannot identify "
+                f"the one to repeat; {remedy}"
             )
         kept.repeated = True
         return kept.state
 
     @torch.no_grad()
     def _restore_frame(self) -> None:
-        """Make the stored rows an ETF again where something else wrote them, as averages of models do.
+        """Make the stored rows an ETF again if other code wrote them, as averages of models do.
 
-        The average of ETFs is none. The nearest ETF to the stored class means is, as near to the average as `proximal`
-        asks for. Averages that round num_updates to 0 leave no means to go by: then it is the nearest to the rows.
+        The average of ETFs is not an ETF. Use the ETF nearest to the stored class means; `proximal` holds it near the
+        average. If averaging rounds num_updates to 0, no means remain. Then use the ETF nearest to the rows.
         """
         rows, version = self._frame or (None, 0)
         untouched = rows is not None and rows() is self.weight and version == self.weight._version
         if untouched and _has_unit_rows(self.weight):
             return
-        if self.weight.any() and not _is_frame(self.weight):  # zeros are rows that nobody has loaded yet
+        if self.weight.any() and not _is_frame(self.weight):  # zeros: rows not loaded yet
             etf = nearest_etf(self.weight)
             if self.num_updates.any():
                 etf = nearest_etf(_fill(self.class_means, self.num_updates), proximal=self.proximal, anchor=etf)
@@ -295,7 +297,7 @@ class NearestETFHead(Head):
         self._know_frame()
 
     def _know_frame(self) -> None:
-        """Note that the rows are an ETF, until somebody writes them; nobody counts the writes of inference mode."""
+        """Record that the rows are an ETF until the next write. Inference tensors do not count their writes."""
         self._frame = None if self.weight.is_inference() else (weakref.ref(self.weight), self.weight._version)
 
     @torch.no_grad()
@@ -309,7 +311,7 @@ class NearestETFHead(Head):
         return found
 
     def _batch_sums(self, embedded: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Class sums (K, d) and counts (K, 1) of a batch over all processes; soft targets (B, K) weigh each sample."""
+        """Return class sums (K, d) and counts (K, 1) over all processes; soft targets (B, K) weight each sample."""
         if targets.ndim == 1:
             members = F.one_hot(targets.long(), self.num_classes).to(embedded.dtype).mT  # (K, B)
         else:
@@ -318,9 +320,9 @@ class NearestETFHead(Head):
         return sums[:, :-1], sums[:, -1:].detach()
 
     def _moved(self, means: Tensor, seen: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
-        """Class means (K, d) after a batch; the gradient reaches only the batch.
+        """Return class means (K, d) after a batch; the gradient reaches only the batch.
 
-        A class of less than one sample in all, as soft targets make it, moves its mean by so much less.
+        With soft targets a class may have less than one sample in total. Then its mean moves proportionally less.
         """
         evidence = torch.where(seen.unsqueeze(1) > 0, counts.clamp(max=1), (counts > 0).to(counts.dtype))
         rate = self._rate(seen).to(sums.dtype).unsqueeze(1) * evidence
@@ -331,7 +333,10 @@ class NearestETFHead(Head):
 
 
 def create_head(name: str, num_features: int, num_classes: int, **options: Any) -> Head:
-    """The head called `name` (an alias of the second seed is fine); options that it does not have are refused."""
+    """Return the head called `name`; an alias of the second seed is also valid.
+
+    Raises ValueError for a name or an option that does not exist.
+    """
     name = HEAD_ALIASES.get(name, name)
     head = lookup(HEADS, name, "head")
     check_options(head, options, f"head '{name}'")
@@ -340,13 +345,13 @@ def create_head(name: str, num_features: int, num_classes: int, **options: Any) 
 
 
 def _fill(means: Tensor, seen: Tensor) -> Tensor:
-    """Class means (K, d) with those of the classes never seen, seen (K,) = 0, at the center of the others."""
+    """Return class means (K, d), with classes never seen (seen (K,) = 0) at the center of the others."""
     known = (seen > 0).unsqueeze(1)
     return torch.where(known, means, (means * known).sum(0) / known.sum())
 
 
 def _has_values(tensor: Tensor) -> bool:
-    """Whether code may ask for the numbers of a tensor: not while torch compiles, exports, maps or sees shapes."""
+    """Return whether code may read the values of a tensor: not while torch compiles, exports, maps or infers shapes."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -358,10 +363,10 @@ def _has_values(tensor: Tensor) -> bool:
 
 @torch.library.custom_op("ncflow::only_once", mutates_args=())
 def _only_once(tensor: Tensor) -> Tensor:
-    """A copy, in a compiled forward; an error where compiled code repeats it after the state has moved."""
+    """Return a copy, in a compiled forward. Raise if compiled code repeats the forward after the state has changed."""
     if is_recomputed():
         raise ValueError(
-            "the nearest-ETF head is inside of torch.utils.checkpoint in compiled code, which repeats it with the next "
+            "the nearest-ETF head is inside torch.utils.checkpoint in compiled code, which repeats it with the next "
             "step's class means; compile it without checkpointing, or leave the head out of what is checkpointed"
         )
     return tensor.clone()
@@ -373,12 +378,12 @@ def _shape_of_copy(tensor: Tensor) -> Tensor:
 
 
 def _has_unit_rows(weight: Tensor) -> bool:
-    """Whether rows (K, d) are units up to rounding. Averages are shorter, also those that a write to .data hides."""
+    """Return whether rows (K, d) have unit norm up to rounding. Averages are shorter, even if written through .data."""
     return bool((torch.linalg.vector_norm(weight, dim=1) - 1).abs().max() < 64 * torch.finfo(weight.dtype).eps)
 
 
 def _is_frame(weight: Tensor) -> bool:
-    """Whether rows (K, d) are a simplex ETF up to rounding."""
+    """Return whether rows (K, d) are a simplex ETF up to rounding."""
     num_classes = len(weight)
     rows = where_float64_is(weight).double()
     ideal = torch.eye(num_classes, dtype=rows.dtype, device=rows.device).sub_(1 / num_classes)
@@ -392,7 +397,7 @@ def _initial_etf(num_features: int, num_classes: int, rotation_seed: int | None)
 
 
 def _solver_options(solver: str, **options: Any) -> dict[str, Any]:
-    """The options of a solver that are not None; refused where it does not have them, or out of range."""
+    """Return the options of a solver that are not None. Raise for those it lacks and for values out of range."""
     chosen = {name: value for name, value in options.items() if value is not None}
     check_options(lookup(SOLVERS, solver, "solver"), chosen, f"solver '{solver}'")
     for name, value in chosen.items():
@@ -402,7 +407,7 @@ def _solver_options(solver: str, **options: Any) -> dict[str, Any]:
 
 
 def _averaging_rate(momentum: str | float) -> Callable[[Tensor], Tensor]:
-    """Weight of a new batch in a running mean, given how many batches went before it (K,)."""
+    """Return a function: number of earlier batches (K,) -> weight of a new batch in the running mean."""
     if isinstance(momentum, str):
         return lookup(AVERAGES, momentum, "momentum")
     if not 0 < momentum <= 1:
@@ -425,11 +430,11 @@ def _exponential(count: Tensor) -> Tensor:
 AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {"cumulative": _cumulative, "ema": _exponential}
 HEAD_ALIASES = {"standard": "linear", "fixed": "fixed_etf", "implicit": "nearest_etf"}  # the second seed's names
 # A row: (num_features, num_classes, options by keyword) -> head. Its facts, all optional:
-# rows        how its weight comes about: "learned", "fixed", or "solved" for each batch
+# rows        the origin of its weight: "learned", "fixed", or "solved" for each batch
 # is_frame    whether its weight is a simplex ETF
 # theory      a key of ncflow.reports.predictions.THEORIES
-# color, marker    its look in reports and in MLflow
-# defaults    options with another default in a configuration
+# color, marker    used in reports and in MLflow
+# defaults    options whose default differs in a configuration
 HEADS: dict[str, Callable[..., Head]] = {
     "linear": LinearHead,
     "fixed_etf": FixedETFHead,

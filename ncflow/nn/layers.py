@@ -1,4 +1,4 @@
-"""Layers: the pooled features of every stage of a backbone, from the same forward that gives its last features."""
+"""Layers: the pooled features of every stage of a backbone, from the same forward as its last features."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from ncflow.nn.necks import Backbone, children_with_parameters
 
 @contextmanager
 def capture(backbone: nn.Module, layers: Iterable[str] | None = None) -> Iterator[dict[str, Tensor]]:
-    """A dict that every forward inside the context fills anew: layer -> features (B, d_l), pooled over space or tokens.
+    """Yield a dict that every forward inside refills: layer -> features (B, d_l), pooled over space or tokens.
 
         with capture(backbone) as layers:
             features = backbone(images)
             layers["layer1"]  # (B, 64), of these images
 
-    By default the layers are all `stages`; a layer may also be the path of any module inside the backbone's body, such
-    as "layer1.0.conv1". Pooled features are float32 at least. They carry a gradient where the forward does.
+    By default the layers are all `stages`. A layer may also be the path of any module inside the backbone's body, such
+    as "layer1.0.conv1". Pooled features are float32 at least. They carry a gradient if the forward does. Raises
+    ValueError for an unknown layer.
     """
     pooled: dict[str, Tensor] = {}
     chosen = _choose(backbone, layers)
@@ -36,10 +37,10 @@ def capture(backbone: nn.Module, layers: Iterable[str] | None = None) -> Iterato
 
 
 def stages(backbone: nn.Module) -> dict[str, nn.Module]:
-    """Stage -> module, from the images to the features; of a module that names none, the children with parameters.
+    """Return stage -> module, from the images to the features; without named stages, the children with parameters.
 
-    Convolutional networks have "stem", then "layer1", "block1" or the like; transformers "stem" (the embedded patches),
-    then "blocks.0" and so on; other timm models what timm calls their feature stages.
+    Convolutional networks have "stem", then "layer1", "block1" or the like. Transformers have "stem" (the embedded
+    patches), then "blocks.0" and so on. Other timm models have timm's names of their feature stages.
     """
     return backbone.stages() if isinstance(backbone, Backbone) else children_with_parameters(backbone)
 
@@ -47,7 +48,7 @@ def stages(backbone: nn.Module) -> dict[str, nn.Module]:
 def pool(output: Tensor) -> Tensor:
     """Mean over space or tokens: maps (B, C, S, S) or (B, S, S, C), tokens (B, T, C) or vectors (B, C) -> (B, C).
 
-    Maps are square, so the two equal sides are the space; where all three are equal, the channels come first.
+    Maps are square, so the two equal sides are the space. If all three are equal, the channels come first.
     """
     output = output.to(torch.promote_types(output.dtype, torch.float32))
     if output.ndim == 4:

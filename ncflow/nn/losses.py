@@ -1,7 +1,7 @@
 """Losses: (logits (B, K), targets (B,)) -> scalar, the mean over the batch; and the penalties on features.
 
-Targets may be soft, shares t (B, K) of the classes, as mixing and smoothing make them: every loss is then
-Σ_k t_k ℓ(z, k), the mean over the shares of what it is for each class.
+Targets may be soft: shares t (B, K) of the classes, as mixing and smoothing make them. Every loss is then
+Σ_k t_k ℓ(z, k), the average of its values for each class, weighted by the shares.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def create_loss(
     reweight: float | None = None,
     **options: Any,
 ) -> Loss:
-    """The loss called `name`, ready to call with (logits, targets).
+    """Return the loss called `name`, ready to call with (logits, targets).
 
-    class_counts (K,) are the sizes of the training classes, which the losses for imbalanced data need; options that a
-    loss does not have, or out of their range, are refused. `reweight` is the β of `class_weights` that multiply each
-    sample's loss, whichever loss it is; begun late in training that is deferred re-weighting, Cao et al. 2019.
+    class_counts (K,) are the sizes of the training classes; the losses for imbalanced data need them. `reweight` is the
+    β of `class_weights`, which multiply each sample's loss, for any loss. Starting it late in training is deferred
+    re-weighting, Cao et al. 2019. Raises ValueError for options that a loss does not have, and for values out of range.
     """
     loss = lookup(LOSSES, name, "loss")
     check_options(loss, options, f"loss '{name}'")
@@ -59,7 +59,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def focal(
     logits: Tensor, targets: Tensor, *, gamma: float = 2.0, alpha: float | Sequence[float] | None = None
 ) -> Tensor:
-    """-α_y (1 - p_y)^γ log p_y: cross-entropy that fades for samples already right; γ = 0 is cross-entropy.
+    """-α_y (1 - p_y)^γ log p_y: cross-entropy with less weight on samples already right; γ = 0 is cross-entropy.
 
     alpha: one factor for all classes, or one for each. Lin, Goyal, Girshick, He and Dollár 2017.
     """
@@ -67,7 +67,7 @@ def focal(
         raise ValueError(f"focal loss needs gamma >= 0, got {gamma}")
     log_p = F.log_softmax(logits, dim=1)
     log_p = log_p if targets.ndim == 2 else log_p.gather(1, targets.unsqueeze(1)).squeeze(1)
-    # 1 - p as -expm1(log p) keeps its digits, and its clamp the gradient of the power, where p has reached one.
+    # Where p is near one, -expm1(log p) keeps the digits of 1 - p. The clamp keeps the gradient of the power finite.
     loss = -((-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny) ** gamma) * log_p
     if alpha is not None:
         factors = torch.as_tensor(alpha, dtype=loss.dtype)
@@ -81,7 +81,7 @@ def focal(
 
 
 def logit_adjustment(logits: Tensor, targets: Tensor, *, class_counts: Tensor, tau: float = 1.0) -> Tensor:
-    """Cross-entropy of z + τ log π with class priors π: training adds the prior, so that the logits learn without it.
+    """Cross-entropy of z + τ log π with class priors π: training adds the prior, so the logits do not learn it.
 
     τ = 1 is Fisher consistent for the balanced error. Menon, Jayasumana, Rawat, Jain, Veit and Kumar 2021.
     """
@@ -109,9 +109,9 @@ def label_smoothing(logits: Tensor, targets: Tensor, *, smoothing: float = 0.1) 
 def mse(logits: Tensor, targets: Tensor, *, target: float = 1.0, emphasis: float = 1.0) -> Tensor:
     """½(κ(z_y - M)² + Σ_{k≠y} z_k²), summed over classes: by default ½‖z - e_y‖² with e_y the one-hot target.
 
-    M (`target`) and κ (`emphasis`) are the rescaling that many classes need, such as 5 and 15. Hui and Belkin 2021.
-    On the unit rows of an ETF, whose logits sum to zero, it is least, M²/(2K) for κ = 1, where h is (K-1)/K·M long
-    in the direction of w_y: features scaled to a larger `temperature` settle at an angle to it.
+    M (`target`) and κ (`emphasis`) rescale the loss for many classes, for example to 5 and 15. Hui and Belkin 2021. On
+    the unit rows of an ETF the logits sum to zero. There the minimum for κ = 1 is M²/(2K), where h is (K-1)/K·M long in
+    the direction of w_y. Features scaled to a larger `temperature` settle at an angle to w_y.
     """
     if not emphasis > 0:
         raise ValueError(f"mse needs emphasis > 0, got {emphasis}")
@@ -123,11 +123,12 @@ def mse(logits: Tensor, targets: Tensor, *, target: float = 1.0, emphasis: float
 
 
 def dot_regression(logits: Tensor, targets: Tensor, *, target: float = 1.0) -> Tensor:
-    """½(z_y - t)²/t with t = √(E_W E_H), the product of the lengths that w_y and h shall have: 0 where z_y = t.
+    """½(z_y - t)²/t with t = √(E_W E_H), the product of the target lengths of w_y and h: 0 where z_y = t.
 
-    Yang et al. 2022; with t = 1 also the form of Markou, Ajanthan and Gould 2024. It looks at no class but the sample's
-    own, so it is for heads that hold the classes apart themselves, the ETF ones. Features scaled to norm `temperature`
-    meet unit rows at z_y <= temperature, which is then the t that asks for alignment; a smaller one asks for an angle.
+    Yang et al. 2022; with t = 1 also the form of Markou, Ajanthan and Gould 2024. It uses only the logit of the
+    sample's own class. So it suits heads that hold the classes apart themselves, the ETF ones. Features scaled to norm
+    `temperature` meet unit rows at z_y <= temperature. Then t = temperature requires alignment; a smaller t requires an
+    angle.
     """
     if not target > 0:
         raise ValueError(f"dot regression needs target > 0, got {target}")
@@ -142,14 +143,14 @@ def ldam(
 ) -> Tensor:
     """Cross-entropy of s·(z - m_y e_y) with margins m_k = C / n_k^¼; C gives the rarest class `max_margin`.
 
-    Meant for logits that are cosines, those of the linear head with normalize and temperature 1: s = `scale` is theirs.
-    Margin 0 and scale 1 are cross-entropy. Cao, Wei, Gaidon, Arechiga and Ma 2019.
+    Meant for logits that are cosines, from the linear head with normalize and temperature 1; s = `scale` scales them.
+    Margin 0 and scale 1 give cross-entropy. Cao, Wei, Gaidon, Arechiga and Ma 2019.
     """
     if not max_margin >= 0 or not scale > 0:
         raise ValueError(f"ldam needs max_margin >= 0 and scale > 0, got {max_margin} and {scale}")
     margins = (max_margin * (class_counts.min() / class_counts) ** 0.25).to(logits)
     if targets.ndim == 2:
-        own = scale * (logits - margins)  # that of each class, if it were the sample's
+        own = scale * (logits - margins)  # the logit of each class, if it were the sample's
         return _shared(torch.logaddexp(_of_others(scale * logits), own) - own, targets)
     own = F.one_hot(targets, logits.shape[1])
     return F.cross_entropy(scale * (logits - margins * own), targets)
@@ -166,9 +167,10 @@ def class_balanced(logits: Tensor, targets: Tensor, *, class_counts: Tensor, bet
 def class_weights(class_counts: Tensor, *, beta: float) -> Tensor:
     """w_k (K,) in proportion to (1 - β)/(1 - β^{n_k}), one over the effective number of samples. β in [0, 1).
 
-    From 1 for all at β = 0 to N/(K n_k) as β -> 1, where every class counts the same. Scaled to mean one over the
-    training samples, so that β is no learning rate in disguise. Others scale them to the sum K (Cui et al.), or in each
-    batch (LDAM-DRW's code): the same weights, at another learning rate. Cui, Jia, Lin, Song and Belongie 2019.
+    At β = 0 all are 1. As β -> 1 they tend to N/(K n_k), where every class counts the same. Their mean over the
+    training samples is one, so β does not change the learning rate. Others scale them to the sum K (Cui et al.), or in
+    each batch (LDAM-DRW's code). These are the same weights at another learning rate.
+    Cui, Jia, Lin, Song and Belongie 2019.
     """
     if not 0 <= beta < 1:
         raise ValueError(f"class weights need beta in [0, 1), got {beta}")
@@ -178,10 +180,10 @@ def class_weights(class_counts: Tensor, *, beta: float) -> Tensor:
 
 
 def posthoc_adjustment(logits: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.0) -> Tensor:
-    """z - τ log π of logits (..., K) with class priors π: what training left in, taken out at test time.
+    """z - τ log π of logits (..., K) with class priors π: remove the training prior at test time.
 
-    Probabilities p_k become p_k/π_k^τ, but for their sum. For models trained without adjustment: τ = 1 gives those of
-    balanced classes; for one trained with it, it would be the second time. Menon et al. 2021.
+    Probabilities p_k become p_k/π_k^τ, up to normalization. Use it for models trained without adjustment: τ = 1 gives
+    the probabilities of balanced classes. A model trained with adjustment would be adjusted twice. Menon et al. 2021.
     """
     counts = _positive_counts(class_counts, "post-hoc logit adjustment")
     check_tensors(logits=logits)
@@ -210,7 +212,7 @@ def feature_penalty(features: Tensor) -> Tensor:
 
 
 def _try(criterion: Loss, class_counts: Sequence[int] | Tensor | None, name: str, options: Mapping[str, Any]) -> None:
-    """Call a loss once, so that options out of range or of a wrong type are refused here, not in the first epoch."""
+    """Call a loss once, to reject options out of range or of a wrong type before the first epoch."""
     per_class = [len(option) for option in options.values() if isinstance(option, list | tuple)]  # such as an alpha
     num_classes = max(per_class, default=2) if class_counts is None else len(class_counts)
     device = class_counts.device if isinstance(class_counts, Tensor) else None
@@ -219,7 +221,7 @@ def _try(criterion: Loss, class_counts: Sequence[int] | Tensor | None, name: str
 
 
 def _checked(logits: Tensor, targets: Tensor, *, criterion: Loss, num_classes: int | None) -> Tensor:
-    """The loss of logits (B, K) and targets (B,) that fit together, and fit the class counts, if it has any."""
+    """Return the loss. Raise if logits (B, K), targets (B,) and any class counts do not fit together."""
     check_tensors(logits=logits)
     if logits.ndim != 2 or not logits.is_floating_point() or logits.shape[1] != (num_classes or logits.shape[1]):
         expected = f"(B, {num_classes or 'K'})"
@@ -235,8 +237,8 @@ def _check_features(features: Tensor) -> None:
 
 
 def _weighted(logits: Tensor, targets: Tensor, *, criterion: Loss, weights: Tensor) -> Tensor:
-    """Mean over the batch of w_y times each sample's loss, for any criterion that is a mean over its batch."""
-    if targets.ndim == 2:  # a loss is linear in soft targets
+    """Return the mean over the batch of w_y times each sample's loss, for any criterion that is a batch mean."""
+    if targets.ndim == 2:  # valid because a loss is linear in soft targets
         return criterion(logits, targets * weights.to(logits))
 
     def sample_loss(logit: Tensor, target: Tensor) -> Tensor:
@@ -246,15 +248,15 @@ def _weighted(logits: Tensor, targets: Tensor, *, criterion: Loss, weights: Tens
 
 
 def _shared(class_losses: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the batch of Σ_k t_k ℓ_k, from the loss of each class (B, K) and shares t (B, K)."""
+    """Return the batch mean of Σ_k t_k ℓ_k, with the class losses ℓ (B, K) and shares t (B, K)."""
     return (targets * class_losses).sum(1).mean()
 
 
 def _of_others(logits: Tensor) -> Tensor:
     """log Σ_{j≠k} exp z_j of each class k: (B, K) -> (B, K).
 
-    Of all classes but the largest it is the difference to the whole; the largest one is left out of its own sum, for
-    next to it the others could be lost.
+    For all classes but the largest, subtract the class from the total. For the largest, sum the others directly,
+    because next to it they could be lost to rounding.
     """
     total = logits.logsumexp(1, keepdim=True)
     largest = logits.argmax(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Necks: what pooled features pass through on their way to the head - a projection to a given width, then a norm."""
+"""Necks: the layers between pooled features and the head: a projection to a given width, then a norm."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ncflow.nn.processes import count_processes
 
 
 class Backbone(nn.Module):
-    """A body that maps images (B, 3, S, S) to pooled features (B, num_features), and the neck that they pass through.
+    """A body that maps images (B, 3, S, S) to pooled features (B, num_features), and the neck after it.
 
-    With `project_to` a linear map without bias takes the features to that width before the neck: heads with an ETF need
-    d >= K-1. `layers` names the body's stages for `ncflow.nn.layers.capture`: stage -> path of the module in the body;
-    by default they are the body's children that have parameters.
+    With `project_to` a linear map without bias projects the features to that width before the neck. Heads with an ETF
+    need d >= K-1. `layers` names the body's stages for `ncflow.nn.layers.capture`: stage -> path of the module in the
+    body. By default these are the body's children that have parameters. Raises ValueError for a width below 1.
     """
 
     def __init__(
@@ -38,19 +38,19 @@ class Backbone(nn.Module):
         self.layers = dict(layers or {name: name for name in children_with_parameters(body)})
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 3, S, S) -> features (B, d). A batch of one trains through the batch norms' running statistics."""
+        """images (B, 3, S, S) -> features (B, d). A training batch of one uses the batch norms' running statistics."""
         alone = self.training and len(images) * count_processes() == 1
         with _running_statistics(self) if alone else nullcontext():
             features: Tensor = self.neck(self.projection(self.body(images)))
         return features
 
     def stages(self) -> dict[str, nn.Module]:
-        """Stage -> module, from the images to the features."""
+        """Return stage -> module, from the images to the features."""
         return {stage: self.body.get_submodule(path) for stage, path in self.layers.items()}
 
 
 def children_with_parameters(module: nn.Module) -> dict[str, nn.Module]:
-    """The immediate children that learn something, by name."""
+    """Return the immediate children that have parameters, by name."""
     return {name: child for name, child in module.named_children() if any(True for _ in child.parameters())}
 
 

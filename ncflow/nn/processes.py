@@ -1,4 +1,4 @@
-"""Sums over all training processes: p of them on B/p samples each learn what one learns on B."""
+"""Sums over all training processes: p processes on B/p samples each train as one process does on B."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from torch.overrides import TorchFunctionMode
 
 
 def count_processes() -> int:
-    """How many processes train together; one where there is no process group."""
+    """Return the number of processes that train together; 1 without a process group."""
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if there else 1
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum over all processes, with gradient; the tensor itself where there is one process."""
+    """Return the sum over all processes, with gradient; the tensor itself if there is one process."""
     if count_processes() == 1:
         return tensor
     _refuse_join()
     from torch.distributed.nn.functional import all_reduce
 
-    # Every process's sum depends on this summand, so the gradient is the sum over processes, too.
+    # Every process's sum depends on this summand, so the gradient is also a sum over processes.
     total: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
     return total
 
 
 def is_recomputed() -> bool:
-    """Whether this forward runs inside of a backward, as torch.utils.checkpoint repeats it."""
+    """Return whether this forward runs inside a backward, as torch.utils.checkpoint repeats it."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _refuse_join() -> None:
-    """Raise inside of DDP's `join`: a process without batches stands in for DDP's sums, and not for these."""
+    """Raise inside DDP's `join`: a process without batches takes part in DDP's sums, and not in these."""
     from torch.nn.parallel import DistributedDataParallel
 
     module = DistributedDataParallel._active_ddp_module
@@ -48,20 +48,23 @@ def _refuse_join() -> None:
 
 
 def synchronize_batch_norms(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with torch's quick SyncBatchNorm, where GPUs share a batch, and with the same parameters.
+    """Return the module with torch's fast SyncBatchNorm if GPUs share a batch; its parameters stay the same.
 
-    It is for GPUs alone: `common_batch_norms` does the same anywhere.
+    It is for GPUs alone; `common_batch_norms` does the same on any device.
     """
     if count_processes() == 1 or device.type != "cuda":
         return module
-    from timm.layers import convert_sync_batchnorm  # torch's own drops the activation inside of timm's batch norms
+    from timm.layers import convert_sync_batchnorm  # torch's converter drops the activation of timm's
 
     synchronized: nn.Module = convert_sync_batchnorm(module)
     return synchronized
 
 
 def common_batch_norms() -> AbstractContextManager[object]:
-    """Inside, every batch norm in training mode, whatever its class, normalizes by the batch of all processes."""
+    """Return a context in which every batch norm in training mode normalizes by the batch of all processes.
+
+    It covers batch norms of any class.
+    """
     return _CommonBatchNorms() if count_processes() > 1 else nullcontext()
 
 
@@ -74,9 +77,9 @@ def common_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.batch_norm` in training mode over the (B, C, ...) of all processes, of which each has a part of one at least.
+    """`F.batch_norm` in training mode over the (B, C, ...) of all processes, each with at least one sample.
 
-    Ioffe and Szegedy 2015; the mean first and then the mean square around it, so that nothing cancels.
+    Ioffe and Szegedy 2015; the mean first and then the mean square around it, to avoid cancellation.
     """
     x = images.to(torch.promote_types(images.dtype, torch.float32)).movedim(1, -1)  # (B, ..., C)
     others = tuple(range(x.ndim - 1))
@@ -95,7 +98,7 @@ def common_batch_norm(
 
 
 class _CommonBatchNorms(TorchFunctionMode):
-    """Modules stay what they are; what they call is another function."""
+    """Replaces the function that batch norms call; the modules do not change."""
 
     def __torch_function__(
         self,

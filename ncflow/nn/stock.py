@@ -25,14 +25,14 @@ def timm_backbone(
     num_features: int | None = None,
     pretrained: bool = False,
 ) -> Backbone:
-    """Any timm model without its classifier; `image_size` reaches those that are built for one size."""
+    """Any timm model without its classifier; models that are built for one size receive `image_size`."""
     body = timm_body(model, pretrained=pretrained, image_size=image_size)
     layers = {path: path for path in _feature_stages(body)}
     return Backbone(body, body.head_hidden_size, neck=neck, project_to=num_features, layers=layers)
 
 
 def timm_body(model: str, *, pretrained: bool, image_size: int | None = None, **options: Any) -> Any:
-    """timm's model up to its pooled features, `.head_hidden_size` of them."""
+    """Return timm's model up to its pooled features, `.head_hidden_size` of them."""
     import timm
 
     if not timm.is_model(model):
@@ -45,7 +45,7 @@ def timm_body(model: str, *, pretrained: bool, image_size: int | None = None, **
 
 
 def refuse_weightless(model: str) -> None:
-    """Raise where timm knows of no weights for one of its models."""
+    """Raise ValueError if timm has no weights for one of its models."""
     import timm
 
     known = timm.get_pretrained_cfg(model) if timm.is_model(model.partition(".")[0]) else None
@@ -57,7 +57,7 @@ def refuse_weightless(model: str) -> None:
 
 
 def torchvision_body(model: str, classifier: str, *, pretrained: bool, **options: Any) -> Any:
-    """torchvision's model up to its pooled features: its attribute `classifier` becomes the identity."""
+    """Return torchvision's model up to its pooled features: its attribute `classifier` becomes the identity."""
     from torchvision.models import get_model, get_model_weights
 
     build = partial(get_model, model, weights="DEFAULT" if pretrained else None, **options)
@@ -70,16 +70,16 @@ def torchvision_body(model: str, classifier: str, *, pretrained: bool, **options
 
 
 def published(build: Callable[[], Any], model: str, *, cached: Path | None = None) -> Any:
-    """What `build` makes of weights that it downloads or finds in its cache, at `cached`, running no code of theirs.
+    """Return the result of `build`, with weights that it downloads or finds at `cached`. Runs no code of theirs.
 
-    A ValueError says why it could not, and names the file where that is what is wrong.
+    Raises ValueError with the reason of a failure; it names the file if the file is the cause.
     """
     try:
         with _weights_only():
             return build()
     except Exception as error:  # the hubs' clients share no base class
         reason = f"{type(error).__name__}: {_brief(error)}"
-        if cached and cached.exists():  # there was no need of a network
+        if cached and cached.exists():  # so the network is not the cause
             raise ValueError(
                 f"{cached} should hold the published weights of {model} and nothing else, got {reason}. "
                 "Delete it, and it is downloaded again; or choose pretrained: false"
@@ -92,7 +92,7 @@ def published(build: Callable[[], Any], model: str, *, cached: Path | None = Non
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Inside, torch unpickles tensors alone: torchvision asks for anything, and hashes a file only as it arrives."""
+    """Inside, torch unpickles tensors alone. torchvision allows any object, and hashes a file only on download."""
     before = {name: os.environ.pop(name, None) for name in (FORCE, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")}
     os.environ[FORCE] = "1"
     try:
@@ -103,19 +103,22 @@ def _weights_only() -> Iterator[None]:
 
 
 def _in_cache(address: str) -> Path:
-    """Where torch.hub keeps what it downloads from there."""
+    """Return the path at which torch.hub keeps a download from this address."""
     return Path(hub.get_dir(), "checkpoints", Path(urlparse(address).path).name)
 
 
 def _brief(error: BaseException) -> str:
-    """The reason on one line, without torch's advice on how to load a file with whatever code it brings."""
+    """Return the reason on one line, without torch's advice on how to load a file with any code in it."""
     if str(error).startswith("Weights only load failed"):
-        error = error.__context__ or error  # what the unpickler said, before the advice
+        error = error.__context__ or error  # the unpickler's error, without the advice
     return " ".join(str(error).partition("Please use `torch.")[0].split())[:300].rstrip(".")
 
 
 def _without_retries(build: Callable[[], Any]) -> Any:
-    """`build()`, from Hugging Face's cache alone where its server is silent: its client would retry for a minute."""
+    """Return `build()`. If Hugging Face's server does not answer, use its cache alone.
+
+    Its client would retry for a minute.
+    """
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -132,18 +135,21 @@ def _without_retries(build: Callable[[], Any]) -> Any:
 
 
 def _silence_of_hugging_face() -> Exception | None:
-    """Why the server, HF_ENDPOINT's through the user's proxies, gives one short request no answer; None if it does."""
+    """Return why the server does not answer one short request; None if it does.
+
+    The request goes to HF_ENDPOINT through the user's proxies.
+    """
     from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-    except Exception as error:  # of whichever client huggingface_hub is built on, and of its offline mode
+    except Exception as error:  # of huggingface_hub's HTTP client, or of its offline mode
         return error
     return None
 
 
 def _sized(build: Callable[..., Any], image_size: int) -> Any:
-    """Build for one image size where the model takes one; timm says only by refusing the argument."""
+    """Build for one image size if the model takes one. timm shows this only by rejecting the argument."""
     try:
         return build(img_size=image_size)
     except TypeError as refusal:
@@ -153,10 +159,10 @@ def _sized(build: Callable[..., Any], image_size: int) -> Any:
 
 
 def _feature_stages(body: Any) -> list[str]:
-    """The modules that timm lists as ends of the model's feature stages."""
+    """Return the modules that timm lists as ends of the model's feature stages."""
     modules = dict(body.named_modules())
     return [path for stage in getattr(body, "feature_info", []) if (path := stage["module"]) and path in modules]
 
 
 PATIENCE = 10.0  # seconds for the first answer of a server
-FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # what torch.load heeds, whatever its caller asks for
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # overrides the arguments of torch.load

@@ -75,8 +75,8 @@ def eva02_tiny(
     num_features: int | None = None,
     pretrained: bool = False,
 ) -> Backbone:
-    """EVA-02-Tiny on 14x14 patches, with a BatchNorm neck for the final LayerNorm; d = 192. Fang et al. 2024."""
-    # The published weights end in a norm of averaged tokens, which a class token does not have: hence not strict.
+    """EVA-02-Tiny on 14x14 patches, with a BatchNorm neck, not the final LayerNorm; d = 192. Fang et al. 2024."""
+    # The published weights end in a norm of averaged tokens. A model with a class token lacks it: so not strict.
     how = {"global_pool": "token"} | ({"pretrained_strict": False} if pretrained else {})
     body = _small_vit("eva02_tiny_patch14_224", image_size, patch_size, pretrained, **how)
     if not final_norm:
@@ -85,7 +85,7 @@ def eva02_tiny(
 
 
 def _small_vit(model: str, image_size: int, patch_size: int, pretrained: bool, **options: Any) -> Any:
-    """timm's model. Pixels beyond the last whole patch are not seen: of 32x32 images 14x14 patches see 28x28."""
+    """Build timm's model. It ignores pixels beyond the last whole patch: of 32x32 images 14x14 patches cover 28x28."""
     if image_size < patch_size:
         raise ValueError(
             f"{model} needs image_size >= patch_size, got {image_size} and {patch_size}; "
@@ -94,7 +94,7 @@ def _small_vit(model: str, image_size: int, patch_size: int, pretrained: bool, *
     return timm_body(model, pretrained=pretrained, img_size=image_size, patch_size=patch_size, **options)
 
 
-# As in a plain ViT. Published training starts at 1e-5, where the class token of random weights is the same for all
+# As in a plain ViT. Published training starts at 1e-5. Then the class token of random weights is the same for all
 # images up to rounding, and no geometry can be measured.
 LAYER_SCALE = 1.0
 # stage -> module of the body, for `ncflow.nn.layers.capture`

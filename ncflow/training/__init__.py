@@ -1,4 +1,4 @@
-"""Training and analysis: the only home of Accelerate."""
+"""Training and analysis: the only package that uses Accelerate."""
 
 from accelerate.utils import set_seed
 

@@ -2,8 +2,8 @@
 
 L layers have weights W_l (out, in). With scales s_l = √(out/in), and G the mean over the layers of s_l ‖∇_l‖_F, a step
 is W_l ← W_l - gain · (η/L) · s_l · ∇_l/‖∇_l‖_F, where η = log((1 + √(1 + 4G))/2) minimizes a bound on the loss. Kernels
-(out, in, k_y, k_x) are such a matrix at each of their k_y k_x taps: every tap has a norm of its own, which G sums, and
-all share s_l = √(out/(in k_y k_x)). Bernstein, Mingard, Huang, Azizan and Yue 2023.
+(out, in, k_y, k_x) are such a matrix at each of their k_y k_x taps. Every tap has its own norm, and G sums these norms.
+All taps share s_l = √(out/(in k_y k_x)). Bernstein, Mingard, Huang, Azizan and Yue 2023.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ncflow.geometry.frames import random_orthonormal
 
 
 class AGD(torch.optim.Optimizer):
-    """Automatic gradient descent for weight matrices and convolution kernels; other parameters are refused.
+    """Automatic gradient descent for weight matrices and convolution kernels alone.
 
-    The derivation has no biases and no norms' scales and shifts: `remove_affine` builds models without. There is no
+    The derivation has no biases and no norms' scales and shifts; `remove_affine` removes them from a model. There is no
     learning rate, weight decay or momentum. `gain` multiplies every step: 1 is the derivation's, 10 that of Markou,
-    Ajanthan and Gould 2024. It stands as "lr" in the parameter groups, where a schedule finds it. Weights should
-    start at `orthogonal_init`.
+    Ajanthan and Gould 2024. The parameter groups store it as "lr", where a schedule finds it. Weights should start at
+    `orthogonal_init`. Raises ValueError for other parameters.
     """
 
     def __init__(self, parameters: Iterable[Any], *, gain: float = 10.0) -> None:
@@ -35,7 +35,7 @@ class AGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; returns what `closure` returned, if given. Layers without a gradient do not count."""
+        """Do one update; return the result of `closure`, if given. Layers without a gradient do not count."""
         result = None if closure is None else torch.enable_grad()(closure)()
         layers = [(p, group["lr"]) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not layers:
@@ -44,7 +44,7 @@ class AGD(torch.optim.Optimizer):
         rate = automatic_rate(gradient_summary) / len(layers)
         for p, gain in layers:
             norms = _tap_norms(p.grad)
-            direction = torch.where(norms > 0, p.grad / norms, 0.0)  # a tap without a gradient stays where it is
+            direction = torch.where(norms > 0, p.grad / norms, 0.0)  # a tap without a gradient does not move
             p.sub_(gain * rate * layer_scale(p) * direction)
         return result
 
@@ -62,9 +62,9 @@ def layer_scale(weight: Tensor) -> float:
 
 @torch.no_grad()
 def orthogonal_init(parameters: Iterable[nn.Parameter], *, generator: torch.Generator | None = None) -> None:
-    """Start weights, in place, where AGD's derivation starts: Haar-random, all singular values at the layer scale.
+    """Initialize weights, in place, as AGD's derivation does: Haar-random, all singular values at the layer scale.
 
-    Of a kernel, every tap is such a matrix. Parameters that require no gradient stay as they are.
+    For a kernel, every tap is such a matrix. Parameters that require no gradient stay unchanged.
     """
     weights = [parameter for parameter in parameters if parameter.requires_grad]
     _refuse_other_than_weights(weights)
@@ -75,12 +75,12 @@ def orthogonal_init(parameters: Iterable[nn.Parameter], *, generator: torch.Gene
 
 
 def remove_affine(module: nn.Module) -> nn.Module:
-    """Take every bias, and every norm's scale and shift, out of a module, in place; returns it.
+    """Remove every bias, and every norm's scale and shift, from a module, in place; return it.
 
-    At the usual initialization, scales 1 and biases 0, norms compute what they computed before.
+    At the usual initialization, scales 1 and biases 0, the norms' outputs stay the same.
     """
     for part in module.modules():
-        if part._parameters.keys() & {"bias", "in_proj_bias"}:  # a vector alone is something else, such as a PReLU's
+        if part._parameters.keys() & {"bias", "in_proj_bias"}:  # not a module with a vector alone, such as a PReLU
             for name in ("weight", "bias", "in_proj_bias"):
                 parameter = part._parameters.get(name)
                 if parameter is not None and parameter.ndim == 1:
@@ -89,7 +89,7 @@ def remove_affine(module: nn.Module) -> nn.Module:
 
 
 def _semi_orthogonal(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
-    """(rows, columns) with orthonormal columns or, where those are more, orthonormal rows."""
+    """(rows, columns) with orthonormal columns or, if there are more columns than rows, orthonormal rows."""
     if rows < columns:
         return _semi_orthogonal(columns, rows, generator).mT
     return random_orthonormal(rows, columns, generator=generator, dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""One forward over a split gives its features, its logits and every metric; always in float32 and eval mode.
+"""Evaluation: one forward over a split gives its features, its logits and every metric, in float32 and eval mode.
 
-Float32 whatever the training precision: bfloat16 features would put a floor under the collapse that is measured.
+It is float32 for every training precision, because bfloat16 rounding would limit the collapse that can be measured.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics by name, logits (N, K) and targets (N,) in stored order, class_means (K, d) with NaN for absent classes.
+    """Results on one split: metrics by name, logits (N, K) and targets (N,) in stored order, and two kinds of means.
 
-    sample_mean (d,) is μ_N, the drift vector.
+    class_means (K, d) has NaN for absent classes. sample_mean (d,) is μ_N, the drift vector.
     """
 
     metrics: dict[str, float]
@@ -57,11 +57,11 @@ class Splits:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is measured, and after how many epochs; the last epoch is always measured.
+    """Selects the measurements, and after how many epochs they run; they always run after the last epoch.
 
-    layers: layers/<layer>/drift and layers/<layer>/nc1 of every stage of the backbone, from the same forward.
-    solver: head/<name> of the head's solver, too. posthoc_tau: posthoc/<name>, the accuracies of logits that are
-    adjusted post hoc by the training class sizes. objective: its value, and its gap to theory, on the train split.
+    layers: layers/<layer>/drift and layers/<layer>/nc1 of every stage of the backbone, from the same forward. solver:
+    also head/<name> of the head's solver. posthoc_tau: posthoc/<name>, the accuracies of logits adjusted post hoc by
+    the training class sizes. objective: its value, and its gap to theory, on the train split.
     """
 
     every: int = 1
@@ -80,10 +80,10 @@ def evaluate(
     analysis: Analysis = Analysis(),
     accelerator: Accelerator | None = None,
 ) -> Evaluation:
-    """Every metric of a classifier on one split; each sample counts once, over however many processes.
+    """Return every metric of a classifier on one split. Each sample counts once, for any number of processes.
 
-    class_counts (K,) are those of the training split. train_means (K, d) are its class means; None says that this is
-    the training split itself, which has the objective; logits are adjusted on the other splits.
+    class_counts (K,) are those of the training split, and train_means (K, d) its class means. None means that this is
+    the training split itself. Only the training split has the objective; logits are adjusted only on the other splits.
     """
     features, logits, by_layer = extract(classifier, batches, layers=analysis.layers)
     features, logits = gather_rows(accelerator, features), gather_rows(accelerator, logits)
@@ -115,10 +115,10 @@ def evaluate_splits(
     *,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Evaluation]:
-    """{"train": …, "test": …} and, where there is a validation part, "val".
+    """Return {"train": …, "test": …} and, if there is a validation split, "val".
 
-    Unseen samples are compared with the class means of training. Diagnostics of the head join the metrics of the train
-    split as head/<name>.
+    Unseen samples are compared with the class means of training. The metrics of the train split include the head's
+    diagnostics as head/<name>.
     """
     measure = partial(
         evaluate, classifier, class_counts=splits.class_counts, analysis=analysis, accelerator=accelerator
@@ -135,14 +135,14 @@ def evaluate_splits(
 def extract(
     classifier: Classifier, batches: Batches, *, layers: bool = False
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Features (N, d), logits (N, K) and, if asked for, pooled features (N, d_l) of every stage, from one forward.
+    """Return features (N, d), logits (N, K) and, with `layers`, pooled features (N, d_l) of every stage.
 
-    Of this process's share of a split, in stored order.
+    All come from one forward over this process's share of a split, in stored order.
     """
     count = len(batches.share)
-    if not count:  # fewer samples than processes: the first one's tell the widths, and none of them counts
+    if not count:  # fewer samples than processes: the first process's give the widths, and are dropped
         batches = replace(batches, process_index=0)
-    rows: list[Tensor] = []  # filled batch by batch: parts to be joined would need the memory twice
+    rows: list[Tensor] = []  # filled batch by batch, since joining parts needs twice the memory
     done = 0
     watch: AbstractContextManager[dict[str, Tensor]] = capture(classifier.backbone) if layers else nullcontext({})
     with _evaluating(classifier), watch as pooled:
@@ -158,7 +158,7 @@ def extract(
 
 
 def logit_metrics(prefix: str, logits: Tensor, targets: Tensor, class_counts: Sequence[int]) -> dict[str, float]:
-    """The accuracies of logits (N, K), as <prefix>/<name>."""
+    """Return the accuracies of logits (N, K), as <prefix>/<name>."""
     ranks = (logits > logits.gather(1, targets.unsqueeze(1))).sum(1)
     counts = torch.tensor(class_counts, dtype=torch.float64, device=logits.device)
     values = accuracies(logits.argmax(1), ranks, targets, counts)
@@ -166,14 +166,14 @@ def logit_metrics(prefix: str, logits: Tensor, targets: Tensor, class_counts: Se
 
 
 def layer_metrics(layer: str, features: Tensor, targets: Tensor, num_classes: int) -> dict[str, float]:
-    """Drift ‖μ_N‖ and nc1/pinv of one layer's pooled features (N, d_l)."""
+    """Return drift ‖μ_N‖ and nc1/pinv of one layer's pooled features (N, d_l)."""
     chosen = {"drift": "drift/norm", "nc1": "nc1/pinv"}
     metrics = collapse_metrics(features, targets, num_classes=num_classes, only=chosen.values())
     return {f"layers/{layer}/{short}": metrics[name] for short, name in chosen.items() if name in metrics}
 
 
 def gather_rows(accelerator: Accelerator | None, rows: Tensor) -> Tensor:
-    """The rows of all processes, in the order of the processes; every process gets all of them."""
+    """Return the rows of all processes, in the order of the processes; every process gets all of them."""
     if accelerator is None or accelerator.num_processes == 1:
         return rows
     lengths = accelerator.gather(torch.tensor([len(rows)], device=rows.device)).tolist()
@@ -184,7 +184,7 @@ def gather_rows(accelerator: Accelerator | None, rows: Tensor) -> Tensor:
 
 @contextmanager
 def _evaluating(classifier: Classifier) -> Iterator[None]:
-    """Eval mode, module by module, and convolutions in full float32 where a GPU would round to TF32."""
+    """Set eval mode, and full float32 convolutions where a GPU would round to TF32. Restore each module's mode."""
     modes = [(module, module.training) for module in classifier.modules()]
     classifier.eval()
     try:

@@ -1,4 +1,4 @@
-"""Faults of the machine, said so that the user knows what to change."""
+"""Faults of the machine, reported with the setting that the user can change."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class OutOfMemory(MemoryError):
 
 @contextmanager
 def explained_faults(*, batch_size: int | str, precision: str) -> Iterator[None]:
-    """Inside, running out of memory raises OutOfMemory with the options that need less of it, and a disk is named."""
+    """Inside, running out of memory raises OutOfMemory with options that need less; a disk error names its file."""
     try:
         yield
-    except OutOfMemory:  # one that has been told already
+    except OutOfMemory:  # already explained
         raise
     except OSError as error:
         if error.errno not in UNWRITABLE:
@@ -34,7 +34,7 @@ def explained_faults(*, batch_size: int | str, precision: str) -> Iterator[None]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or on a CPU, where torch raises RuntimeErrors that only their text tells."""
+    """Return whether memory ran out, on a GPU or on a CPU. On a CPU only the text of torch's RuntimeErrors shows it."""
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in PHRASES)
 
 

@@ -1,4 +1,4 @@
-"""Where a run computes and in which precision: Accelerate's processes, and what `auto` means on this machine."""
+"""Device and precision of a run: Accelerate's processes, and the meaning of `auto` on this machine."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from ncflow.training.meeting import meet
 
 
 def create_accelerator(device: str = "auto") -> Accelerator:
-    """The processes that this run was launched with, each on its GPU if there are any, unless `device` is "cpu"."""
+    """Return the Accelerator of this run's processes, each on its GPU if there are any, unless `device` is "cpu".
+
+    Raises ValueError if the launch does not fit this machine.
+    """
     if engines := [name for name in ENGINES if os.environ.get(name, "").lower() in ("true", "1")]:
         raise ValueError(
             f"expected processes that each hold the whole model, got {engines[0]}={os.environ[engines[0]]}; unset it, "
             "or choose no such engine in `accelerate config`"
         )
-    if not torch.distributed.is_initialized():  # several runs in one process: each decides anew
+    if not torch.distributed.is_initialized():  # several runs in one process: each chooses again
         AcceleratorState._reset_state(reset_partial_state=True)
     cpu = device == "cpu" or not torch.cuda.is_available()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as launchers tell
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by launchers
     if not cpu and here > torch.cuda.device_count():
         raise ValueError(
             f"expected a GPU for each of the {here} processes on this machine, got {torch.cuda.device_count()}; "
@@ -36,14 +39,14 @@ def create_accelerator(device: str = "auto") -> Accelerator:
     if accelerator.num_processes == 1 and _several_were_asked_for():
         raise ValueError(
             "asked for several processes, but `accelerate launch` started one, as it does without several GPUs (it set "
-            "MASTER_ADDR and no RANK); ask for them with ncflow train --processes or torchrun --nproc_per_node, or for "
+            "MASTER_ADDR and no RANK); start them with ncflow train --processes or torchrun --nproc_per_node, or "
             "one with accelerate launch --num_processes 1 and no MASTER_ADDR"
         )
     return accelerator
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16: the precision asked for, or for "auto" bfloat16 where the hardware multiplies in it.
+    """Return fp32, bf16 or fp16: the requested one, or for "auto" bf16 where the hardware multiplies in it.
 
     Raises ValueError for fp16 on a CPU, where it would silently run in float32.
     """
@@ -56,31 +59,31 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The autocast context of a precision; none for fp32."""
+    """Return the autocast context of a precision; disabled for fp32."""
     dtype = DTYPES[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep the memory that it frees, for what it allocates next; whether the allocator agreed.
+    """Make this process keep the memory that it frees, for later use; return whether the allocator agreed.
 
-    glibc gives large blocks back to the system at once, and each training step then gets the same ones anew, page by
-    page and zeroed. Kept, they cost some more memory. Other allocators, and GPUs, keep theirs anyway.
+    glibc returns large blocks to the system at once. Each training step then gets the same blocks again, page by page
+    and zeroed. Keeping them costs some more memory. Other allocators, and GPUs, keep theirs anyway.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     return mallopt is not None and all(mallopt(option, value) == 1 for option, value in KEEP_ALL.items())
 
 
 def reproducible_convolutions(*, allow_tf32: bool) -> AbstractContextManager[None]:
-    """cuDNN by algorithms that give the same bits every time; `allow_tf32` lets them round float32 inputs to TF32."""
+    """Context: cuDNN gives the same bits every time; `allow_tf32` lets it round float32 inputs to TF32."""
     flags = torch.backends.cudnn.flags
     return flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=allow_tf32)
 
 
 def _several_were_asked_for() -> bool:
-    """Whether Accelerate's launcher, whose number reaches no one, has told this process where it would meet others.
+    """Return whether Accelerate's launcher set an address to meet other processes, but no number of them.
 
-    It tells so with two or more alone, and starts as many only on GPUs or by MPI.
+    It sets the address only for two or more, and starts as many only on GPUs or by MPI.
     """
     told, ranked = {LAUNCHED, "MASTER_ADDR"} <= os.environ.keys(), {"RANK", "WORLD_SIZE"} & os.environ.keys()
     return told and not ranked
@@ -96,9 +99,9 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# What Accelerate's launcher sets for engines that divide a model among processes.
+# Accelerate's launcher sets these for engines that divide a model among processes.
 ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
-LAUNCHED = "ACCELERATE_DYNAMO_MODE"  # what `accelerate launch` always sets, and hardly anyone else
+LAUNCHED = "ACCELERATE_DYNAMO_MODE"  # `accelerate launch` always sets it, and few others do
 
-# <malloc.h>: M_MMAP_MAX 0, no block is a mapping of its own; M_TRIM_THRESHOLD -1, the heap never shrinks
+# <malloc.h>: M_MMAP_MAX 0, no block has its own mapping; M_TRIM_THRESHOLD -1, the heap never shrinks
 KEEP_ALL = {-4: 0, -1: -1}

@@ -1,4 +1,4 @@
-"""The training loop, a generator: whoever consumes it logs, saves or stops. One record an epoch."""
+"""The training loop, a generator: its consumer logs, saves or stops. It yields one record an epoch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What happened in one epoch, counted from 1. `analysis` is empty, or the Evaluation of each split.
+    """The results of one epoch, counted from 1. `analysis` is empty, or the Evaluation of each split.
 
-    loss and accuracy are means over the samples as training saw them, before each step; seconds are those of training.
-    state() is what `fit` needs to go on from here: to be called, by every process, before the next record is asked for.
+    loss and accuracy are means over the samples in training mode, before each step; seconds are the training time.
+    state() returns what `fit` needs to resume from here. To use it, every process calls it before the next record.
     """
 
     epoch: int
@@ -44,7 +44,7 @@ class EpochRecord:
 
 
 class Diverged(FloatingPointError):
-    """The loss, or what an analysis measures, is not finite any more."""
+    """The loss, or a quantity that an analysis measures, is no longer finite."""
 
 
 def fit(
@@ -60,12 +60,12 @@ def fit(
     accelerator: Accelerator | None = None,
     resume: State | None = None,
 ) -> Iterator[EpochRecord]:
-    """Train in place and yield an EpochRecord after every epoch, with what `analysis` asks for.
+    """Train in place and yield an EpochRecord after every epoch, with the measurements that `analysis` selects.
 
     Test and validation splits are only measured. `schedule` maps the share of epochs done, in [0, 1), to a factor of
-    the learning rate. Several processes, each with its share of the batches, train as one does with all of them, as
-    long as the criterion is a mean over samples. `resume`, the state() of a record, continues after it: on a CPU with
-    the bits of a run that never stopped.
+    the learning rate. Several processes, each with its share of the batches, train as one process does with all of
+    them. This holds if the criterion is a mean over samples. `resume`, the state() of a record, continues after that
+    record. On a CPU the result has the same bits as an uninterrupted run.
 
     Raises Diverged, naming epoch, step and learning rate, when the loss or the features of an analysis are not finite.
 
@@ -101,10 +101,10 @@ def fit(
         seconds = time.perf_counter() - started
         measured = {}
         if epoch % analysis.every == 0 or epoch == epochs:
-            broadcast(list(classifier.buffers()))  # those of the first process are the model's, here as in training
+            broadcast(list(classifier.buffers()))  # use the first process's, as in training
             try:
                 measured = evaluate_splits(classifier, splits, analysis, accelerator=accelerator)
-            except OutOfRange as error:  # in every process: each measures the features of all
+            except OutOfRange as error:  # in every process, since each measures all features
                 raise _diverged(error.args[0], f"at epoch {epoch}", optimizer) from error
         rate = base_rates[0] * factor
         state = partial(collect_state, epoch, classifier, optimizer, scaler)
@@ -121,22 +121,22 @@ def _train_epoch(
     accelerator: Accelerator,
     epoch: int,
 ) -> tuple[float, float]:
-    """One pass over the batches; mean loss and accuracy over all samples of all processes."""
+    """Train on every batch once; return mean loss and accuracy over all samples of all processes."""
     model.train()
     losses, hits = [], []
     try:
         for (images, targets), size in zip(train.shuffled(epoch), train.sizes, strict=True):
             loss, hit = compute(images, targets)
-            loss = loss * (len(targets) / size)  # a part of the mean over the samples of all processes
-            losses.append(sum_over_processes(loss.detach()))  # the same in each: if one diverges, all stop
+            loss = loss * (len(targets) / size)  # its part of the mean over all processes' samples
+            losses.append(sum_over_processes(loss.detach()))  # the same in every process: if one diverges, all stop
             hits.append(hit)
-            if accelerator.device.type == "cpu":  # on a GPU looking at every loss would stall the queue: once an epoch
+            if accelerator.device.type == "cpu":  # on a GPU reading every loss would stall the queue
                 _refuse_if_diverged(losses[-1:], epoch, len(losses), optimizer)
             optimizer.zero_grad()
-            accelerator.backward(scaler.scale(loss * accelerator.num_processes))  # the mean over them is the sum
+            accelerator.backward(scaler.scale(loss * accelerator.num_processes))  # DDP averages; this sums
             scaler.step(optimizer)
             scaler.update()
-    except OutOfRange:  # the geometry of features that are not finite, in every process
+    except OutOfRange:  # features that are not finite, in every process
         losses.append(torch.tensor(torch.nan, device=accelerator.device))
     _refuse_if_diverged(losses, epoch, 1, optimizer)
     weights = torch.tensor(train.sizes, dtype=torch.float64, device=accelerator.device)
@@ -146,7 +146,7 @@ def _train_epoch(
 
 
 def _refuse_if_diverged(losses: list[Tensor], epoch: int, step: int, optimizer: torch.optim.Optimizer) -> None:
-    """Raise at the first loss that is not finite; `step` is the number of the first of them."""
+    """Raise Diverged at the first loss that is not finite; `step` is the number of the first loss."""
     finite = torch.isfinite(torch.stack(losses))
     if not bool(finite.all()):
         step += int((~finite).int().argmax())

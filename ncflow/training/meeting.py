@@ -1,4 +1,4 @@
-"""Processes that a launcher started meet before they train: soon, or with a message that names what was expected."""
+"""Processes of one launch connect before they train, or fail with a message that names the expected ones."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import torch
 from torch.distributed.rendezvous import rendezvous
 
 WAIT = "NCFLOW_WAIT"  # seconds to wait for the other processes
-PATIENCE, SILENCE = 300.0, 10.0  # so long by default, and so long before it is said
-COLLECTIVES = timedelta(minutes=30)  # how long a collective may take, in which one process may be writing files
-MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # how MPI tells the number of processes
-LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets, all of them
+PATIENCE, SILENCE = 300.0, 10.0  # seconds: the default wait, and the wait before it is logged
+COLLECTIVES = timedelta(minutes=30)  # limit of a collective; meanwhile one process may be writing files
+MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # MPI's variables of the number of processes
+LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # a launcher sets all of them
 
 
 def meet(*, cpu: bool) -> None:
     """Form the process group that the environment describes, if it describes several processes.
 
-    Raises ValueError for an environment that contradicts itself, and where the others do not come: leftovers of another
-    launch look just like that. Until the group is up, SIGTERM and Ctrl-C end the process at once.
+    Raises ValueError if the environment contradicts itself, or if the others do not connect. Variables left over from
+    another launch look the same. Until the group is up, SIGTERM and Ctrl-C end the process at once.
     """
     world = launched_processes()
     if world == 1 or torch.distributed.is_initialized():
@@ -47,13 +47,16 @@ def meet(*, cpu: bool) -> None:
             )
         except (RuntimeError, TimeoutError) as error:  # torch's DistStoreError is one
             raise ValueError(
-                f"expected {expected}, got no answer from all of them within {seconds:g} s; start the others too, set "
+                f"expected {expected}, got fewer within {seconds:g} s; start the others too, set "
                 f"{WAIT} to wait longer, or unset {', '.join(LAUNCH)} to train in one process"
             ) from error
 
 
 def launched_processes() -> int:
-    """How many processes a launcher says there are; ValueError where its variables are incomplete or contradict."""
+    """Return the number of processes that a launcher started.
+
+    Raises ValueError if its variables are incomplete or contradict each other.
+    """
     given = {name: os.environ[name] for name in LAUNCH if os.environ.get(name)}
     for name in MPI:
         if _number(name, os.environ.get(name, "1")) > 1 and "WORLD_SIZE" not in given:
@@ -79,12 +82,12 @@ def launched_processes() -> int:
 
 
 def _wait_for_all(store: Any, world: int, seconds: float) -> None:
-    """Return once every process has said that it is here."""
+    """Return once every process has registered."""
     key, until = f"ncflow/here/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", time.monotonic() + seconds
     here = store.add(key, 1)
     while here < world:
         if time.monotonic() > until:
-            raise TimeoutError(f"{here} of {world} came")
+            raise TimeoutError(f"{here} of {world} connected")
         time.sleep(0.05)
         here = store.add(key, 0)
 
@@ -107,7 +110,7 @@ def _number(name: str, text: str) -> int:
 
 @contextmanager
 def _default_signals() -> Iterator[None]:
-    """Inside, signals do what the system does: Python's handlers cannot run while C++ waits."""
+    """Inside, signals have the system's default effect, because Python's handlers cannot run while C++ waits."""
     main = threading.current_thread() is threading.main_thread()
     numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if main and signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
@@ -120,7 +123,7 @@ def _default_signals() -> Iterator[None]:
 
 @contextmanager
 def _said(text: str, *, after: float) -> Iterator[None]:
-    """Say it, if what is inside takes longer."""
+    """Log the text if the code inside takes longer."""
     timer = threading.Timer(after, lambda: logging.getLogger("ncflow").warning("%s", text))
     timer.daemon = True
     timer.start()

@@ -1,12 +1,12 @@
-"""What training minimizes, batch by batch; and the same for unconstrained features, as a whole.
+"""The objective of training: the loss of a batch, and the full objective of unconstrained features.
 
 `Objective` is the loss of a batch. `FeatureObjective` is the regularized objective of unconstrained features, at the
-features and the classifier that were measured:
+measured features and classifier:
 
     criterion(logits, targets) + drift ‖μ_N‖² + (λ_h/2) mean ‖h‖² + (λ_W/2) ‖θ‖² + (λ_H/2) Σ ‖h‖²
 
-Features h (N, d) are those of all training samples, θ the parameters of the head that decay. It is what training
-minimizes where nothing else decays: for free features, and for networks whose head alone has weight decay.
+Features h (N, d) are those of all training samples, θ the parameters of the head that decay. Training minimizes it if
+nothing else decays: for free features, and for networks whose head alone has weight decay.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ncflow.training.optimizers import DECAYS
 class Objective:
     """criterion(logits, targets) + drift_weight·‖batch mean of features‖² + feature_weight·feature_penalty(features).
 
-    `deferred` is a share of the training, in [0, 1], and the criterion that replaces the first one from there on.
+    `deferred` is a share of the training, in [0, 1], and the criterion that applies from then on.
     """
 
     criterion: Loss
@@ -36,7 +36,7 @@ class Objective:
     feature_weight: float = 0.0
 
     def __call__(self, logits: Tensor, features: Tensor, targets: Tensor, *, progress: float = 0.0) -> Tensor:
-        """The loss of a batch, logits (B, K), features (B, d) and targets (B,), after a share of the training."""
+        """Return the loss of logits (B, K), features (B, d) and targets (B,), after a share of the training."""
         late = self.deferred is not None and progress >= self.deferred[0]
         criterion = self.deferred[1] if self.deferred is not None and late else self.criterion
         loss = criterion(logits, targets)
@@ -49,9 +49,10 @@ class Objective:
 
 @dataclass(frozen=True)
 class FeatureObjective:
-    """What full-batch training minimizes: λ_W is `weight_decay`, λ_H `row_decay`, λ_h `feature_weight`.
+    """The objective of full-batch training: λ_W is `weight_decay`, λ_H `row_decay`, λ_h `feature_weight`.
 
-    `decay` says which of the head's parameters decay, as in `parameter_groups`; `optimum` is that of theory, if any.
+    `decay` selects the parameters of the head that decay, as in `parameter_groups`. `optimum` is that of theory, if
+    any.
     """
 
     criterion: Loss
@@ -64,7 +65,7 @@ class FeatureObjective:
 
     @torch.no_grad()
     def __call__(self, features: Tensor, targets: Tensor, head: Head) -> dict[str, float]:
-        """objective/value and, where theory has the minimum, objective/gap: how far above it, >= 0 up to rounding."""
+        """Return objective/value and, if theory has the minimum, objective/gap: its excess, >= 0 up to rounding."""
         value = self.value(features, targets, head).item()
         return {"objective/value": value} | ({} if self.optimum is None else {"objective/gap": value - self.least})
 
@@ -78,7 +79,7 @@ class FeatureObjective:
 
     @property
     def least(self) -> float:
-        """The objective at theory's optimum, class by class: all samples of a class have one feature."""
+        """The objective at theory's optimum, summed by class, since all samples of a class have one feature."""
         assert self.optimum is not None
         counts = self.optimum.class_counts
         labels = torch.arange(len(counts), device=counts.device)
@@ -90,7 +91,7 @@ class FeatureObjective:
         return (counts @ losses / counts.sum() + (decay + rows) / 2).item()
 
     def _decayed(self, head: Head) -> Tensor:
-        """‖θ‖² of the head's parameters that decay."""
+        """Return ‖θ‖² of the head's parameters that decay."""
         decays = DECAYS[self.decay]
         squares = [p.double().square().sum() for name, p in head.named_parameters("head") if decays(name, p)]
         return sum(squares, start=torch.zeros((), dtype=torch.float64, device=head.weight.device))

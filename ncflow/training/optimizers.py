@@ -1,4 +1,4 @@
-"""Optimizers, what they decay, and learning-rate schedules by name, each really itself."""
+"""Optimizers, choices of decayed parameters, and learning-rate schedules, by name."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ Schedule = Callable[[float], float]
 
 
 def create_optimizer(name: str, parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
-    """The optimizer called `name` of parameters, or of `parameter_groups`.
+    """Return the optimizer called `name` of parameters, or of `parameter_groups`.
 
-    Options it does not have are refused, None leaves the optimizer's own default.
+    None leaves the optimizer's own default. Raises ValueError for options that it does not have.
     """
     optimizer = lookup(OPTIMIZERS, name, "optimizer")
     chosen = {option: value for option, value in options.items() if value is not None}
     for option, reason in REFUSALS.get(name, {}).items():
-        if (value := chosen.pop(option, 0)) != 0:  # none is what zero means
+        if (value := chosen.pop(option, 0)) != 0:  # zero means the same as no option
             raise ValueError(f"optimizer '{name}' takes no {option}, got {value}: {reason}")
     check_options(optimizer, chosen, f"optimizer '{name}'")
     with explained_options(f"optimizer '{name}'", chosen):
         try:
             return optimizer(list(parameters), **chosen)
-        except ValueError as error:  # torch's, which names neither the optimizer nor what else was chosen
+        except ValueError as error:  # torch's error names neither the optimizer nor the other options
             raise TypeError(error) from error
 
 
 def parameter_groups(module: nn.Module, *, decay: str = "all") -> list[dict[str, Any]]:
-    """The trainable parameters of a module in up to two groups: those with the optimizer's weight decay, those without.
+    """Return a module's trainable parameters in up to two groups: with the optimizer's weight decay, and without.
 
-    `decay` says which have it: "all"; "matrices", all but biases and norms' scales and shifts; "head", those of
-    the classifier head alone, the weight decay of the unconstrained-feature model, whose other half is the penalty
-    on features.
+    `decay` selects the parameters with weight decay. "all" selects all. "matrices" selects all but biases and norms'
+    scales and shifts. "head" selects those of the classifier head alone. That is the weight decay of the
+    unconstrained-feature model, whose other half is the penalty on features.
     """
     decays = lookup(DECAYS, decay, "choice of decayed parameters")
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
@@ -51,17 +51,17 @@ def parameter_groups(module: nn.Module, *, decay: str = "all") -> list[dict[str,
 
 
 def initialize(name: str, module: nn.Module) -> None:
-    """Start a module's weights, in place, where the optimizer called `name` needs them; most take them as they are."""
+    """Initialize a module's weights, in place, if the optimizer called `name` needs it; most do not."""
     lookup(OPTIMIZERS, name, "optimizer")
     if name in INITIALIZATIONS:
         INITIALIZATIONS[name](module.parameters())
 
 
 def create_schedule(name: str, *, warmup: float = 0.0, **options: Any) -> Schedule:
-    """The schedule called `name`: share of the training done, in [0, 1) -> factor of the learning rate.
+    """Return the schedule called `name`: share of the training done, in [0, 1) -> factor of the learning rate.
 
-    Over its first `warmup` share the factor also rises from a tenth to one in proportion. Goyal et al. 2017. Options
-    that a schedule does not have, or out of their range, are refused.
+    Over the first `warmup` share a second factor rises linearly from 0.1 to 1. Goyal et al. 2017. Raises ValueError for
+    options that a schedule does not have, and for values out of range.
     """
     schedule = lookup(SCHEDULES, name, "schedule")
     check_options(schedule, options, f"schedule '{name}'")
@@ -69,7 +69,7 @@ def create_schedule(name: str, *, warmup: float = 0.0, **options: Any) -> Schedu
     with explained_options(f"schedule '{name}'", options | {"warmup": warmup}):
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is a share of the training in [0, 1), got {warmup}")
-        chosen(0.0)  # so that options out of range are refused here, not in the first epoch
+        chosen(0.0)  # reject options out of range before the first epoch
     return partial(_warmed_up, schedule=chosen, warmup=warmup) if warmup else chosen
 
 
@@ -108,7 +108,7 @@ def cosine(progress: float) -> float:
 
 
 def step(progress: float, *, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1) -> float:
-    """Times `gamma` at each milestone, a share of the training: a tenth after half, a hundredth after three quarters.
+    """Multiply by `gamma` at each milestone, a share of the training; by default 0.1 after 1/2, 0.01 after 3/4.
 
     He et al. 2016. For a decay every 40 of 200 epochs, milestones 0.2, 0.4, 0.6 and 0.8.
     """
@@ -120,16 +120,16 @@ def step(progress: float, *, milestones: Sequence[float] = (0.5, 0.75), gamma: f
 
 
 def exponential(progress: float, *, final: float = 0.01) -> float:
-    """A geometric fall from 1 to `final` at the end: final^progress."""
+    """Geometric decay from 1 to `final` at the end: final^progress."""
     if not 0 < final <= 1:
         raise ValueError(f"schedule 'exponential' needs final in (0, 1], got {final}")
     return float(final**progress)
 
 
 def one_cycle(progress: float, *, peak: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4) -> float:
-    """Half cosines from 1/div_factor up to 1 at the share `peak`, down to where it began at 2·peak, then to nearly 0.
+    """Half cosines from 1/div_factor up to 1 at the share `peak`, down to the start at 2·peak, then to nearly 0.
 
-    It ends at 1/(div_factor·final_div_factor); momentum stays as it is. Smith and Topin 2018, in three phases.
+    It ends at 1/(div_factor·final_div_factor); momentum does not change. Smith and Topin 2018, in three phases.
     """
     if not 0 < peak < 0.5 or not div_factor >= 1 or not final_div_factor >= 1:
         raise ValueError(
@@ -144,7 +144,7 @@ def one_cycle(progress: float, *, peak: float = 0.3, div_factor: float = 25.0, f
 
 
 def constant(progress: float) -> float:
-    """The same rate throughout."""
+    """The same learning rate throughout."""
     return 1.0
 
 
@@ -159,21 +159,21 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": rmsprop,
     "agd": agd,
 }
-# optimizer -> option that others have -> why it has none
+# optimizer -> option of other optimizers -> why this one lacks it
 REFUSALS: dict[str, dict[str, str]] = {
     "agd": {
         "lr": "its step follows from the gradients; leave lr null, and scale the step by gain",
         "weight_decay": "its derivation has none; leave weight_decay null or 0",
     }
 }
-# Whose weight decay λ is the gradient of (λ/2)‖θ‖², a term of the objective. AdamW's is decoupled: where it rests,
-# no such objective is least.
+# Optimizers whose weight decay λ is the gradient of (λ/2)‖θ‖², a term of the objective. AdamW's is decoupled: its fixed
+# points do not minimize such an objective.
 L2_DECAY = frozenset({"sgd", "adam", "rmsprop"})
-# Who divide a step by the size of recent ones: what mini-batches average to is not the step of all samples.
+# Optimizers that divide a step by the size of recent ones: mini-batch steps do not average to the full-batch step.
 ADAPTIVE = frozenset({"adam", "adamw", "rmsprop"})
-# optimizer -> the start that it is derived for, of parameters in place
+# optimizer -> the initialization, in place, that it is derived for
 INITIALIZATIONS: dict[str, Callable[[Iterable[nn.Parameter]], None]] = {"agd": orthogonal_init}
-# name -> whether a parameter, by its name and itself, has weight decay
+# name -> function of a parameter and its name: whether it has weight decay
 DECAYS: dict[str, Callable[[str, nn.Parameter], bool]] = {
     "all": lambda name, parameter: True,
     "matrices": lambda name, parameter: parameter.ndim > 1,

@@ -1,7 +1,7 @@
-"""What training needs to go on after an epoch as if it had never stopped: how it is read off, put back and kept.
+"""The training state after an epoch: how it is collected, restored and stored, for an exact resumption.
 
 A state is plain data and tensors: model, optimizer, gradient scaler and every random generator of every process. The
-schedule and the order of samples need none, they are functions of the epoch.
+schedule and the order of samples need no state, because they are functions of the epoch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ncflow.files import beside, replace_folder, write_atomically
 from ncflow.tensors import read_tensors, write_tensors
 
 State = dict[str, Any]
-LIKE_PARAMETERS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg"}  # of optimizers: shaped as these are
+LIKE_PARAMETERS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg"}  # an optimizer's, shaped like parameters
 FEW = 3  # tensors of each kind that a message names
-KEPT = 2  # the newest states: where the last is damaged, the one before it is used
+KEPT = 2  # the newest states: if the last is damaged, the one before it is used
 
 
 class StateFolder:
-    """The states of one unfinished run. The folder's name says whose they are: the digests of all that decides a run.
+    """The states of one unfinished run. The folder's name holds the digests of all that decides a run.
 
-    `files` is where the run's finished files stay while it is not finished, whatever happens to its run folder.
+    `files` keeps the run's finished files until the run is finished, even if its run folder changes or disappears.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -41,7 +41,10 @@ class StateFolder:
         self.files = self.path / "files"
 
     def token(self) -> str:
-        """A name for this attempt at the run, made on first use: tracking finds by it what a killed process opened."""
+        """Return a name for this attempt at the run, created on first use.
+
+        Tracking uses it to find the run that a killed process opened.
+        """
         file = self.path / "token"
         if not file.exists():
             shutil.rmtree(self._removed, ignore_errors=True)
@@ -50,16 +53,16 @@ class StateFolder:
         return file.read_text()
 
     def write(self, state: State) -> Path:
-        """Add the state of a finished epoch; it and the one before it stay."""
+        """Add the state of a finished epoch and return its file; keep it and the one before it."""
         self.path.mkdir(parents=True, exist_ok=True)
         file = write_tensors(self._file(state["epoch"]), {"run": self.path.name, **state})
-        epochs = self._epochs()  # some may be later: those that were damaged, so that training went back
+        epochs = self._epochs()  # later ones are damaged: training resumed before them
         for other in set(epochs) - set([n for n in epochs if n <= state["epoch"]][:KEPT]):
             self._file(other).unlink()
         return file
 
     def newest(self, accelerator: Accelerator) -> State | None:
-        """The newest whole state, the same in every process, or None; damaged and foreign ones are named in a warning.
+        """Return the newest intact state, the same in every process, or None. Warn of damaged and foreign ones by name.
 
         The main process chooses; the others read the same file.
         """
@@ -69,7 +72,10 @@ class StateFolder:
         return state or (self.read(epoch) if epoch else None)
 
     def read(self, epoch: int) -> State:
-        """The state after an epoch; a ValueError names a file that is missing, damaged or of another run."""
+        """Return the state after an epoch.
+
+        Raises ValueError, naming the file, if it is missing, damaged or of another run.
+        """
         file = self._file(epoch)
         state = read_tensors(file)
         if not isinstance(state, dict) or (state.get("run"), state.get("epoch")) != (self.path.name, epoch):
@@ -77,11 +83,11 @@ class StateFolder:
         return state
 
     def leave_out(self, epoch: int, reason: str) -> None:
-        """Say that an intact state is not used."""
+        """Warn that an intact state is not used."""
         warnings.warn(f"{self._file(epoch)} does not fit this run: {reason}; it is left out", stacklevel=3)
 
     def remove(self) -> None:
-        """Delete the states of a finished run. The folder is renamed first, so that no half of it is left behind."""
+        """Delete the states of a finished run. The folder is renamed first, so no partial folder remains."""
         shutil.rmtree(self._removed, ignore_errors=True)
         self.path.rename(self._removed)
         shutil.rmtree(self._removed, ignore_errors=True)
@@ -95,7 +101,7 @@ class StateFolder:
         self.path.rename(finished)
 
     def finished_epoch(self) -> int:
-        """The epoch of the newest state; 0 without one."""
+        """The epoch of the newest state; 0 without a state."""
         return next(iter(self._epochs()), 0)
 
     def begin_after(self, finished: StateFolder) -> None:
@@ -110,7 +116,7 @@ class StateFolder:
 
     @property
     def _removed(self) -> Path:
-        """The name under which the folder is deleted."""
+        """The folder's name during deletion."""
         return self.path.with_name(f".{self.path.name}.removed")
 
     def _newest_whole(self) -> State | None:
@@ -122,7 +128,7 @@ class StateFolder:
         return None
 
     def _epochs(self) -> list[int]:
-        """The epochs there is a state of, newest first."""
+        """The epochs that have a state, newest first."""
         names = (re.fullmatch(r"epoch_(\d+)\.pt", file.name) for file in self.path.glob("epoch_*.pt"))
         return sorted((int(name[1]) for name in names if name), reverse=True)
 
@@ -136,7 +142,7 @@ def collect_state(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> State:
-    """The state after `epoch`, its tensors those of training itself; all processes call it together."""
+    """Return the state after `epoch`, with the tensors of training itself; all processes call it together."""
     return {
         "epoch": epoch,
         "model": classifier.state_dict(),
@@ -147,7 +153,7 @@ def collect_state(
 
 
 def misfit(state: State, classifier: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
-    """Why an intact state is not one of this classifier and optimizer, in a few words; None where it is."""
+    """Return in a few words why an intact state does not fit this classifier and optimizer; None if it fits."""
     if lacking := [key for key in ("model", "optimizer", "scaler", "randomness") if key not in state]:
         return f"it lacks {', '.join(lacking)}"
     if other := differing_tensors(state["model"], classifier.state_dict()):
@@ -171,7 +177,7 @@ def misfit(state: State, classifier: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def differing_tensors(found: object, expected: Mapping[str, torch.Tensor]) -> str | None:
-    """How the tensors of a checkpoint differ from those of a model, at most three of each kind; None where they fit."""
+    """Return how a checkpoint's tensors differ from a model's, at most three of each kind; None if they fit."""
     if not isinstance(found, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
         return "it is no mapping from names to tensors"
     kinds = {
@@ -198,7 +204,10 @@ def apply_state(
     scaler: torch.amp.GradScaler,
     process_index: int,
 ) -> int:
-    """Put a state back, in place; returns its epoch. A process that is new keeps the generators that it has."""
+    """Restore a state in place; return its epoch. A process without a saved state keeps its generators.
+
+    Raises ValueError for a state of another model or optimizer.
+    """
     try:
         classifier.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -211,7 +220,7 @@ def apply_state(
 
 
 def get_randomness() -> dict[str, Any]:
-    """The global generators of this process, from which layers and users' functions draw, as plain data and tensors."""
+    """Return this process's global generators, which layers and users' functions use, as plain data and tensors."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -222,7 +231,7 @@ def get_randomness() -> dict[str, Any]:
 
 
 def set_randomness(state: Mapping[str, Any]) -> None:
-    """Put back what `get_randomness` gave."""
+    """Restore the generators from the result of `get_randomness`."""
     kind, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
