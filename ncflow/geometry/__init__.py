@@ -1,4 +1,4 @@
-"""Simplex frames and the frames nearest to given class means: tensors in, tensors out, torch only."""
+"""Simplex frames, and the frames nearest to given class means. Inputs and outputs are tensors; only torch is needed."""
 
 from ncflow.geometry.frames import contrasts, from_contrasts, random_orthonormal, seli_frame, simplex_etf
 from ncflow.geometry.nearest import etf_distance, nearest_etf

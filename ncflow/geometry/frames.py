@@ -1,9 +1,9 @@
 """The frames that class means and classifier rows collapse to: simplex ETFs, and SELI under imbalance.
 
-K classes in d features; rows are classes. Everything centered lives in the K-1 dimensions orthogonal to the all-ones
-vector, so an orthonormal basis Q (K, K-1) of that space carries all of it: a simplex ETF is sqrt(K/(K-1)) Q Pᵀ with
-orthonormal columns P (d, K-1). Q is the Householder reflection of the first axis onto 1/sqrt(K) without its first
-column; applied by the two functions below in O(Kd), it is never built.
+There are K classes and d features, and rows are classes. Centered rows lie in the K-1 dimensions orthogonal to the
+all-ones vector. Q (K, K-1) is an orthonormal basis of this space. A simplex ETF is sqrt(K/(K-1)) Q Pᵀ with orthonormal
+columns P (d, K-1). Q is the Householder reflection of the first axis onto 1/sqrt(K), without its first column. The two
+functions below apply Q in O(Kd) and never build it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def from_contrasts(coordinates: Tensor) -> Tensor:
 
 
 def rounding_level(rows: Tensor, eps: float | None = None) -> Tensor:
-    """The size (...) below which differences between the rows (..., K, d) are nothing but rounding.
+    """The size (...) below which differences between the rows (..., K, d) are only rounding.
 
-    eps is the precision in which the rows came; default: that of their dtype. Half precision adds up in float32, so
-    that its numbers are rounded once and the level does not grow with K and d.
+    eps is the precision of the input, by default that of the rows' dtype. Half precision accumulates in float32, so its
+    numbers are rounded once, and the level does not grow with K and d.
     """
     eps = torch.finfo(rows.dtype).eps if eps is None else eps
     return torch.linalg.matrix_norm(rows) * (eps if eps > HALF else max(rows.shape[-2:]) * eps)
@@ -54,16 +54,17 @@ def simplex_etf(
 ) -> Tensor:
     """A simplex equiangular tight frame (K, d): unit rows with pairwise cosine -1/(K-1), W Wᵀ = K/(K-1) (I - 11ᵀ/K).
 
-    Canonical when `generator` is None: sqrt(K/(K-1)) (I - 11ᵀ/K), padded with zero columns to d (default K); for
-    d = K-1 its coordinates in the basis Q. With a generator it is rotated by a Haar-random rotation of the feature
-    space. Raises ValueError for K < 2 or d < K-1, where no simplex ETF exists. Papyan, Han and Donoho 2020.
+    Without a `generator` it is the canonical one: sqrt(K/(K-1)) (I - 11ᵀ/K), padded with zero columns to d (default K).
+    For d = K-1 it is the coordinates of that ETF in the basis Q. With a generator, the ETF is rotated by a Haar-random
+    rotation of the feature space. Raises ValueError for K < 2 or d < K-1, where no simplex ETF exists. Papyan, Han and
+    Donoho 2020.
     """
     num_features = num_classes if num_features is None else num_features
     check_whole(least=-LARGEST, num_classes=num_classes, num_features=num_features)
     check_etf_exists(num_classes, num_features, "simplex ETF")
     if generator is not None:
         frame = random_orthonormal(num_features, num_classes - 1, generator=generator, dtype=torch.float64).mT
-    elif num_features >= num_classes:  # the familiar symmetric form needs one dimension more than the ETF spans
+    elif num_features >= num_classes:  # the symmetric form needs one dimension more than the ETF spans
         frame = contrasts(torch.eye(num_classes, num_features, dtype=torch.float64))
     else:
         frame = torch.eye(num_classes - 1, dtype=torch.float64)
@@ -79,11 +80,14 @@ def random_orthonormal(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Haar-random orthonormal columns (d, k), d >= k: QR of a Gaussian matrix with the signs of R made positive."""
+    """Haar-random orthonormal columns (d, k): QR of a Gaussian matrix, with a positive diagonal of R.
+
+    Raises ValueError for d < k.
+    """
     check_whole(least=0, num_features=num_features, num_vectors=num_vectors)
     if num_features < num_vectors:
         raise ValueError(f"{num_vectors} orthonormal vectors need as many dimensions, got num_features={num_features}")
-    # Drawn on the generator's device and in float64, so that one seed gives one frame wherever it is used.
+    # Draw on the generator's device and in float64: the same seed then gives the same frame on every device.
     source = generator.device if generator is not None else device
     gaussian = torch.randn(num_features, num_vectors, generator=generator, dtype=torch.float64, device=source)
     q, r = torch.linalg.qr(gaussian)
@@ -98,9 +102,10 @@ def seli_frame(
 ) -> tuple[Tensor, Tensor]:
     """The simplex-encoded-labels interpolation for given class counts: (weight (K, K), class_means (K, K)).
 
-    With (I - J/K) D (I - J/K) = V Λ² Vᵀ and D = diag(class_counts): W Wᵀ = V Λ Vᵀ, H̄ H̄ᵀ = V Λ⁺ Vᵀ, W H̄ᵀ = I - J/K. The
-    optimum of unconstrained features as the regularization vanishes; a simplex ETF when balanced. Every count must
-    be positive. Thrampoulidis, Kini, Vakilian and Behnia 2022.
+    With (I - J/K) D (I - J/K) = V Λ² Vᵀ and D = diag(class_counts): W Wᵀ = V Λ Vᵀ, H̄ H̄ᵀ = V Λ⁺ Vᵀ, W H̄ᵀ = I - J/K.
+    It is the optimum of unconstrained features as the regularization vanishes. For balanced classes it is a simplex
+    ETF. Raises ValueError for fewer than two classes or a count that is not positive. Thrampoulidis, Kini, Vakilian
+    and Behnia 2022.
     """
     counts = counts_tensor(class_counts)
     if counts.ndim != 1 or len(counts) < 2 or not bool((counts > 0).all()):
@@ -112,9 +117,10 @@ def seli_frame(
 
 
 def _squared_spectrum(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Λ² and the vectors of Qᵀ D Q = U Λ² Uᵀ, (K-1,) and (K-1, K-1), in which the zero of the all-ones vector is gone.
+    """Λ² (K-1,) and U (K-1, K-1) of Qᵀ D Q = U Λ² Uᵀ, without the zero eigenvalue of the all-ones vector.
 
-    Beyond EXTREME the rounding of the largest count would swallow the smallest: there from D^½ Q, whose values are Λ.
+    For count ratios above EXTREME, rounding of the largest count would hide the smallest. There the SVD of D^½ Q is
+    used, whose singular values are Λ.
     """
     if counts.max() <= EXTREME * counts.min():
         return torch.linalg.eigh(contrasts(contrasts(counts.diag()).mT))
@@ -123,7 +129,7 @@ def _squared_spectrum(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_etf_exists(num_classes: int, num_features: int, what: str) -> None:
-    """Raise the one error message of every place that needs d >= K-1."""
+    """Raise ValueError for K < 2 or d < K-1, with `what` as the subject of the message."""
     if num_classes < 2:
         raise ValueError(f"{what} needs at least 2 classes, got {num_classes}")
     if num_features < num_classes - 1:
@@ -139,4 +145,4 @@ def _num_classes(rows: Tensor) -> int:
     return int(rows.shape[-2])
 
 
-EXTREME = 1e6  # ratio of the class sizes, up to which ten digits of the smallest survive
+EXTREME = 1e6  # up to this ratio of class sizes, ten digits of the smallest size survive

@@ -1,10 +1,10 @@
 """The simplex ETF nearest to given class means, in closed form, with its exact gradient.
 
-Over P (d, K-1) with orthonormal columns, and H̄ (d, K) the centered class means of unit Frobenius norm, minimize
-‖H̄ - P Qᵀ/sqrt(K-1)‖²_F + (δ/2)‖P - P_prev‖²_F. Both terms are constant up to a part linear in P: maximize tr(PᵀA) with
-A = (2/sqrt(K-1)) H̄Q + δ P_prev, an orthogonal Procrustes problem, so P* is the polar factor of A and the ETF is
-W = sqrt(K/(K-1)) Q P*ᵀ. Problem: Markou, Ajanthan and Gould 2024; P is theirs without the direction of the all-ones
-vector, on which no ETF depends.
+The variable is P (d, K-1) with orthonormal columns. H̄ (d, K) holds the centered class means, of unit Frobenius norm.
+The problem is to minimize ‖H̄ - P Qᵀ/sqrt(K-1)‖²_F + (δ/2)‖P - P_prev‖²_F. Each term is a constant plus a part linear
+in P. The equivalent problem is to maximize tr(PᵀA) with A = (2/sqrt(K-1)) H̄Q + δ P_prev, an orthogonal Procrustes
+problem. Its solution P* is the polar factor of A, and the ETF is W = sqrt(K/(K-1)) Q P*ᵀ. The problem is from Markou,
+Ajanthan and Gould 2024. Our P omits the direction of the all-ones vector, on which no ETF depends.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def nearest_etf(
     solver: str = "closed_form",
     **solver_options: Any,
 ) -> Tensor:
-    """The simplex ETF (..., K, d), unit rows, nearest to the class means (..., K, d); float64 inside.
+    """The simplex ETF (..., K, d), unit rows, nearest to the class means (..., K, d); computed in float64.
 
-    Differentiable to any order, and by torch.func, where the means have rank K-1; to first order everywhere.
-    Invariant to shift and scale of the means, equivariant to rotations and to class permutations, idempotent on an
-    ETF. Where the centered means have rank below K-1 it is unique only with `proximal` = δ > 0 towards `anchor`, an
-    ETF (..., K, d); without, one of the minimizers is returned. d >= K-1, ValueError otherwise. `solver`:
-    "closed_form", or "riemannian" for the iterative solution by trust regions, whose options are `max_iterations` and
-    `tolerance`.
+    Differentiable to any order, and by torch.func, where the means have rank K-1. Differentiable to first order
+    everywhere. Invariant to shift and scale of the means, equivariant to rotations and to class permutations, and
+    idempotent on an ETF. Where the centered means have rank below K-1, the ETF is unique only with `proximal` = δ > 0,
+    which pulls towards `anchor`, an ETF (..., K, d). Otherwise the function returns one of the minimizers. `solver` is
+    "closed_form", or "riemannian" for an iterative solution by trust regions. The options of "riemannian" are
+    `max_iterations` and `tolerance`. Raises ValueError for d < K-1.
     """
     _check_means(class_means)
     _check_anchor(class_means, proximal, anchor)
@@ -46,7 +46,7 @@ def nearest_etf(
     check_options(search, solver_options, f"solver '{solver}'")
     if smooth.is_transformed(class_means):
         if search is not _closed_form:
-            raise ValueError(f"solver '{solver}' searches outside of torch; under torch.func use 'closed_form'")
+            raise ValueError(f"solver '{solver}' does not support torch.func and torch.compile; use 'closed_form'")
         return _smooth(class_means, anchor, proximal)
     chosen = partial(search, **solver_options)
     means, anchor = where_float64_is(class_means), None if anchor is None else where_float64_is(anchor)
@@ -57,9 +57,9 @@ def nearest_etf(
 def etf_distance(class_means: Tensor) -> Tensor:
     """Squared Frobenius distance (...) of the centered, unit-norm means (..., K, d) to their nearest simplex ETF.
 
-    2 - (2/sqrt(K-1))‖H̄‖_* = Σ_i (s_i - 1/sqrt(K-1))² over the K-1 singular values s of H̄, whose squares sum to one: the
-    second form does not cancel where it matters, at collapse. Range [0, 2), 0 on an ETF; differentiable; 1 for means
-    that all coincide. Raises ValueError for d < K-1.
+    2 - (2/sqrt(K-1))‖H̄‖_* = Σ_i (s_i - 1/sqrt(K-1))² over the K-1 singular values s of H̄, whose squares sum to one. The
+    second form is used, because it does not cancel at collapse. Range [0, 2), 0 on an ETF, 1 for means that all
+    coincide. Differentiable. Raises ValueError for d < K-1.
     """
     num_classes, eps = _check_means(class_means), torch.finfo(class_means.dtype).eps
     try:
@@ -71,9 +71,9 @@ def etf_distance(class_means: Tensor) -> Tensor:
 
 
 class _NearestETF(torch.autograd.Function):
-    """The way from means to ETF in one piece: every step but the polar factor is linear, or divides by a norm.
+    """The map from means to ETF: the polar factor, and steps that are linear or divide by a norm.
 
-    Q and Qᵀ, `from_contrasts` and `contrasts`, are each other's adjoints; both keep norms, and everything is rows.
+    Q is `from_contrasts` and Qᵀ is `contrasts`. They are each other's adjoints, and both keep norms. Vectors are rows.
     """
 
     @staticmethod
@@ -86,7 +86,7 @@ class _NearestETF(torch.autograd.Function):
         method = polar.choose_method(class_means.dtype, class_means.device)
         factor, ctx.method, saved = polar.solve(target, method)
         if anchor is not None and not anchor.requires_grad:
-            anchor = anchor.detach().clone()  # heads write the next ETF into the buffer that this one came from
+            anchor = anchor.detach().clone()  # heads overwrite the anchor's buffer with the next ETF
         ctx.save_for_backward(class_means, anchor, unit, norm, *saved)
         ctx.proximal, ctx.means, ctx.anchor = proximal, _like(class_means), _like(anchor)
         etf = from_contrasts(solver(target, factor)).mul_(_stretch(num_classes))
@@ -95,7 +95,7 @@ class _NearestETF(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         class_means, anchor, unit, norm, *saved = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a graph of the gradient is wanted, for derivatives of higher order
+        if torch.is_grad_enabled():  # create_graph=True: derivatives of higher order
             given = (class_means,) if anchor is None else (class_means, anchor)
             found = polar.regrad(lambda means, anchor=None: _smooth(means, anchor, ctx.proximal), given, grad)
             return *found, *((None,) * (4 - len(found)))
@@ -111,7 +111,7 @@ class _NearestETF(torch.autograd.Function):
 
 
 def _smooth(class_means: Tensor, anchor: Tensor | None, proximal: float) -> Tensor:
-    """The same, made of what torch differentiates to any order."""
+    """`nearest_etf` in operations that torch differentiates to any order."""
     unit, _ = _unit_means(class_means.double(), torch.finfo(class_means.dtype).eps)
     factor = smooth.smooth_polar_factor(_target(unit, anchor, proximal))
     return (from_contrasts(factor) * _stretch(class_means.shape[-2])).to(class_means.dtype)
@@ -127,19 +127,19 @@ def _target(unit: Tensor, anchor: Tensor | None, proximal: float) -> Tensor:
 
 
 def _stretch(num_classes: int) -> float:
-    """sqrt(K/(K-1)): the rows of an ETF are units, those of Q shorter."""
+    """sqrt(K/(K-1)), which scales the rows of Q to unit norm."""
     return math.sqrt(num_classes / (num_classes - 1))
 
 
 def _pull(proximal: float, num_classes: int) -> float:
-    """δ sqrt((K-1)/K), as the anchor's rows are units and P_prev's columns are."""
+    """δ sqrt((K-1)/K), because the anchor has unit rows and P_prev has unit columns."""
     return proximal / _stretch(num_classes)
 
 
 def _unit_means(class_means: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """H̄ᵀ (..., K, d) and the norm (..., 1, 1) it was divided by, infinite where all means coincide up to rounding.
 
-    eps is the precision in which the means came: of one mean in float32, copies differ by that much.
+    eps is the precision of the input. In float32, equal means may differ by that much.
     """
     centered = class_means - class_means.mean(-2, keepdim=True)
     norm = torch.linalg.matrix_norm(centered)
@@ -171,7 +171,7 @@ def _check_anchor(class_means: Tensor, proximal: float, anchor: Tensor | None) -
     if not isinstance(proximal, int | float) or not 0 <= proximal < math.inf:
         raise ValueError(f"proximal must be >= 0, got {proximal}")
     if proximal > 0 and anchor is None:
-        raise ValueError(f"proximal = {proximal} needs an anchor, the ETF to stay near to")
+        raise ValueError(f"proximal = {proximal} needs an anchor, got None; pass the previous ETF as anchor")
     if anchor is None:
         return
     check_tensors(anchor=anchor)
@@ -184,11 +184,11 @@ def _closed_form(target: Tensor, factor: Tensor) -> Tensor:
 
 
 def _riemannian(target: Tensor, factor: Tensor, *, max_iterations: int = 500, tolerance: float = 1e-10) -> Tensor:
-    from ncflow.geometry.riemannian import stiefel_maximizer  # pymanopt and JAX, on demand
+    from ncflow.geometry.riemannian import stiefel_maximizer  # imports pymanopt and JAX
 
     return stiefel_maximizer(target.mT, max_iterations=max_iterations, tolerance=tolerance).mT
 
 
-# name -> (Aᵀ, its polar factor), both (..., K-1, d) -> the frame P*ᵀ to use; the gradient is always that of the polar
-# factor. What a solver takes by keyword only are its options.
+# name -> function of (Aᵀ, its polar factor), both (..., K-1, d), that returns the frame P*ᵀ. The gradient is always
+# that of the polar factor. A solver's options are its keyword-only arguments.
 SOLVERS: dict[str, Callable[..., Tensor]] = {"closed_form": _closed_form, "riemannian": _riemannian}

@@ -1,9 +1,9 @@
-"""The polar factor, nearest matrix with orthonormal rows: three ways to it, one rule that chooses, one exact gradient.
+"""The polar factor, the nearest matrix with orthonormal rows, by three methods, with an exact gradient.
 
-Of a = V S Uᵀ (..., k, d) with k <= d it is P = V Uᵀ. Its derivative in a direction G is V Ω Uᵀ + V S⁻¹ VᵀG (I - UUᵀ)
-with Ω_ij = (B_ij - B_ji)/(s_i + s_j) and B = VᵀGU, a symmetric map: the gradient for an upstream G is the same
-expression. Only sums s_i + s_j divide, so repeated singular values are harmless. Rows, because class means are rows:
-only `polar_factor` speaks of columns, as the literature does.
+The factor of a = V S Uᵀ (..., k, d) with k <= d is P = V Uᵀ. Its derivative in a direction G is
+V Ω Uᵀ + V S⁻¹ VᵀG (I - UUᵀ) with Ω_ij = (B_ij - B_ji)/(s_i + s_j) and B = VᵀGU. This map is symmetric, so the gradient
+for an upstream G is the same expression. The divisors are sums s_i + s_j, so repeated singular values are harmless.
+This module uses rows, because class means are rows. Only `polar_factor` uses columns, as the literature does.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from torch import Tensor
 from ncflow.checks import OutOfRange, check_tensors, where_float64_is
 
 Saved = tuple[Tensor, ...]
-Solution = tuple[Tensor, Saved]  # the factor, and what its pullback needs
+Solution = tuple[Tensor, Saved]  # the factor, and the tensors that its pullback needs
 EPS = torch.finfo(torch.float64).eps
-MEANS = "class means must be finite and small enough to square, got others"
+MEANS = "class means must be finite and small enough to square, got NaN, infinite or too large ones"
 
 
 def polar_factor(a: Tensor) -> Tensor:
-    """U Vᵀ of the thin SVD a = U S Vᵀ: (..., d, k), d >= k -> same shape, orthonormal columns; the nearest such matrix.
+    """U Vᵀ of the thin SVD a = U S Vᵀ: (..., d, k), d >= k -> same shape, the nearest matrix with orthonormal columns.
 
-    Float64 inside, so that half precision and autocast do no harm. The gradient is analytic and exact; so are those of
-    higher order, and the transforms of torch.func, where the matrix has full rank. For a rank-deficient matrix, where
-    the factor is not unique, one is returned and the part of the gradient that does not exist is left out.
+    Computed in float64, which keeps half precision and autocast accurate. The gradient is analytic and exact. For a
+    matrix of full rank, gradients of higher order and the transforms of torch.func are exact too. For a rank-deficient
+    matrix the factor is not unique: the function returns one, and its gradient omits the undefined part. Raises
+    ValueError for other shapes, and for NaN or infinities.
     """
     check_tensors(a=a)
     if a.ndim < 2 or a.shape[-2] < a.shape[-1] or not a.is_floating_point():
@@ -44,12 +45,12 @@ def polar_factor(a: Tensor) -> Tensor:
 
 
 def choose_method(dtype: torch.dtype, device: torch.device) -> str:
-    """The row of METHODS for results of this dtype on this device, whatever the shape.
+    """The row of METHODS for results of this dtype on this device, for every shape.
 
-    On a GPU matrix products should beat decompositions, which leave it idle; nobody has measured it yet. On a CPU the
-    eigenvectors of the Gram matrix come sooner than an SVD from some twenty classes on, and cost microseconds more
-    below. Squaring the condition number κ costs an accuracy of κ²·1e-16, invisible in float32, but not to someone who
-    asks for float64.
+    On a GPU, matrix products should be faster than decompositions, which leave it idle. This is not measured yet. On a
+    CPU, the eigenvectors of the Gram matrix are faster than an SVD from about twenty classes on. For fewer classes they
+    cost microseconds more. The Gram matrix squares the condition number κ, which gives an error of κ²·1e-16. In
+    float32 this is invisible, in float64 it is not.
     """
     if device.type == "cuda":
         return "products"
@@ -59,7 +60,7 @@ def choose_method(dtype: torch.dtype, device: torch.device) -> str:
 def solve(a: Tensor, method: str) -> tuple[Tensor, str, Saved]:
     """The factor of a (..., k, d) in float64, the method that found it, and what its `pullback` needs.
 
-    The quick methods refuse matrices that are too near to losing rank; these are left to the SVD.
+    The quick methods return None for matrices that are close to losing rank. The SVD then solves these.
     """
     try:
         solution = METHODS[method].solve(a)
@@ -72,7 +73,7 @@ def solve(a: Tensor, method: str) -> tuple[Tensor, str, Saved]:
 
 
 def pullback(method: str, saved: Saved, grad: Tensor) -> Tensor:
-    """The gradient (..., k, d) of a, in float64, for that of its factor."""
+    """The gradient (..., k, d) of a, in float64, from the gradient of its factor."""
     return METHODS[method].pullback(saved, grad)
 
 
@@ -86,7 +87,7 @@ class _PolarFactor(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         a, *saved = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a graph of the gradient is wanted, for derivatives of higher order
+        if torch.is_grad_enabled():  # create_graph=True: derivatives of higher order
             from ncflow.geometry import smooth
 
             return regrad(lambda a: smooth.smooth_polar_factor(a.double()).to(a.dtype), (a,), grad)[0]
@@ -94,14 +95,14 @@ class _PolarFactor(torch.autograd.Function):
 
 
 def regrad(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of `inputs` for that of the function's value, as part of the graph."""
+    """The gradients of `inputs`, from the gradient of the function's value, as part of the graph."""
     with torch.enable_grad():
         leaves = [value if value.requires_grad else value.detach().requires_grad_() for value in inputs]
         return torch.autograd.grad(function(*leaves), leaves, grad, create_graph=True)
 
 
 def _by_svd(a: Tensor) -> Solution:
-    """Without the parts that do not exist: 1/s and 1/(s_i + s_j) are 0 where they vanish next to the largest s."""
+    """By SVD. Where a divisor is rounding, its inverse is 0: that part of the gradient is undefined."""
     v, s, uh = torch.linalg.svd(a, full_matrices=False)
     cutoff = s[..., :1] * (s.shape[-1] * EPS)
     sums = s.unsqueeze(-1) + s.unsqueeze(-2)
@@ -110,12 +111,12 @@ def _by_svd(a: Tensor) -> Solution:
 
 
 def _by_gram(a: Tensor) -> Solution | None:
-    """V from AAᵀ = V S² Vᵀ, then S Uᵀ = VᵀA. None where κ² loses more digits than float32 can spare, κ > 2e4."""
+    """V from AAᵀ = V S² Vᵀ, then S Uᵀ = VᵀA. None for κ > 2e4, where κ² leaves fewer digits than float32 has."""
     squares, v = torch.linalg.eigh(a @ a.mT)
     if not bool((squares[..., 0] * torch.finfo(torch.float32).eps > squares[..., -1] * EPS).all()):
         return None
     uh = v.mT @ a
-    s = torch.linalg.vector_norm(uh, dim=-1)  # of higher relative accuracy than the square roots of the eigenvalues
+    s = torch.linalg.vector_norm(uh, dim=-1)  # more accurate than the square roots of the eigenvalues
     inverse = 1 / s
     uh *= inverse.unsqueeze(-1)
     return v @ uh, (v, uh, inverse, 1 / (s.unsqueeze(-1) + s.unsqueeze(-2)))
@@ -131,9 +132,9 @@ def _pull_by_spectrum(saved: Saved, grad: Tensor) -> Tensor:
 
 
 def _by_products(a: Tensor) -> Solution | None:
-    """X ← ρ(3I - ρ²XXᵀ)X/2 from a/‖a‖ until XXᵀ = I, with the scales ρ of SCALES. None where it ends elsewhere.
+    """X ← ρ(3I - ρ²XXᵀ)X/2 from a/‖a‖ until XXᵀ = I, with the scales ρ of SCALES. None where it does not converge.
 
-    Newton and Schulz, the scales after Chen and Chow 2014. To ask how it ended is to wait for the device, once.
+    The Newton-Schulz iteration, with scales after Chen and Chow 2014. The convergence check waits for the device once.
     """
     x = start = a / _norm_bound(a)
     for scale in SCALES:
@@ -144,7 +145,7 @@ def _by_products(a: Tensor) -> Solution | None:
 
 
 def _pull_by_products(saved: Saved, grad: Tensor) -> Tensor:
-    """The derivative in the direction of grad, carried along the same iteration: the gradient, by symmetry."""
+    """The derivative in the direction of grad, by the same iteration. By symmetry it is the gradient."""
     x, norm = saved
     direction = grad / norm
     for scale in SCALES:
@@ -170,9 +171,10 @@ def _norm_bound(a: Tensor) -> Tensor:
 
 
 def _scales(smallest: float) -> list[float]:
-    """Scales ρ that carry singular values in [smallest, 1] to 1 soon: the best map both ends to one new lower end.
+    """Scales ρ that bring singular values in [smallest, 1] to 1 in few steps.
 
-    These would be up to sqrt(3), which sends 1 next to 0 and its digits with it; at 1.5 it stays above 0.5.
+    The best scale maps both ends of the interval to the same new lower end. It can reach sqrt(3), which maps 1 close
+    to 0 and loses its digits. With a limit of 1.5, 1 stays above 0.5.
     """
     scales, low = [], smallest
     while 1 - low > EPS:

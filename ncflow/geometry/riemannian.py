@@ -1,8 +1,8 @@
-"""The nearest simplex ETF by optimization on the Stiefel manifold: the closed form's slow, independent twin.
+"""The nearest simplex ETF by optimization on the Stiefel manifold: a slow, independent check of the closed form.
 
-Pymanopt's trust regions minimize the objective as it is written, over frames P (d, K-1) with orthonormal columns, with
-derivatives by JAX in float64 on the CPU. Nothing here knows of singular values, which is what makes it an oracle; and
-every run tells how it ended. Imported on demand.
+Pymanopt's trust regions minimize the objective directly, over frames P (d, K-1) with orthonormal columns. JAX computes
+the derivatives in float64 on the CPU. This module uses no singular values, so it can serve as an oracle. Each run
+returns how it ended. The module is imported on demand.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Cost = Callable[[Any], Any]  # a frame as a JAX array -> a scalar
 
 
 class RiemannianDiagnostics(NamedTuple):
-    """How a run ended: the value reached, and whether to believe it."""
+    """How a run ended: the objective it reached, and whether it converged."""
 
     objective: float
     iterations: int
-    stopping_reason: str  # in pymanopt's words
+    stopping_reason: str  # pymanopt's text
     gradient_norm: float  # of the Riemannian gradient; below `tolerance` when the run converged
     seconds: float
 
@@ -45,12 +45,12 @@ def nearest_etf_riemannian(
     max_iterations: int = 500,
     tolerance: float = 1e-10,
 ) -> tuple[Tensor, RiemannianDiagnostics]:
-    """The simplex ETF W (K, d) nearest to the class means (K, d), and how the search ended; not differentiable.
+    """The simplex ETF W (K, d) nearest to the class means (K, d), and how the search ended. Not differentiable.
 
     Minimizes ‖H̄ - W/sqrt(K)‖²_F + (δ/2)(K-1)/K ‖W - anchor‖²_F, with H̄ the centered means of unit Frobenius norm and
-    δ = `proximal`; without the second term the minimum is `etf_distance`. Starts from the ETF `initial` (K, d), by
-    default from one that leads to the optimum. For d = K-1 the ETFs have two components, mirror images of each other,
-    and a search stays in the one that it starts in. Raises ValueError for d < K-1.
+    δ = `proximal`. Without the second term, the minimum is `etf_distance`. The search starts from the ETF `initial`
+    (K, d), by default from one that leads to the optimum. For d = K-1 the ETFs form two components, mirror images of
+    each other. A search stays in the component where it starts. Raises ValueError for d < K-1.
     """
     num_classes, num_features = class_means.shape
     check_etf_exists(num_classes, num_features, "nearest ETF")
@@ -70,9 +70,9 @@ def nearest_etf_riemannian(
 
 
 def stiefel_maximizer(target: Tensor, *, max_iterations: int = 500, tolerance: float = 1e-10) -> Tensor:
-    """The orthonormal columns P that maximize tr(PᵀA), A (..., d, k) with d >= k: its polar factor, found by search.
+    """The orthonormal columns P that maximize tr(PᵀA), A (..., d, k) with d >= k: the polar factor, by search.
 
-    Differentiable: by the implicit function theorem its gradient is that of the polar factor.
+    Differentiable. By the implicit function theorem, the gradient is that of the polar factor.
     """
     matrices = _float64(target.reshape(-1, *target.shape[-2:]))
     options = {"max_iterations": max_iterations, "tolerance": tolerance}
@@ -83,7 +83,7 @@ def stiefel_maximizer(target: Tensor, *, max_iterations: int = 500, tolerance: f
 
 
 def _aligned_frame(a: Frame, **options: Any) -> Frame:
-    """argmax tr(PᵀA) (d, k); at unit scale, so that the default tolerance means the same for every A."""
+    """argmax tr(PᵀA) (d, k). A is scaled to unit norm, so the default tolerance has the same meaning for every A."""
     a = a / (np.linalg.norm(a) or 1.0)
     return _minimize(lambda frame: -jnp.sum(frame * a), shape=a.shape, **options)[0]
 
@@ -105,11 +105,11 @@ def _minimize(
     pymanopt = import_pymanopt()
     manifold = pymanopt.manifolds.Stiefel(*shape)
     solver = pymanopt.optimizers.TrustRegions(max_iterations=max_iterations, min_gradient_norm=tolerance, verbosity=0)
-    # From a start that is critical already, pymanopt divides 0 by 0, rejects the step and stops: nothing to warn about.
+    # At a critical start, pymanopt divides 0 by 0, rejects the step and stops. This is correct, so hide the warning.
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]), np.errstate(invalid="ignore"):
         problem = pymanopt.Problem(manifold, pymanopt.function.jax(manifold)(cost))
         start = _start(cost, shape) if start is None else start
-        result = solver.run(problem, initial_point=start, maxinner=max(1, manifold.dim))  # d = k = 1: a point
+        result = solver.run(problem, initial_point=start, maxinner=max(1, manifold.dim))  # d = k = 1 has dimension 0
     return result.point, RiemannianDiagnostics(
         objective=float(result.cost),
         iterations=result.iterations,
@@ -120,19 +120,19 @@ def _minimize(
 
 
 def _start(cost: Cost, shape: tuple[int, ...]) -> Frame:
-    """Q of A = QR, diag(R) >= 0, where A is the steepest descent from the origin.
+    """Q of A = QR, diag(R) >= 0, where A is the steepest descent direction at the origin.
 
-    For a cost that is linear on the manifold, -tr(PᵀA), this start is never a saddle point: P is critical where PᵀA is
-    symmetric, and a symmetric R is diagonal and nonnegative, the optimum. For d = k its determinant has A's sign, so it
-    lies in the optimum's component.
+    For a cost that is linear on the manifold, -tr(PᵀA), this start is never a saddle point. P is critical where PᵀA is
+    symmetric, and a symmetric R is diagonal and nonnegative, which is the optimum. For d = k, the determinant has A's
+    sign, so the start lies in the optimum's component.
     """
     q, r = np.linalg.qr(-np.asarray(jax.grad(cost)(jnp.zeros(shape))))
     return q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
 
 
 def import_pymanopt() -> ModuleType:
-    """pymanopt, without the switch to 64-bit JAX that its import makes for the whole process."""
-    users_choice = jax.enable_x64.get_global()  # jax.config would answer for a surrounding `with jax.enable_x64(...)`
+    """Import pymanopt, and undo its process-wide switch of JAX to 64 bits."""
+    users_choice = jax.enable_x64.get_global()  # jax.config would return the value of a surrounding `with`
     import pymanopt
 
     jax.config.update("jax_enable_x64", users_choice)

@@ -1,10 +1,10 @@
-"""The polar factor as a function that can be differentiated any number of times, mapped, and traced.
+"""The polar factor as a function that supports derivatives of any order, torch.func and torch.compile.
 
-The quick one next door saves a decomposition and has a gradient of first order. This one says its derivative in terms
-of the factor itself: with H = A Pᵀ, the symmetric part of the polar decomposition A = H P of a (k, d), a direction G
-gives X P + H⁻¹ G (I - PᵀP), where the skew X solves H X + X H = G Pᵀ - P Gᵀ. The map is symmetric, so that the
-derivative along G and the gradient for an upstream G are one expression; and the Sylvester equation differentiates
-into Sylvester equations. https://nhigham.com/2020/07/28/what-is-the-polar-decomposition
+The faster version in `polar` saves a decomposition and has only a first-order gradient. Here the derivative is an
+expression of the factor itself. H = A Pᵀ is the symmetric part of the polar decomposition A = H P of A (k, d). The
+derivative along G is X P + H⁻¹ G (I - PᵀP), where the skew X solves H X + X H = G Pᵀ - P Gᵀ. The map is symmetric, so
+the derivative along G and the gradient for an upstream G are the same expression. The derivatives of the Sylvester
+equation are Sylvester equations. https://nhigham.com/2020/07/28/what-is-the-polar-decomposition
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SINGULAR = "a polar factor has no derivative where its matrix loses rank"
 
 
 def smooth_polar_factor(a: Tensor) -> Tensor:
-    """The polar factor of a (..., k, d), k <= d, in float64; differentiable to any order where a has full rank."""
+    """The polar factor of a (..., k, d), k <= d, in float64. Differentiable to any order where a has full rank."""
     if torch.compiler.is_compiling() or a.is_meta:
         traced: Tensor = _traced(a)
         return traced
@@ -30,9 +30,9 @@ def smooth_polar_factor(a: Tensor) -> Tensor:
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Whether torch.func, forward-mode differentiation or torch.compile looks on, or a tensor is but its shape.
+    """Whether torch.func, forward-mode differentiation or torch.compile is active, or the tensor is a meta tensor.
 
-    These need the smooth way, which asks for no number outside of an operation.
+    These need the smooth version, which reads no values outside of an operation.
     """
     return (
         tensor.is_meta
@@ -43,7 +43,7 @@ def is_transformed(tensor: Tensor) -> bool:
 
 
 def derivative(a: Tensor, factor: Tensor, direction: Tensor) -> Tensor:
-    """The derivative of the factor of a (..., k, d) along a direction: of any order, for it is made of such maps."""
+    """The derivative of the factor of a (..., k, d) along a direction. Differentiable to any order itself."""
     h = a @ factor.mT
     h = _OfFullRank.apply((h + h.mT) / 2)
     inner = direction @ factor.mT
@@ -77,7 +77,7 @@ class _Polar(torch.autograd.Function):
 
 
 class _OfFullRank(torch.autograd.Function):
-    """H (..., k, k), unless it loses rank up to rounding. A separate function sees numbers under torch.func."""
+    """H (..., k, k). Raises where H loses rank up to rounding. Under torch.func only a Function can read values."""
 
     @staticmethod
     def forward(h: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class _Sylvester(torch.autograd.Function):
 
 @torch.library.custom_op("ncflow::polar_factor", mutates_args=())
 def _traced(a: Tensor) -> Tensor:
-    """What torch.compile sees: one operation, whose inside may look at numbers."""
+    """The factor as one operation for torch.compile. The inside of an operation may read values."""
     return polar.solve(a, polar.choose_method(a.dtype, a.device))[0].clone()
 
 
@@ -145,7 +145,7 @@ def _shape(a: Tensor) -> Tensor:
 
 @torch.library.custom_op("ncflow::polar_derivative", mutates_args=())
 def _traced_derivative(a: Tensor, direction: Tensor) -> Tensor:
-    """The gradient that uncompiled code has, also where the matrix loses rank."""
+    """The same gradient as in uncompiled code, including where the matrix loses rank."""
     _, method, saved = polar.solve(a, polar.choose_method(a.dtype, a.device))
     return polar.pullback(method, saved, direction).clone()
 

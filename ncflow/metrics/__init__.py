@@ -1,4 +1,4 @@
-"""Every collapse metric of a feature matrix in one call: `collapse_metrics`, with torch and nothing else."""
+"""Every collapse metric of a feature matrix in one call: `collapse_metrics`. Only torch is needed."""
 
 from __future__ import annotations
 
@@ -38,17 +38,18 @@ def collapse_metrics(
     moments: ClassMoments | None = None,
     only: Collection[str] | None = None,
 ) -> dict[str, float]:
-    """All metrics of features (N, d) with targets (N,), and with a classifier weight (K, d), bias (K,) also its own.
+    """All metrics of features (N, d) with targets (N,), as name -> value. A classifier adds its own metrics.
 
-    Tensors, or NumPy arrays; targets are whole numbers of any width.
-    Logits are features · weightᵀ + bias. class_counts (K,) and train_means (K, d), with NaN rows for classes never
-    seen, are those of the training split, for the groups of classes and for nc4; default: of these features. K is
-    num_classes, else the length of weight, class_counts or train_means, else the largest target plus one.
-    ood_features (M, d) are of samples of no known class, for nc5. A metric
-    that is not defined for the input (one class, all features equal, an empty group) is absent, never NaN. Computed
-    in float64. `moments`: those of the features, where they are known already. `only`: the names of the metrics wanted;
-    what they do not need is not computed. Names, ranges and values at collapse: docs/metrics.md. Raises ValueError for
-    shapes that do not fit, targets out of range, features that are not finite, and unknown names.
+    Inputs are tensors or NumPy arrays. Targets are whole numbers of any width. The classifier is weight (K, d) and bias
+    (K,), with logits features · weightᵀ + bias. class_counts (K,) and train_means (K, d) belong to the training split;
+    groups of classes and nc4 use them. Rows of train_means for unseen classes are NaN. By default both come from these
+    features. K is num_classes, else the length of weight, class_counts or train_means, else the largest target plus
+    one. ood_features (M, d) belong to no known class; nc5 uses them. `moments` are those of the features, if already
+    known. `only` holds the names of the requested metrics; the others are not computed.
+
+    A metric that is not defined for the input (one class, all features equal, an empty group) is absent, never NaN.
+    Computed in float64. Names, ranges and values at collapse: docs/metrics.md. Raises ValueError for shapes that do not
+    match, targets out of range, features that are not finite, and unknown names.
     """
     features, targets, weight, bias, train_means = as_tensors(features, targets, weight, bias, train_means)
     (ood_features,) = as_tensors(ood_features)
@@ -60,7 +61,7 @@ def collapse_metrics(
     needs = {row.needs for row in wanted.values()}
     scatter = "scatter" in needs
     if moments is None:
-        alone = scatter and "spectra" not in needs  # which looks at each class, where the scatter comes for free
+        alone = scatter and "spectra" not in needs  # "spectra" computes the scatter anyway, without extra cost
         moments = ClassMoments.from_features(features, targets, num_classes, scatter=alone)
     analysis = Analysis(
         moments,
@@ -84,7 +85,7 @@ def moment_metrics(
     *,
     class_counts: Sequence[int] | Tensor | None = None,
 ) -> dict[str, float]:
-    """The metrics that need only the moments of the features: all of NC1 to NC3 but nc1/numerical_rank."""
+    """The metrics that need only the moments of the features: all of NC1 to NC3 except nc1/numerical_rank."""
     weight, bias = as_tensors(weight, bias)
     analysis = Analysis(
         moments,
@@ -101,7 +102,7 @@ def _as_one_class(features: Tensor) -> ClassMoments:
 
 
 def _float64(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    """The classifier in float64; no bias is a bias of 0."""
+    """The classifier in float64. A missing bias becomes 0."""
     if weight is None:
         return None
     weight = weight.double()
@@ -117,7 +118,7 @@ def _train_counts(class_counts: Sequence[int] | Tensor | None, moments: ClassMom
 def _defined(analysis: Analysis, formulas: Mapping[str, Formula]) -> dict[str, float]:
     values = {name: formula(analysis) for name, formula in sorted(formulas.items())}
     found = {name: value.double() for name, value in values.items() if value is not None}
-    numbers = torch.stack(list(found.values())).tolist() if found else []  # one transfer from the device for all
+    numbers = torch.stack(list(found.values())).tolist() if found else []  # a single transfer from the device
     return {name: number for name, number in zip(found, numbers, strict=True) if math.isfinite(number)}
 
 

@@ -1,4 +1,4 @@
-"""Accuracies that a long-tailed study reports, from predictions and targets (N,). All in [0, 1]."""
+"""The accuracies of long-tailed studies, from predictions and targets (N,). All in [0, 1]."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ncflow.metrics.shots import shot_groups
 
 
 def accuracies(predictions: Tensor, ranks: Tensor, targets: Tensor, class_counts: Tensor) -> dict[str, Tensor]:
-    """By the names of METRICS, without "acc/"; a group without a class, or top5 of <= 5 classes, is absent.
+    """The accuracies by the names of METRICS, without "acc/". Each is 0-dim, in [0, 1].
 
-    ranks (N,) says how many classes score above the target; class_counts (K,) are those of the training split. Every
-    group is the mean recall of its classes; tail20 the rarest 20 % of all classes. worst is the least recall of a
-    class, macro_f1 the mean F1 of the classes that have samples.
+    ranks (N,) is the number of classes that score above the target. class_counts (K,) are those of the training split.
+    The value of a group is the mean recall of its classes. tail20 is the rarest 20 % of all classes. worst is the least
+    recall of a class. macro_f1 is the mean F1 of the classes that have samples. A group without classes is absent, and
+    so is top5 for K <= 5.
     """
     num_classes = len(class_counts)
     recalls = class_recalls(predictions, targets, num_classes)
@@ -38,7 +39,7 @@ def accuracies(predictions: Tensor, ranks: Tensor, targets: Tensor, class_counts
 
 
 def class_recalls(predictions: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Share of each class's samples that are predicted right: (K,) float64, NaN for a class without samples."""
+    """Share of each class's samples that are predicted correctly: (K,) float64, NaN for a class without samples."""
     hits = torch.bincount(targets[predictions == targets], minlength=num_classes)
     return hits.double() / torch.bincount(targets, minlength=num_classes)
 

@@ -1,4 +1,4 @@
-"""An analysis: what was measured of a split, and what several metrics make of it, computed once and only on demand."""
+"""An analysis: the measurements of a split and the values that several metrics share, each computed once on demand."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ncflow.metrics.spectra import spectral_ratios
 
 @dataclass(frozen=True)
 class Analysis:
-    """The moments of a split, with its samples and a classifier where there are any, and facts of the training split.
+    """The moments of a split, optionally its samples and a classifier, and statistics of the training split.
 
-    samples: features (N, d) and targets (N,); classifier: weight (K, d) and bias (K,) in float64; class_counts (K,);
-    train_means (K, d), NaN for a class without one; ood: the moments of features of no known class, as of one class.
-    `scatter` says that Σ_W is wanted, and worked out from the samples where the moments do not hold it. weight_eps and
-    means_eps are the precision in which weight and train_means came. What is not defined here is None.
+    samples: features (N, d) and targets (N,). classifier: weight (K, d) and bias (K,) in float64. class_counts (K,).
+    train_means (K, d), NaN for a class without one. ood: the moments of features of no known class, as a single class.
+    scatter: whether Σ_W is requested; it is computed from the samples where the moments do not hold it. weight_eps and
+    means_eps: the precision of the input weight and train_means. A property that is not defined is None.
     """
 
     moments: ClassMoments
@@ -46,12 +46,12 @@ class Analysis:
 
     @cached_property
     def means(self) -> Frame | None:
-        """The centered class means (K', d), if they differ."""
+        """The centered class means (K', d), None if they do not differ."""
         return self.present.frame if self.present.frame.differs else None
 
     @cached_property
     def rows(self) -> Frame | None:
-        """The classifier's rows (K, d), if there are several."""
+        """The classifier's rows (K, d), None for a single class."""
         return self._classifier_frame(slice(None)) if self.classifier and len(self.class_counts) > 1 else None
 
     @cached_property
@@ -67,7 +67,7 @@ class Analysis:
 
     @cached_property
     def spectra(self) -> tuple[Tensor, Tensor | None]:
-        """Squared ratios of nuclear to Frobenius norm (K',) of each class; with them Σ_W (d, d), if wanted."""
+        """Squared ratios of nuclear to Frobenius norm (K',) of each class, and Σ_W (d, d) if requested."""
         assert self.samples is not None
         wanted = self.scatter and self.moments.within_scatter is None
         total = GramSum(self.moments.means.shape[1], self.moments.means.device) if wanted else None
@@ -91,45 +91,45 @@ class Analysis:
 
     @cached_property
     def whitened(self) -> Tensor | None:
-        """The centered means (d, r) in units of the scatter within classes, if Σ_W is known and the means differ."""
+        """The centered means (d, r), whitened by Σ_W. None if Σ_W is unknown or the means do not differ."""
         return nc1.whiten(self.present, self.within_cov) if self.means and self.within_cov is not None else None
 
     @cached_property
     def least_squares(self) -> tuple[Tensor, Tensor] | None:
-        """What the best classifier leaves of the squared error: within classes, and of their means."""
+        """The least squared error of any classifier: its part within classes, and its part of the class means."""
         return None if self.whitened is None else squared_error.least_squares(self.present, self.whitened)
 
     @cached_property
     def uncentered_means(self) -> Frame | None:
-        """The class means (K', d) as they are, if they differ."""
+        """The class means (K', d), not centered. None if they do not differ."""
         return Frame(self.present.means, self.present.rounding) if self.means else None
 
     @cached_property
     def shot_groups(self) -> dict[str, Tensor]:
-        """Masks (K',) of the many-, medium- and few-shot classes among those with samples; no empty ones."""
+        """Masks (K',) of the many-, medium- and few-shot classes among those with samples, without empty groups."""
         groups = shot_groups(self.class_counts[self.moments.counts > 0])
         return {name: group for name, group in groups.items() if bool(group.any())}
 
     @cached_property
     def seli(self) -> tuple[Tensor, Tensor] | None:
-        """SELI's classifier and class means (K, K), if every class has training samples."""
+        """SELI's classifier and class means (K, K), None if a class has no training samples."""
         return _seli(self.class_counts)
 
     @cached_property
     def seli_means(self) -> Tensor | None:
-        """SELI's class means (K', K') of the classes that have samples, if they have some in training, too."""
+        """SELI's class means (K', K') of the classes that have samples, None if one has no training samples."""
         seen = self.moments.counts > 0
         frames = self.seli if bool(seen.all()) else _seli(self.class_counts[seen])
         return frames and frames[1]
 
     @cached_property
     def nearest(self) -> Tensor:
-        """The means (K, d) that samples are held against."""
+        """The class means (K, d) that samples are compared with for the nearest class mean."""
         return self.moments.means_or_nan if self.train_means is None else self.train_means
 
     @cached_property
     def nearest_rounding(self) -> Rounding:
-        """That of these means."""
+        """The rounding of the means in `nearest`."""
         if self.train_means is None:
             return self.present.rounding
         known = self.train_means[self.train_means.isfinite().all(1)]
@@ -137,13 +137,13 @@ class Analysis:
 
     @cached_property
     def nearest_differ(self) -> bool:
-        """Whether there are several of these means, so that one of them is nearest."""
+        """Whether `nearest` holds several different means, so that a nearest one is defined."""
         known = self.nearest[self.nearest.isfinite().all(1)]
         return len(known) > 1 and differ(known, self.nearest_rounding)
 
     @cached_property
     def nearest_classes(self) -> Tensor | None:
-        """The class (N,) of the nearest of these means for every sample, if there are several."""
+        """The class (N,) of the nearest mean for every sample, None if `nearest_differ` is false."""
         if self.samples is None or not self.nearest_differ:
             return None
         if self.decisions is not None:
@@ -152,13 +152,13 @@ class Analysis:
 
     @cached_property
     def features_differ(self) -> bool:
-        """Whether there is more than one feature: equal ones have equal means, and no scatter but rounding."""
+        """Whether the features differ. Equal features have equal means, and a scatter that is only rounding."""
         spread = (self.present.within_traces / self.present.counts).max().sqrt()
         return self.means is not None or bool(spread > self.present.rounding.level())
 
     @cached_property
     def decisions(self) -> Decisions | None:
-        """What the classifier decides about every sample."""
+        """The classifier's decision for every sample."""
         if self.samples is None or self.classifier is None:
             return None
         blurs = self.rows.known_rounding.level() if self.rows else 0.0, self.present.rounding.level()
@@ -166,7 +166,7 @@ class Analysis:
 
     @cached_property
     def accuracies(self) -> dict[str, Tensor]:
-        """Of all groups that have a class."""
+        """The accuracies of all groups that have a class."""
         if self.samples is None or self.decisions is None:
             return {}
         return accuracies(self.decisions.predictions, self.decisions.ranks, self.samples[1], self.class_counts)

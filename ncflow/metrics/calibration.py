@@ -1,4 +1,4 @@
-"""Calibration: whether the confidence of a decision is the chance that it is right."""
+"""Calibration: how well the confidence of a decision matches the probability that it is correct."""
 
 from __future__ import annotations
 

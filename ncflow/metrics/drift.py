@@ -1,4 +1,4 @@
-"""Drift: how far the global mean of the features lies from the origin; imbalance drags it towards large classes."""
+"""Drift: the distance of the global mean of the features from the origin. Imbalance moves it to large classes."""
 
 from __future__ import annotations
 

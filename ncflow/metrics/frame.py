@@ -1,4 +1,4 @@
-"""A frame, one row per class: centered class means or a classifier, and what several metrics ask of it."""
+"""A frame with one row per class, centered class means or a classifier, and the values that several metrics share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from ncflow.geometry import contrasts
 from ncflow.metrics.rounding import Rounding, differ
 
-WELL_CONDITIONED = 1e-4  # smallest over largest eigenvalue of a Gram matrix that still has 12 digits of the vectors
+WELL_CONDITIONED = 1e-4  # smallest over largest eigenvalue of a Gram matrix, above which its vectors have 12 digits
 
 
 @dataclass(frozen=True)
 class Frame:
     """rows (K, d) in float64, K >= 2. Its metrics are those of NC2 and NC3.
 
-    `rounding` is that of the numbers that came; default: of rows in float64. Rows that were `centered` are differences,
-    so that one no longer than rounding has no direction.
+    `rounding` is that of the input, by default of rows in float64. `centered` rows are differences, so a row that is
+    not longer than rounding has no direction.
     """
 
     rows: Tensor
@@ -29,7 +29,7 @@ class Frame:
 
     @cached_property
     def gram(self) -> Tensor:
-        """Inner products (K, K) of the rows, all of them scaled to unit norm: fourth powers would be out of range."""
+        """Inner products (K, K) of the rows, scaled to unit Frobenius norm to keep fourth powers in range."""
         rows = self.rows / torch.linalg.matrix_norm(self.rows)
         return rows @ rows.mT
 
@@ -37,41 +37,41 @@ class Frame:
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """u (K-1, r), s (r,), vh (r, d) of the K-1 contrasts of the rows, r = min(K-1, d); largest first.
 
-        The contrasts never see the null direction that centering leaves in the rows.
+        The contrasts exclude the null direction that centering leaves in the rows.
         """
         rows = contrasts(self.rows)
         squares, u = torch.linalg.eigh(rows @ rows.mT)
         if not bool(squares[0] > WELL_CONDITIONED * squares[-1]):
             u, s, vh = torch.linalg.svd(rows, full_matrices=False)
             return u, s, vh
-        along = u.mT.flip(0) @ rows  # its norms have more digits than the square roots of the eigenvalues
+        along = u.mT.flip(0) @ rows  # its norms are more accurate than the square roots of the eigenvalues
         s = torch.linalg.vector_norm(along, dim=1)
         return u.flip(1), s, along / s.unsqueeze(1)
 
     @cached_property
     def differs(self) -> bool:
-        """Whether the rows differ by more than rounding; where they do not, directions and ratios mean nothing."""
+        """Whether the rows differ by more than rounding. Otherwise directions and ratios have no meaning."""
         return differ(self.rows, self.known_rounding)
 
     @property
     def known_rounding(self) -> Rounding:
-        """The rounding that was given, or that of the rows."""
+        """The rounding from the constructor, or that of the rows."""
         return self.rounding or Rounding.of(self.rows)
 
     @property
     def blur(self) -> Tensor:
-        """The length (0-dim) up to which a row has no direction."""
+        """The length (0-dim) up to which a row has no direction. 0 if the rows are not centered."""
         level = self.known_rounding.level()
         return level if self.centered else torch.zeros_like(level)
 
     @property
     def has_nearest_etf(self) -> bool:
-        """Whether there is room for a simplex ETF, and the rows are not all the same."""
+        """Whether a simplex ETF exists, d >= K-1, and the rows differ."""
         return self.rows.shape[1] >= self.rows.shape[0] - 1 and self.differs
 
     @property
     def has_one_nearest_etf(self) -> bool:
-        """Whether it is unique: the contrasts of the rows are linearly independent."""
+        """Whether the nearest ETF is unique: the contrasts of the rows are linearly independent."""
         return self.has_nearest_etf and bool(self.svd[1][-1] > self.known_rounding.level(len(self.rows)))
 
     @property
@@ -87,9 +87,9 @@ class Frame:
 
     @property
     def orthogonal_distance(self) -> Tensor:
-        """Squared distance of the rows, not centered, to the nearest frame of K orthogonal rows of one norm.
+        """Squared distance of the rows, not centered, to the nearest frame of K orthogonal rows of equal norm.
 
-        Both of unit Frobenius norm: Σ(s - 1/sqrt(K))² over their singular values, K <= d.
+        Both have unit Frobenius norm: Σ(s - 1/sqrt(K))² over the singular values of the rows, K <= d.
         """
         squares = torch.linalg.eigvalsh(self.gram)
         ideal = 1 / math.sqrt(len(squares))

@@ -29,7 +29,7 @@ def minority_cosine(weight: Tensor, class_counts: Tensor) -> Tensor:
 def majority_minority_cosine(weight: Tensor, class_counts: Tensor) -> Tensor:
     """Mean cosine between classifier rows of the rarest third of the classes (at least two) and those of the others.
 
-    -1/(K-1) for a simplex ETF. Not defined for two classes, which are the rarest both. Fang et al. 2021.
+    -1/(K-1) for a simplex ETF. Not defined for two classes, because both are in the rarest third. Fang et al. 2021.
     """
     minority = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     minority[_minority(class_counts)] = True
@@ -49,7 +49,7 @@ def seli_error(gram: Tensor, ideal_rows: Tensor) -> Tensor:
 def norm_slope(rows: Tensor, class_counts: Tensor, blur: Tensor | float = 0.0) -> Tensor:
     """Least-squares slope of the log norm of rows (K, d) on log n_k. 0 at collapse.
 
-    Not defined when all classes are of one size, or where a row is no longer than `blur`, which is rounding.
+    Not defined when all classes have the same size, or when a row is rounding, not longer than `blur`.
     """
     sizes = class_counts.log()
     sizes = sizes - sizes.mean()
@@ -63,7 +63,7 @@ def _minority(class_counts: Tensor) -> Tensor:
 
 
 def rarest(class_counts: Tensor, number: int) -> Tensor:
-    """The indices of the `number` classes with the fewest samples; among equals the later ones."""
+    """The indices of the `number` classes with the fewest samples. Ties go to the later classes."""
     return torch.argsort(class_counts, descending=True, stable=True)[-number:]
 
 

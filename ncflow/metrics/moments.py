@@ -1,7 +1,7 @@
-"""Counts, means and scatter of the features of each class: all that most collapse metrics need of a data set.
+"""Counts, means and scatter of the features of each class, which most collapse metrics are computed from.
 
-Streaming and mergeable: moments of two parts merge into the moments of the whole, pairwise in (count, mean, scatter)
-and in float64, never as Σhhᵀ - nμμᵀ, which cancels exactly where collapse happens.
+Moments are streaming and mergeable: those of two parts merge into those of the whole. The merge is pairwise in (count,
+mean, scatter) and in float64. It never uses Σhhᵀ - nμμᵀ, which cancels at collapse.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ncflow.checks import OutOfRange, as_tensors, check_samples, check_targets, 
 from ncflow.metrics.frame import Frame
 from ncflow.metrics.rounding import EPS, Rounding, precision
 
-CHUNK = 1024  # samples held in float64 at a time: no copy grows with N, and one of 512 features stays in the cache
-BLOCKS = 4  # of columns of a Gram matrix: the blocks above the diagonal, 3/8 of the products, mirror those below it
-NARROWEST = 512  # columns of a block: narrower products are no faster than one of them all
+CHUNK = 1024  # samples in float64 at a time: copies do not grow with N, and a chunk of 512 features fits in the cache
+BLOCKS = 4  # column blocks of a Gram matrix: blocks above the diagonal, 3/8 of the products, are mirrored from below
+NARROWEST = 512  # minimum columns of a block: narrower products are not faster than one full product
 
 
 @dataclass(frozen=True)
 class ClassMoments:
     """counts (K,), means (K, d), within_traces (K,) = Σ‖h - μ_k‖² of each class, within_scatter (d, d) of all samples.
 
-    The scatter is Σ(h - μ_y)(h - μ_y)ᵀ, or None where nobody asked for it. All in float64. The mean of a class without
-    samples is 0; statistics over classes leave such classes out. eps (0-dim) is the precision of the features that
-    came, the coarsest of all that were merged: it decides which differences between means are rounding.
+    The scatter is Σ(h - μ_y)(h - μ_y)ᵀ, or None where it was not requested. All in float64. The mean of a class without
+    samples is 0, and statistics over classes omit such classes. eps (0-dim) is the precision of the input features, the
+    coarsest of all merged parts. It decides which differences between means are rounding.
     """
 
     counts: Tensor
@@ -51,8 +51,8 @@ class ClassMoments:
     ) -> ClassMoments:
         """The moments of features (N, d) with targets (N,) in 0..K-1, in two passes.
 
-        The scatter is nearly all of the work: O(Nd²), without it O(Nd). Raises ValueError for features that hold NaN,
-        infinities or numbers too large to square, and for targets that do not fit.
+        The scatter takes most of the time: O(Nd²), without it O(Nd). Raises ValueError for features that hold NaN,
+        infinities or numbers too large to square, and for targets of the wrong length or range.
         """
         features, targets = as_tensors(features, targets)
         check_samples(features, targets)
@@ -60,7 +60,7 @@ class ClassMoments:
         targets = targets.long()
         counts = torch.bincount(targets, minlength=num_classes).double()
         means = features.new_zeros(num_classes, features.shape[1], dtype=torch.float64)
-        origin = features[:1].double().sum(0)  # sums of differences: what all samples have in common costs no digits
+        origin = features[:1].double().sum(0)  # subtracted before summing, so a common offset costs no digits
         for h, y in float64_chunks(features, targets):
             means.index_add_(0, y, h.sub_(origin))
         means.div_(counts.clamp(min=1).unsqueeze(1)).add_((counts > 0).unsqueeze(1) * origin)
@@ -75,11 +75,11 @@ class ClassMoments:
         return cls(counts, means, traces, gram.total() if gram else None, counts.new_tensor(precision(features)))
 
     def merge(self, other: ClassMoments) -> ClassMoments:
-        """The moments of both sets of samples together (Chan, Golub and LeVeque 1979). Associative up to rounding."""
+        """The moments of both sets of samples combined. Associative up to rounding. Chan, Golub and LeVeque 1979."""
         counts = self.counts + other.counts
         share = other.counts / counts.clamp(min=1)
         gap = other.means - self.means
-        # An absent side has weight 0, so its mean of 0 never enters.
+        # A class that is absent on one side has weight 0 there, so its mean of 0 has no effect.
         weight = self.counts * share
         scatter = None
         if self.within_scatter is not None and other.within_scatter is not None:
@@ -104,12 +104,12 @@ class ClassMoments:
 
     @property
     def sample_mean(self) -> Tensor:
-        """μ_N (d,): every sample weighs the same, so large classes dominate."""
+        """μ_N (d,), with equal weight for each sample, so large classes dominate."""
         return self.counts @ self.means / self.num_samples
 
     @property
     def class_mean(self) -> Tensor:
-        """μ_K (d,): every class weighs the same; the center of an ETF. Only meaningful when all classes are present."""
+        """μ_K (d,), with equal weight for each class: the center of an ETF. Requires that all classes are present."""
         return self.means.mean(0)
 
     @property
@@ -119,19 +119,19 @@ class ClassMoments:
 
     @cached_property
     def frame(self) -> Frame:
-        """The centered means as a frame, of classes that are all present."""
+        """The centered means as a frame. Requires that all classes are present."""
         return Frame(self.means - self.class_mean, self.rounding, centered=True)
 
     @cached_property
     def rounding(self) -> Rounding:
-        """That of the means: no coarser than the features came, no finer than sums over so many samples are."""
-        squares = self.means.square().sum(1) + self.within_traces / self.counts.clamp(min=1)  # of features, on average
+        """The rounding of the means: that of the features, or that of sums over so many samples if coarser."""
+        squares = self.means.square().sum(1) + self.within_traces / self.counts.clamp(min=1)  # mean ‖h‖² of each class
         eps = torch.maximum(self.eps, self.counts.max() * EPS)
         return Rounding(eps, squares.max().sqrt(), self.means.shape[1])
 
     @cached_property
     def between_axes(self) -> tuple[Tensor, Tensor]:
-        """s (r,) and orthonormal rows u (r, d) with Σ_B = Σ s² u uᵀ, r <= K-1; directions that are rounding are cut."""
+        """s (r,) and orthonormal rows u (r, d) with Σ_B = Σ s² u uᵀ, r <= K-1, without directions that are rounding."""
         _, s, axes = self.frame.svd
         kept = s > self.rounding.level(len(self.means))
         return s[kept] / len(self.means) ** 0.5, axes[kept]
@@ -144,26 +144,26 @@ class ClassMoments:
 
     @property
     def means_or_nan(self) -> Tensor:
-        """Class means (K, d), NaN for a class without samples, which is nobody's nearest."""
+        """Class means (K, d), NaN for a class without samples, so that such a class is never the nearest."""
         return self.means.masked_fill((self.counts == 0).unsqueeze(1), torch.nan)
 
 
 class GramSum:
-    """Σ hᵀh (d, d) over chunks h (n, d) of rows; the lower block triangle only, mirrored at the end."""
+    """Σ hᵀh (d, d) over chunks h (n, d) of rows. Sums only the lower block triangle and mirrors it at the end."""
 
     def __init__(self, num_features: int, device: torch.device) -> None:
         self._sum = torch.zeros(num_features, num_features, dtype=torch.float64, device=device)
         self._width = max(NARROWEST, -(-num_features // BLOCKS))
-        self._waiting: list[Tensor] = []  # a product of few rows takes as long as one of many
+        self._waiting: list[Tensor] = []  # batched, because a product of few rows takes as long as one of many
 
     def add(self, rows: Tensor) -> None:
-        """Add the Gram matrix of the columns of rows (n, d), which are not to be changed afterwards."""
+        """Add the Gram matrix of the columns of rows (n, d). Do not change the rows afterwards."""
         self._waiting.append(rows)
         if sum(map(len, self._waiting)) >= CHUNK:
             self._multiply()
 
     def add_gram(self, gram: Tensor) -> None:
-        """Add the Gram matrix (d, d) of rows for which it is known."""
+        """Add a Gram matrix (d, d) that is already computed."""
         self._sum += gram
 
     def total(self) -> Tensor:
@@ -187,21 +187,21 @@ def variances_of(within_cov: Tensor, axes: Tensor) -> Tensor:
 
 
 def variances_along(features: Tensor, targets: Tensor, moments: ClassMoments, axes: Tensor) -> Tensor:
-    """The same from the samples: O(Nrd), and no (d, d) matrix."""
+    """Within-class variances (r,) along axes u (r, d), from the samples in O(Nrd) and without a (d, d) matrix."""
     sums = torch.zeros_like(axes[:, 0])
     for deviations, _ in within_deviations(features, targets, moments.means):
-        sums += (axes @ deviations.mT).square().sum(1)  # this way round twice as fast for few axes
+        sums += (axes @ deviations.mT).square().sum(1)  # this order is twice as fast for few axes
     return sums / moments.num_samples
 
 
 def within_deviations(features: Tensor, targets: Tensor, means: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """h - μ_y (n, d) and y (n,), chunk by chunk."""
+    """Yield h - μ_y (n, d) and y (n,) for each chunk."""
     for h, y in float64_chunks(features, targets):
         yield h.sub_(means.index_select(0, y)), y
 
 
 def float64_chunks(features: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Consecutive slices of features (N, d), copied in float64, with the same slices of the other tensors."""
+    """Yield consecutive slices of features (N, d), copied in float64, with the same slices of the other tensors."""
     for start in range(0, len(features), CHUNK):
         part = slice(start, start + CHUNK)
         yield features[part].to(torch.float64, copy=True), *(other[part] for other in others)

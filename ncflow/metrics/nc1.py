@@ -1,7 +1,7 @@
 """NC1, variability collapse: features of a class concentrate at their class mean.
 
-Every function takes the moments of classes that are all present and returns a 0-dim float64 tensor; a value that is
-not finite means that the metric is not defined there (one class, coinciding means).
+Each function takes the moments of classes that are all present, and returns a 0-dim float64 tensor. The value is not
+finite where the metric is not defined (one class, coinciding means).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def pinv(moments: ClassMoments, variances: Tensor) -> Tensor:
     """Within-class relative to between-class scatter, tr(Σ_W Σ_B⁺)/K. >= 0, 0 at collapse. Papyan et al. 2020.
 
-    Σ_B⁺ lives on the axes of the centered means, so only the variances (r,) of Σ_W along these enter.
+    Σ_B⁺ is nonzero only on the axes of the centered means, so only the variances (r,) of Σ_W along these matter.
     """
     s, _ = moments.between_axes
     return (variances / s.square()).sum() / len(moments.means)
@@ -36,9 +36,9 @@ def quotient(moments: ClassMoments) -> Tensor:
 
 
 def quotient_of(moments: ClassMoments, classes: Tensor) -> Tensor:
-    """The same with Σ_W of the samples of some classes (K,), a mask; weighted by samples, groups average to the whole.
+    """tr Σ_W / tr Σ_B with Σ_W of the samples of the classes in a mask (K,). >= 0, 0 at collapse.
 
-    >= 0, 0 at collapse.
+    The mean over groups, weighted by samples, is `quotient`.
     """
     within = moments.within_traces[classes].sum() / moments.counts[classes].sum()
     return within / moments.centered_means.square().sum(1).mean()
@@ -53,19 +53,19 @@ def cdnv(moments: ClassMoments) -> Tensor:
 
 
 def cdnv_of(moments: ClassMoments, classes: Tensor) -> Tensor:
-    """The mean over the classes i in a mask (K,), and over all j≠i. Weighted by classes, groups average to the whole.
+    """The terms of `cdnv`, averaged over the classes i in a mask (K,) and all j≠i. >= 0, 0 at collapse.
 
-    >= 0, 0 at collapse.
+    The mean over groups, weighted by classes, is `cdnv`.
     """
     i, j = pairs(len(classes), classes.device)
-    times = classes[i].double() + classes[j].double()  # a pair counts for each of its classes that is in the group
-    inside = times > 0  # a pair of other classes may coincide
+    times = classes[i].double() + classes[j].double()  # a pair counts once for each of its classes in the group
+    inside = times > 0  # the means of another pair may coincide
     terms = _cdnv_of_pairs(moments)[inside] * times[inside]
     return terms.sum() / (classes.sum() * (len(classes) - 1))
 
 
 def _cdnv_of_pairs(moments: ClassMoments) -> Tensor:
-    """(v_i + v_j)/(2‖μ_i - μ_j‖²) of the pairs i < j (K(K-1)/2,); infinite where two means coincide."""
+    """(v_i + v_j)/(2‖μ_i - μ_j‖²) (K(K-1)/2,) of the pairs i < j. Infinite where two means coincide."""
     variances = moments.within_traces / moments.counts
     i, j = pairs(len(variances), variances.device)
     squares = squared_distances(moments.centered_means)
@@ -77,8 +77,8 @@ def vci(moments: ClassMoments, whitened: Tensor) -> Tensor:
     """Variability collapse index 1 - tr(Σ_T⁺ Σ_B)/min(d, K-1), Σ_T = Σ_W + Σ_B. In [0, 1], 0 at collapse.
 
     Xu and Liu 2023.
-    With Σ_B = MMᵀ, I - Mᵀ(Σ_W + MMᵀ)⁺M = (I + MᵀΣ_W⁻¹M)⁻¹: the complement itself, which does not cancel at collapse.
-    Of X = Σ_W^(-1/2) M (d, r), which `whiten` gives, its trace is ‖R⁻¹‖² with RᵀR = I + XᵀX.
+    With Σ_B = MMᵀ, I - Mᵀ(Σ_W + MMᵀ)⁺M = (I + MᵀΣ_W⁻¹M)⁻¹. The right side does not cancel at collapse. With
+    X = Σ_W^(-1/2) M (d, r), which `whiten` returns, its trace is ‖R⁻¹‖² with RᵀR = I + XᵀX.
     """
     rank = whitened.shape[1]
     largest_rank = min(moments.means.shape[0] - 1, moments.means.shape[1])
@@ -90,21 +90,22 @@ def vci(moments: ClassMoments, whitened: Tensor) -> Tensor:
 def numerical_rank(spectral_ratios: Tensor) -> Tensor:
     """Mean over classes of (‖H_c‖_*/‖H_c‖_F)² for the features H_c (n_c, d) of a class. >= 1, 1 at collapse.
 
-    A class whose features are all zero has no rank, and is left out.
+    Omits a class whose features are all zero, because its rank is not defined.
     """
     return spectral_ratios[spectral_ratios.isfinite()].mean()
 
 
 def unit_plus_gram(columns: Tensor) -> Tensor:
-    """The triangle R (r, r) with RᵀR = I + XᵀX for X (d, r): the R factor of I stacked on X, without squaring X."""
+    """The triangular R (r, r) with RᵀR = I + XᵀX for X (d, r), from the QR of I stacked on X, without squaring X."""
     identity = torch.eye(columns.shape[1], dtype=columns.dtype, device=columns.device)
     return torch.linalg.qr(torch.cat([identity, columns]), mode="r").R
 
 
 def whiten(moments: ClassMoments, within: Tensor) -> Tensor:
-    """X = Σ_W^(-1/2) M (d, r) for Σ_B = MMᵀ, up to a rotation of R^d: Cholesky where Σ_W is safely invertible.
+    """X = Σ_W^(-1/2) M (d, r) for Σ_B = MMᵀ, up to a rotation of R^d.
 
-    Directions without any within-class variance separate perfectly; a floor at rounding level stands in for their 0.
+    Uses Cholesky where Σ_W is safely invertible, and eigenvectors otherwise. Directions without within-class variance
+    separate perfectly. There, a floor at rounding level replaces the variance of 0.
     """
     s, axes = moments.between_axes
     columns = (s.unsqueeze(1) * axes).mT

@@ -38,7 +38,7 @@ def equinorm(rows: Tensor) -> Tensor:
 def equiangularity(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
     """Standard deviation of the pairwise cosines of the rows. In [0, 2/sqrt(3)], 0 at collapse. Papyan et al. 2020.
 
-    Not defined where a row is no longer than `blur`, which is rounding.
+    Not defined where a row is rounding, not longer than `blur`.
     """
     return pairwise_cosines(rows, blur).std()
 
@@ -46,7 +46,7 @@ def equiangularity(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
 def maximal_angle(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
     """Mean distance |cos + 1/(K-1)| of the pairwise cosines to those of a simplex ETF. In [0, K/(K-1)], 0 at collapse.
 
-    Not defined where a row is no longer than `blur`, which is rounding. Papyan et al. 2020.
+    Not defined where a row is rounding, not longer than `blur`. Papyan et al. 2020.
     """
     return (pairwise_cosines(rows, blur) + 1 / (len(rows) - 1)).abs().mean()
 
@@ -61,30 +61,33 @@ def etf_error(gram: Tensor) -> Tensor:
 def orthogonal_error(gram: Tensor) -> Tensor:
     """‖G/‖G‖_F - I/sqrt(K)‖_F for the Gram matrix (K, K) of rows, not centered. In [0, sqrt(2)].
 
-    0 for orthogonal rows of equal norm, the optimum behind a ReLU on balanced classes. Dang et al. 2023.
+    0 for orthogonal rows of equal norm, the optimum after a ReLU on balanced classes. Dang et al. 2023.
     """
     ideal = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) / math.sqrt(len(gram))
     return torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - ideal)
 
 
 def gnc2_log(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
-    """Mean over i≠j of -log‖ŵ_i - ŵ_j‖ for the unit rows ŵ: the hyperspherical energy that generalizes NC2 to K > d+1.
+    """Mean over i≠j of -log‖ŵ_i - ŵ_j‖ for unit rows ŵ, the hyperspherical energy that generalizes NC2 to K > d+1.
 
-    -log sqrt(2K/(K-1)) for a simplex ETF, its minimum. Not defined where two directions are the same, up to rounding of
-    the rows by `blur`. Liu et al. 2023.
+    Its minimum is -log sqrt(2K/(K-1)), for a simplex ETF. Not defined where two directions are equal up to `blur`, the
+    rounding of the rows. Liu et al. 2023.
     """
     return -_log_squares(rows, blur).mean() / 2
 
 
 def gnc2_spread(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
-    """Standard deviation over pairs of the energy -log‖ŵ_i - ŵ_j‖. >= 0, 0 for a simplex ETF. Defined as `gnc2_log`."""
+    """Standard deviation over pairs of the energy -log‖ŵ_i - ŵ_j‖. >= 0, 0 for a simplex ETF.
+
+    Defined where `gnc2_log` is defined.
+    """
     return _log_squares(rows, blur).std() / 2
 
 
 def _log_squares(rows: Tensor, blur: Tensor | float) -> Tensor:
-    """log‖ŵ_i - ŵ_j‖² of the pairs i < j (K(K-1)/2,); infinite where rounding may be all that sets them apart."""
+    """log‖ŵ_i - ŵ_j‖² (K(K-1)/2,) of the pairs i < j. Infinite where the difference may be only rounding."""
     i, j = pairs(len(rows), rows.device)
-    turn = blur / torch.linalg.vector_norm(rows, dim=1)  # by so much rounding may turn a unit row
+    turn = blur / torch.linalg.vector_norm(rows, dim=1)  # how far rounding may rotate a unit row
     squares = squared_distances(unit_rows(rows, blur))
     return torch.log(torch.where(squares > (turn[i] + turn[j]).square(), squares, 0))
 

@@ -1,7 +1,7 @@
 """NC3, self-duality: classifier rows align with the centered class means.
 
-Each function takes the classifier rows (K, d) and the centered class means (K, d) of the same classes, in float64;
-etf_gap takes them as frames, which have been decomposed for other metrics, too.
+Each function takes the classifier rows (K, d) and the centered class means (K, d) of the same classes, in float64.
+etf_gap takes them as frames, to reuse the decompositions of other metrics.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def self_duality(weight: Tensor, centered_means: Tensor) -> Tensor:
 
 def etf_error(weight: Tensor, centered_means: Tensor) -> Tensor:
     """NC2's ETF error of W μ̃ᵀ. In [0, 2], 0 at collapse. Zhu et al. 2021."""
-    unit = weight / torch.linalg.matrix_norm(weight)  # fourth powers, squares of the product, would be out of range
+    unit = weight / torch.linalg.matrix_norm(weight)  # keeps fourth powers, squares of the product, in range
     return nc2.etf_error(unit @ (centered_means / torch.linalg.matrix_norm(centered_means)).mT)
 
 
 def alignment(weight: Tensor, centered_means: Tensor, blur: Tensor | float = 0.0) -> Tensor:
-    """Mean cosine of w_k and μ̃_k. In [-1, 1], 1 at collapse. Not defined where a μ̃_k is no longer than `blur`."""
+    """Mean cosine of w_k and μ̃_k. In [-1, 1], 1 at collapse. Not defined where a μ̃_k is not longer than `blur`."""
     return alignments(weight, centered_means, blur).mean()
 
 
 def alignments(weight: Tensor, centered_means: Tensor, blur: Tensor | float = 0.0) -> Tensor:
-    """Cosine (K,) of w_k and μ̃_k, NaN where a μ̃_k is no longer than `blur`. In [-1, 1], 1 at collapse."""
+    """Cosine (K,) of w_k and μ̃_k, NaN where a μ̃_k is not longer than `blur`. In [-1, 1], 1 at collapse."""
     short = torch.linalg.vector_norm(centered_means, dim=1) <= blur
     cosines = torch.nn.functional.cosine_similarity(weight, centered_means, dim=1, eps=0.0)
     return cosines.masked_fill(short, torch.nan)
@@ -52,7 +52,7 @@ def uniformity(weight: Tensor, centered_means: Tensor) -> Tensor:
 def etf_gap(weight: Frame, centered_means: Frame) -> Tensor:
     """Squared distance between the ETFs nearest to W and to μ̃, both of unit Frobenius norm. In [0, 4], 0 at collapse.
 
-    Not defined where W or μ̃ has rank below K-1 after centering, for it then has many nearest ETFs. Markou, Ajanthan
+    Not defined where W or μ̃ has rank below K-1 after centering, because its nearest ETF is not unique. Markou, Ajanthan
     and Gould 2024.
     """
     gap = weight.nearest_etf_contrasts - centered_means.nearest_etf_contrasts

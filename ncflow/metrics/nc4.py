@@ -1,4 +1,4 @@
-"""NC4, decisions: the classifier decides like the nearest class mean, without bias and with equal margins."""
+"""NC4, decisions: the classifier agrees with the nearest class mean, without bias and with equal margins."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ncflow.metrics.rows import PAPYAN, Metric, View
 if TYPE_CHECKING:
     from ncflow.metrics.analysis import Analysis
 
-FEW = 64  # so few class means are multiplied with along with the classifier, at nearly no cost
-CERTAIN = 1 - 1e-6  # of half the distance of two means: what the rounding of distances cannot bridge
+FEW = 64  # up to so many class means join the classifier's matrix product, at almost no cost
+CERTAIN = 1 - 1e-6  # factor on half the distance of two means: a margin above the rounding of distances
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What a classifier decides about N samples; the fields stay small whatever d and K are.
+    """A classifier's decisions on N samples. The size of the fields does not depend on d or K.
 
-    predictions (N,), ranks (N,): how many classes score higher than the target, confidences (N,): largest softmax
-    probability, losses (N,): cross-entropy, nearest_means (N,): class of the nearest mean, margins (N,): cosine to the
+    predictions (N,). ranks (N,): number of classes that score higher than the target. confidences (N,): largest softmax
+    probability. losses (N,): cross-entropy. nearest_means (N,): class of the nearest mean. margins (N,): cosine to the
     target's row minus the largest other cosine.
     """
 
@@ -52,18 +52,19 @@ def decide(
 ) -> Decisions:
     """Decisions on features (N, d) by weight (K, d), bias (K,) and class means (K, d), NaN for a class without one.
 
-    Margins are measured after centering: features by μ_N (d,), classifier rows by their mean row. Both are subtracted
-    from the products of the logits. A centered row or feature no longer than its `blur` is rounding: its cosines are 0.
+    Margins use centered features (minus μ_N (d,)) and centered classifier rows (minus their mean row). Both shifts are
+    subtracted from the products of the logits. A centered row or feature not longer than its `blur` is rounding, and
+    its cosines are 0.
     """
     nearest_means = _NearestMeans.among(class_means, sample_mean)
     few = len(weight) <= FEW
     rows = torch.cat([weight, nearest_means.rows]) if few else weight
     along_center = weight @ sample_mean
     scale = _inverse(torch.linalg.vector_norm(weight - weight.mean(0), dim=1), row_blur)
-    # Results go where they stay: small tensors kept from every chunk would pin the large ones freed around them.
+    # Allocate results once: small tensors kept from each chunk would fragment the memory of the freed large ones.
     made = Decisions(*(torch.empty_like(targets, dtype=dtype) for dtype in FIELDS))
     for h, y, *results in float64_chunks(features, targets, *vars(made).values()):
-        if few:  # this way round the product is twice as fast
+        if few:  # this order makes the product twice as fast
             products, along_means = (rows @ h.mT).mT.tensor_split(2, dim=1)
             nearest = nearest_means.by_products(along_means)
         else:
@@ -85,7 +86,7 @@ def decide(
 
 
 def nearest_classes(features: Tensor, targets: Tensor, class_means: Tensor, sample_mean: Tensor) -> Tensor:
-    """The class (N,) of the mean that is nearest to each of the features (N, d), as `decide` finds it."""
+    """The class (N,) of the mean nearest to each of the features (N, d), the same as from `decide`."""
     means = _NearestMeans.among(class_means, sample_mean)
     few = len(class_means) <= FEW
     chunks = float64_chunks(features, targets)
@@ -95,13 +96,13 @@ def nearest_classes(features: Tensor, targets: Tensor, class_means: Tensor, samp
 def ncc_accuracy(nearest: Tensor, targets: Tensor, class_means: Tensor, rounding: Rounding) -> Tensor:
     """Share of samples whose nearest class mean (N,) is that of their own class. In [0, 1], 1 at collapse.
 
-    Means (K, d) that are one and the same up to rounding cannot be told apart: the first of these classes gets all.
+    Where means (K, d) are equal up to rounding, the first of their classes counts as the nearest.
     """
     return (_first_of_equals(class_means, rounding)[nearest] == targets).double().mean()
 
 
 def _first_of_equals(class_means: Tensor, rounding: Rounding) -> Tensor:
-    """For each class (K,) the first one whose mean is the same up to rounding: most often itself."""
+    """For each class (K,), the first class whose mean is equal up to rounding, usually the class itself."""
     (known,) = torch.where(class_means.isfinite().all(1))
     means = class_means[known]
     i, j = pairs(len(known), known.device)
@@ -113,30 +114,30 @@ def _first_of_equals(class_means: Tensor, rounding: Rounding) -> Tensor:
 def ncc_mismatch(decisions: Decisions, class_means: Tensor, rounding: Rounding) -> Tensor:
     """Share of samples that classifier and nearest class mean assign differently. In [0, 1], 0 at collapse.
 
-    Of class means (K, d) that are one and the same up to rounding, each is as near as the others.
+    Class means (K, d) that are equal up to rounding count as equally near.
     """
     assignments = torch.stack([decisions.predictions, decisions.nearest_means], dim=1)
     differing = assignments[assignments[:, 0] != assignments[:, 1]]
     number = torch.zeros((), dtype=torch.float64, device=class_means.device)
     for decided, nearest in (part.unbind(1) for part in torch.split(differing, CHUNK)):
         gaps = torch.linalg.vector_norm(class_means[decided] - class_means[nearest], dim=1)
-        number += (~(gaps <= rounding.level())).sum()  # a class without a mean has no gap, and is not the nearest
+        number += (~(gaps <= rounding.level())).sum()  # without a mean, the gap is NaN and counts as different
     return number / len(assignments)
 
 
 def bias_collapse(weight: Tensor, bias: Tensor, sample_mean: Tensor) -> Tensor:
-    """‖b + Wμ_N‖. >= 0, 0 at collapse: the bias only undoes the mean of the features."""
+    """‖b + Wμ_N‖. >= 0, 0 at collapse, where the bias only cancels the mean of the features."""
     return torch.linalg.vector_norm(bias + weight @ sample_mean)
 
 
 @dataclass(frozen=True)
 class _NearestMeans:
-    """rows (K, d): class means less μ_N, 0 for a class without one; half_squares (K,), infinite then; reach (K,).
+    """rows (K, d): class means minus μ_N, 0 for a class without a mean. half_squares (K,): infinite for such a class.
 
-    By the triangle inequality μ_k is the nearest mean of every h within its reach, half of its distance to the next
-    mean. Distances to a mean have a relative error below d·eps, those between means below 2·10⁴·d·eps, for they are
-    never taken from norms more than 10⁴ times their squares; CERTAIN is beyond both for d up to 200,000. Only samples
-    outside of it are multiplied with all means.
+    reach (K,) is half of a mean's distance to the next mean. By the triangle inequality, μ_k is the nearest mean of
+    every h within its reach. Distances to a mean have a relative error below d·eps. Distances between means have one
+    below 2·10⁴·d·eps, because they are never computed from norms above 10⁴ times their squares. CERTAIN exceeds both
+    for d up to 200,000. Only samples outside of the reach are compared with all means.
     """
 
     means: Tensor
@@ -146,7 +147,7 @@ class _NearestMeans:
 
     @classmethod
     def among(cls, means: Tensor, sample_mean: Tensor) -> _NearestMeans:
-        rows = means - sample_mean  # the common shift keeps the distances, and more of their digits
+        rows = means - sample_mean  # a common shift keeps the distances and improves their precision
         half_squares = (rows.square().sum(1) / 2 + rows @ sample_mean).nan_to_num(nan=torch.inf)
         known, reach = half_squares.isfinite(), torch.zeros_like(half_squares)
         if len(means) > FEW:
@@ -154,7 +155,7 @@ class _NearestMeans:
         return cls(means, rows.nan_to_num(), half_squares, reach)
 
     def of(self, features: Tensor, targets: Tensor) -> Tensor:
-        """The class (n,) of the mean that is nearest to each of the features (n, d)."""
+        """The class (n,) of the mean nearest to each of the features (n, d)."""
         nearest = targets.clone()
         distances = torch.linalg.vector_norm(features - self.means.index_select(0, targets), dim=1)
         (unsettled,) = torch.where(~(distances < self.reach[targets]))
@@ -162,12 +163,12 @@ class _NearestMeans:
         return nearest
 
     def by_products(self, products: Tensor) -> Tensor:
-        """The same from the products (n, K) of features and rows: (‖h - μ‖² - ‖h‖²)/2 up to a constant is smallest."""
+        """As `of`, from the products (n, K) of features and rows: the least (‖h - μ‖² - ‖h‖²)/2 up to a constant."""
         return (self.half_squares - products).min(1).indices
 
 
 def _inverse(norms: Tensor, blur: Tensor | float = 0.0) -> Tensor:
-    """1/norms; 0 for a norm up to `blur`, that of a row that points nowhere."""
+    """1/norms, or 0 for a norm up to `blur`, where the row has no direction."""
     return torch.where(norms > blur, 1 / norms, 0)
 
 

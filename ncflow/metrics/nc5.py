@@ -18,7 +18,7 @@ def ood_cosine(
 ) -> Tensor:
     """Mean over classes of |cos(μ_k, μ_ood)| for means (K, d) and (d,), not centered. In [0, 1], 0 at collapse.
 
-    Not defined where a mean is no longer than its `blur`, which is rounding. Ben Ammar et al. 2024, https://arxiv.org/abs/2310.06823.
+    Not defined where a mean is not longer than its `blur`, its rounding. Ben Ammar et al. 2024, https://arxiv.org/abs/2310.06823.
     """
     return (unit_rows(class_means, blur) @ unit_rows(ood_mean.unsqueeze(0), ood_blur)[0]).abs().mean()
 

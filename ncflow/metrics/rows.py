@@ -1,6 +1,6 @@
-"""A metric's row: its formula, what it means, its range, its value at collapse, and how reports show it.
+"""A metric's row: its formula, meaning, range, value at collapse, and how reports show it.
 
-Each module of metrics ends with the rows of its own functions; `table` joins them.
+Each metrics module ends with the rows of its own functions. `table` joins them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Place = Literal["table", "curves", "knobs"]
 class View:
     """How reports and the MLflow UI show a metric: on which split, in which places, under which title.
 
-    at_collapse is drawn as a line, None draws none. percent and log are the scale of its axis.
+    at_collapse is drawn as a line, unless it is None. percent and log set the scale of the axis.
     """
 
     title: str
@@ -38,10 +38,10 @@ class View:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. Its formula takes an `Analysis` and gives a 0-dim tensor, None where the metric is not defined.
+    """One metric. Its formula takes an `Analysis` and returns a 0-dim tensor, or None where it is not defined.
 
-    meaning, range, collapse, split (where it tells most) and reference are the cells of its row in docs/metrics.md.
-    needs: "scatter", the whole within-class scatter, or "spectra", the features of each class alone.
+    meaning, range, collapse, split (the most informative one) and reference are its cells in docs/metrics.md. needs is
+    "scatter" for the whole within-class scatter, or "spectra" for the features of each class separately.
     """
 
     formula: Formula
@@ -58,37 +58,37 @@ class Metric:
 
 
 def of_moments(formula: Callable[[ClassMoments], Tensor]) -> Formula:
-    """Of the classes that have samples."""
+    """The formula applied to the moments of the classes that have samples."""
     return lambda a: formula(a.present)
 
 
 def of_differing_means(formula: Callable[[ClassMoments], Tensor]) -> Formula:
-    """Of the classes that have samples, where their means differ."""
+    """The formula applied to the moments of the classes that have samples, None unless their means differ."""
     return lambda a: formula(a.present) if a.means else None
 
 
 def of_means(formula: Callable[[Frame], Tensor | None]) -> Formula:
-    """Of the centered class means."""
+    """The formula applied to the centered class means."""
     return lambda a: formula(a.means) if a.means else None
 
 
 def of_uncentered_means(formula: Callable[[Frame], Tensor | None]) -> Formula:
-    """Of the class means as they are."""
+    """The formula applied to the class means, not centered."""
     return lambda a: formula(a.uncentered_means) if a.uncentered_means else None
 
 
 def of_weight(formula: Callable[[Frame], Tensor | None]) -> Formula:
-    """Of the classifier's rows."""
+    """The formula applied to the classifier's rows."""
     return lambda a: formula(a.rows) if a.rows else None
 
 
 def of_both(formula: Callable[[Frame, Frame], Tensor | None]) -> Formula:
-    """Of the classifier's rows and the centered class means, of the classes that have samples."""
+    """The formula applied to classifier rows and centered class means, both of the classes that have samples."""
     return lambda a: formula(a.dual_rows, a.means) if a.dual_rows and a.means else None
 
 
 def of_group(formula: Callable[[ClassMoments, Tensor], Tensor], group: str) -> Formula:
-    """Of the classes of a group by size, such as "few"."""
+    """The formula applied to the classes of a group by size, such as "few"."""
     return lambda a: formula(a.present, a.shot_groups[group]) if a.means and group in a.shot_groups else None
 
 

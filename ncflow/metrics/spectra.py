@@ -1,12 +1,12 @@
-"""Nuclear norms of the features of each class: exact singular value sums at the price of Gram matrices.
+"""Nuclear norms of the features of each class: exact sums of singular values, at the cost of Gram matrices.
 
-The eigenvalues of a Gram matrix are the squared singular values, with an error of about eps times its norm: fine for
-those above 1e-4 of the largest singular value, worthless below. So the small ones are computed again, from a Gram
-matrix of the features restricted to their directions, whose norm is small and whose error is, too.
+The eigenvalues of a Gram matrix are the squared singular values, with an error of about eps times its norm. This is
+accurate for singular values above 1e-4 of the largest one, and useless below. So the small ones are computed again,
+from a Gram matrix of the features restricted to their directions. Its norm is small, and so is its error.
 
-A class of more samples than features has HᵀH = S + n μμᵀ with its within-class scatter S, the sum of which over the
-classes is what other metrics need: no product is done twice. And S tells of the directions in which μ is large as
-much as of the others, so that a second look costs no products with samples unless S itself has small directions.
+A class with more samples than features has HᵀH = S + n μμᵀ with its within-class scatter S. Other metrics need the sum
+of S over the classes, so its products are reused. The error of S does not grow with μ. A second look therefore
+needs no products with samples, unless S itself has small directions.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch import Tensor
 from ncflow.metrics import moments as cuts
 from ncflow.metrics.moments import ClassMoments, GramSum
 
-SMALL = 1e-8  # squared singular values below this share of a Gram matrix's norm are computed from their own directions
-BATCH = 2**21  # numbers of classes that are taken together
+SMALL = 1e-8  # squared singular values below this share of a Gram matrix's norm are computed again in their directions
+BATCH = 2**21  # limit of numbers in a batch of classes
 
 Look = Callable[[Tensor], tuple[Tensor, Tensor | float]]  # directions (C, m, r) -> Gram matrix (C, r, r), its level
 
 
 def spectral_ratios(features: Tensor, targets: Tensor, moments: ClassMoments, scatter: GramSum | None = None) -> Tensor:
-    """(‖H_c‖_*/‖H_c‖_F)² of the features H_c (n_c, d) of each class that has any, in float64: (K',), in any order.
+    """(‖H_c‖_*/‖H_c‖_F)² of the features H_c (n_c, d) of each class with samples, in float64: (K',), in any order.
 
-    NaN for a class whose features are all zero.
-    `scatter` gets the within-class scatter of all samples, from the same products as far as they are the same.
+    NaN for a class whose features are all zero. Adds the within-class scatter of all samples to `scatter`, and reuses
+    products where possible.
     """
     sizes = moments.counts.long().tolist()
     by_class = sorted(zip(torch.split(targets.argsort(stable=True), sizes), moments.means, strict=True), key=_length)
@@ -40,7 +40,7 @@ def spectral_ratios(features: Tensor, targets: Tensor, moments: ClassMoments, sc
 
 
 def _wide(features: Tensor, classes: list[tuple[Tensor, Tensor]], scatter: GramSum | None) -> Tensor:
-    """The ratios (C,) of classes of n samples each, n <= d, all at once."""
+    """The ratios (C,) of classes of n samples each, n <= d, in one batch."""
     rows, means = (torch.stack(parts) for parts in zip(*classes, strict=True))
     h = features[rows].double()
     gram = h @ h.mT
@@ -59,7 +59,7 @@ def _tall(features: Tensor, rows: Tensor, mean: Tensor, scatter: GramSum | None)
     """The ratio (1,) of the class of these rows (n,) of the features and this mean (d,), n > d, in chunks."""
     chunks = torch.split(rows, cuts.CHUNK)
     within = GramSum(len(mean), features.device)
-    is_zero = torch.ones((), dtype=torch.bool, device=features.device)  # the mean of zeros need not be: it is rounded
+    is_zero = torch.ones((), dtype=torch.bool, device=features.device)  # the mean of zeros may be rounding, not 0
     for part in chunks:
         h = features[part].double()
         is_zero &= ~h.any()
@@ -85,9 +85,9 @@ def _tall(features: Tensor, rows: Tensor, mean: Tensor, scatter: GramSum | None)
 
 
 def _ratios(gram: Tensor, *looks: Look) -> Tensor:
-    """(‖H‖_*/‖H‖_F)² (C,) from the Gram matrices (C, m, m) of H, and ever closer looks at the small directions.
+    """(‖H‖_*/‖H‖_F)² (C,) from the Gram matrices (C, m, m) of H, and repeated looks at the small directions.
 
-    The level of a look, its own norm at least, is the size that its rounding is relative to.
+    The rounding of a look is relative to its level, which is at least its own norm.
     """
     level = torch.linalg.matrix_norm(gram)
     squares, directions = _spectrum(gram, level)
@@ -104,9 +104,9 @@ def _ratios(gram: Tensor, *looks: Look) -> Tensor:
 
 
 def _spectrum(gram: Tensor, level: Tensor, *, last: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The eigenvalues (C, m) of Gram matrices, 0 for small ones, and the directions (C, m, r) of these, if any."""
+    """The eigenvalues (C, m) of Gram matrices, 0 for small ones, and the directions (C, m, r) of the small ones."""
     floor = (SMALL * level).unsqueeze(1)
-    # Far quicker than to find with eigenvalues that the vectors are needed, too
+    # This check is much faster than eigh, which is needed only if there are small eigenvalues.
     _, fails = torch.linalg.cholesky_ex(gram - torch.diag_embed(floor.expand(gram.shape[:2])))
     if last or not bool(fails.any()):
         return torch.linalg.eigvalsh(gram).clamp(min=0), None
@@ -117,7 +117,7 @@ def _spectrum(gram: Tensor, level: Tensor, *, last: bool = False) -> tuple[Tenso
 
 
 def _batches(classes: list[tuple[Tensor, Tensor]], num_features: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Consecutive classes of one size, as many as BATCH numbers hold."""
+    """Yield consecutive classes of equal size, with at most BATCH numbers per batch."""
     batch: list[tuple[Tensor, Tensor]] = []
     for rows, mean in classes:
         full = (len(batch) + 1) * len(rows) * num_features > BATCH

@@ -1,9 +1,9 @@
-"""The mean squared error of one-hot targets, split into what each part of neural collapse still costs.
+"""The mean squared error of one-hot targets, split into one part for each part of neural collapse.
 
-Of the loss ½E‖Wh + b - e_y‖² over samples, the best W and b leave two parts: one for the scatter within classes (NC1),
-one for class means that no classifier can tell apart (NC2, NC3). The rest is how far W and b are from the best. After
-Han, Papyan and Donoho 2022, https://arxiv.org/abs/2106.02073. Theirs has weight decay and equal classes. Ours has a
-bias and classes of any sizes.
+With the best W and b, the loss ½E‖Wh + b - e_y‖² over samples has two parts. One comes from the scatter within classes
+(NC1), the other from class means that no classifier can separate (NC2, NC3). The rest is the excess of W and b over the
+best ones. After Han, Papyan and Donoho 2022, https://arxiv.org/abs/2106.02073. Theirs has weight decay and equal
+classes. Ours has a bias and classes of any sizes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 def least_squares(moments: ClassMoments, whitened: Tensor) -> tuple[Tensor, Tensor]:
     """The two parts of the least loss that any W and b reach: (within classes, of the means), 0-dim each.
 
-    moments: of classes that are all present. whitened (d, r): X = Σ_W^(-1/2) M for Σ_B = MMᵀ, as `nc1.whiten` gives it.
-    Both >= 0, 0 at collapse, together at most (1 - Σπ²)/2 with the class shares π.
+    moments: of classes that are all present. whitened (d, r): X = Σ_W^(-1/2) M for Σ_B = MMᵀ, from `nc1.whiten`.
+    Both parts are >= 0, and 0 at collapse. Their sum is at most (1 - Σπ²)/2 with the class shares π.
 
-    With A the rows sqrt(π_k)(μ_k - μ_N), Z = A Σ_W^(-1/2) = QT and an orthonormal Q (K, r), the best W solves r
-    equations: V = (I + TTᵀ)⁻¹ Qᵀ sqrt(Π) leaves ½‖TᵀV‖² within classes and ½‖V‖² between their means. A direction of
-    sqrt(Π) outside of Q and sqrt(π) is one in which the means do not differ, and is left whole.
+    Let A have the rows sqrt(π_k)(μ_k - μ_N), and Z = A Σ_W^(-1/2) = QT with an orthonormal Q (K, r). The best W solves
+    r equations: V = (I + TTᵀ)⁻¹ Qᵀ sqrt(Π) leaves ½‖TᵀV‖² within classes and ½‖V‖² between their means. In directions
+    of sqrt(Π) outside of Q and sqrt(π) the means do not differ, so their error remains in full.
     """
     s, axes = moments.between_axes
     shares = moments.counts / moments.num_samples
@@ -53,7 +53,7 @@ def loss(moments: ClassMoments, within_cov: Tensor, weight: Tensor, bias: Tensor
 
 
 def _missed(basis: Tensor, roots: Tensor) -> Tensor:
-    """Squared norm of sqrt(Π) outside of Q (K, r) and the unit vector sqrt(π) (K,); exactly 0 where these are all."""
+    """Squared norm of sqrt(Π) outside of Q (K, r) and the unit vector sqrt(π) (K,). Exactly 0 where they span R^K."""
     if basis.shape[1] == len(basis) - 1:
         return roots.new_zeros(())
     outside = roots.diag() - roots.outer(roots.square()) - basis @ (basis.mT * roots)

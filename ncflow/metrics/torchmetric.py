@@ -1,4 +1,4 @@
-"""NeuralCollapse: the collapse metrics as a streaming torchmetrics Metric, right across batches and processes."""
+"""NeuralCollapse: the collapse metrics as a streaming torchmetrics Metric, exact across batches and processes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ FIELDS = [field.name for field in dataclasses.fields(ClassMoments)]
 
 
 class NeuralCollapse(Metric):
-    """update(features (B, d), targets (B,)) as often as needed, then compute() -> {"nc1/pinv": …} over all samples.
+    """Collapse metrics over a stream: update(features (B, d), targets (B,)) per batch, compute() -> {"nc1/pinv": …}.
 
-    Holds K·d + d² float64 numbers, whatever the number of samples. With `classifier`, any module with .weight (K, d)
-    and perhaps .bias (K,), the metrics of the classifier and of its duality with the class means join in. Metrics
-    that need the samples again (nc1/numerical_rank, nc4, margins, accuracies) are `collapse_metrics`' alone.
-    class_counts (K,) are the sizes of the classes in the training split. Give them on a test split: groups of classes
-    follow them. Default: the sizes in the stream. Raises ValueError for sizes that are not K numbers >= 0.
+    Holds K·d + d² float64 numbers for any number of samples. `classifier` is any module with .weight (K, d) and
+    optionally .bias (K,). It adds the metrics of the classifier and of its duality with the class means. Only
+    `collapse_metrics` has the metrics that need the samples again (nc1/numerical_rank, nc4, margins, accuracies).
+    class_counts (K,) are the class sizes of the training split, by default those of the stream. Pass them on a test
+    split, because they define the groups of classes. Raises ValueError for sizes that are not K numbers >= 0.
     """
 
-    full_state_update = True  # moments merge jointly; torchmetrics' shortcut reduces every state on its own
+    full_state_update = True  # moments merge jointly, but torchmetrics' shortcut reduces each state separately
     is_differentiable = False
     counts: Tensor
     means: Tensor
@@ -49,14 +49,17 @@ class NeuralCollapse(Metric):
         super().__init__(**options)
         self.num_classes = num_classes
         self.class_counts = None if class_counts is None else check_counts(class_counts, num_classes)
-        # In a tuple, so that the classifier's parameters do not become the metric's.
+        # The tuple keeps the classifier's parameters out of the metric's parameters.
         self._classifier = (classifier,)
         empty = ClassMoments.empty(num_classes, num_features)
         for field in FIELDS:
-            self.add_state(field, getattr(empty, field), dist_reduce_fx=None)  # None: processes' states are stacked
+            self.add_state(field, getattr(empty, field), dist_reduce_fx=None)  # None stacks the processes' states
 
     def update(self, features: Tensor, targets: Tensor) -> None:
-        """Add features (B, d) with targets (B,) in 0..K-1; an empty batch adds nothing."""
+        """Add features (B, d) with targets (B,) in 0..K-1. An empty batch has no effect.
+
+        Raises ValueError for shapes, targets or numbers that are not valid.
+        """
         features, targets = as_tensors(features, targets)
         check_samples(features, targets)
         if features.shape[1] != self.means.shape[-1]:
@@ -67,18 +70,18 @@ class NeuralCollapse(Metric):
             setattr(self, field, getattr(merged, field))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *options: Any, **named: Any) -> Module:
-        """To another device, unless it has no float64: there the states stay where they are."""
+        """Move the states to another device. Without float64 there, the states stay on their device."""
         return super()._apply(fn, *options, **named) if has_float64(fn(torch.zeros(1))) else self
 
     def moments(self) -> ClassMoments:
-        """What has been seen so far, on all processes once the states are synchronized."""
+        """The moments of all samples so far. After synchronization, of all processes."""
         if self.counts.ndim == 1:
             return ClassMoments(*(getattr(self, field) for field in FIELDS))
         by_process = zip(*(getattr(self, field) for field in FIELDS), strict=True)
         return reduce(ClassMoments.merge, (ClassMoments(*states) for states in by_process))
 
     def compute(self) -> dict[str, float]:
-        """The metrics of all samples seen, under the names of `collapse_metrics`; {} before the first sample."""
+        """The metrics of all samples so far, with the names of `collapse_metrics`. {} before the first sample."""
         moments = self.moments()
         if not bool(moments.counts.any()):
             return {}

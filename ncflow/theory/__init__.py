@@ -1,4 +1,4 @@
-"""Closed-form optima of unconstrained features: the ground truth that experiments are held against."""
+"""Closed-form optima of unconstrained features, the ground truth that experiments are compared with."""
 
 from ncflow.theory.balanced_ce import balanced_ce_optimum
 from ncflow.theory.drift import drift_norm, relative_drift, seli_step_drift, seli_step_relative_drift

@@ -1,4 +1,4 @@
-"""Cross-entropy on balanced classes: a simplex ETF, of a size that weight decay sets."""
+"""Cross-entropy on balanced classes: the optimum is a simplex ETF, and weight decay sets its size."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ def balanced_ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: floa
     """The optimum of cross-entropy without bias on K classes of n samples each.
 
     With c = sqrt(n λ_W λ_H) < 1/K: Z = α (I - J/K), α = log(1/c - (K-1)), ‖w_k‖² = sqrt(n λ_H/λ_W) α (K-1)/K and
-    ‖h_k‖² = sqrt(λ_W/(n λ_H)) α (K-1)/K, both a simplex ETF. For c >= 1/K all is 0. K = 10, n = 100, λ_W = λ_H = 5e-4:
-    α = 5.25, ‖w‖² = 47.2, ‖h‖² = 0.472. Raises ValueError for classes of different sizes. Zhu et al. 2021.
+    ‖h_k‖² = sqrt(λ_W/(n λ_H)) α (K-1)/K. Both are a simplex ETF. For c >= 1/K both are 0. K = 10, n = 100,
+    λ_W = λ_H = 5e-4: α = 5.25, ‖w‖² = 47.2, ‖h‖² = 0.472. Raises ValueError for classes of different sizes.
+    Zhu et al. 2021.
     """
     counts = check_problem(class_counts, lambda_w, lambda_h)
     if bool((counts != counts[0]).any()):

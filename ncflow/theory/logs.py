@@ -1,4 +1,4 @@
-"""Logarithms of sums and differences, for numbers that float64 has no room for."""
+"""Logarithms of sums and differences of numbers that are out of the range of float64."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Cross-entropy on frequent and rare classes: below a threshold the rare classifiers coincide, minority collapse.
+"""Cross-entropy on frequent and rare classes. Below a threshold the rare classifiers coincide: minority collapse.
 
-Permuting the classes of a group changes nothing, so a sample of class y in group g, K_g of the K classes, has logits
-α_g (e_y - 1_g/K_g) + δ_g (1_g - K_g/K): four numbers in all. Let q_g be the probability that leaves its group. With m_g
-of `pressure`, the optimum has p_own - p_sibling = 1 - m_g, or α_g = 0 where m_g >= 1; and δ_A : δ_B = q_A : q_B on the
-ellipse Σ_g K_g (q_g/m_g)² = K_A K_B/K. That leaves an angle on the ellipse, found by bisection.
+The problem is symmetric in the classes of a group g, which has K_g of the K classes. So a sample of class y in group g
+has logits α_g (e_y - 1_g/K_g) + δ_g (1_g - K_g/K), with four numbers in total. Let q_g be the probability outside of
+its group, and m_g as in `pressure`. The optimum has p_own - p_sibling = 1 - m_g, or α_g = 0 where m_g >= 1. It also has
+δ_A : δ_B = q_A : q_B on the ellipse Σ_g K_g (q_g/m_g)² = K_A K_B/K. The remaining unknown is an angle on the ellipse,
+found by bisection.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def step_ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: float) -
 
 @dataclass(frozen=True)
 class _Group:
-    """Classes of one size, as functions of log t: t = q/room in (0, 1) is the share of its room that q takes.
+    """Classes of one size, as functions of log t. t = q/room in (0, 1) is q relative to its upper limit, the room.
 
-    Logarithms, because m_g of vanishing weight decay is no float64, and neither is q.
+    Uses logarithms, because m_g and q of vanishing weight decay are out of the range of float64.
     """
 
     num_classes: int
@@ -53,24 +54,24 @@ class _Group:
 
     @property
     def log_room(self) -> float:
-        """log of m_g, or of 1 where nothing tells the classes of the group apart; q stays below."""
+        """log of the upper limit of q: m_g, or 1 where the classes of the group coincide."""
         return min(self.log_pressure, 0.0) if self.num_classes > 1 else 0.0
 
     @property
     def log_reach(self) -> float:
-        """log t on the half axis of the ellipse, where the other group's samples lose nothing."""
+        """log t on the half axis of the ellipse, where q of the other group is 0."""
         share = self.num_others / (self.num_classes + self.num_others)
         return self.log_pressure - self.log_room + math.log(share) / 2
 
     def separation(self, log_t: float) -> float:
-        """α, the logit of a sample's own class above those of its siblings."""
+        """α, the logit of a sample's own class minus those of its siblings."""
         if not self.log_room:
             return 0.0
         log_sibling = self.log_room + log_one_minus(log_t) - math.log(self.num_classes)
         return log_one_plus(log_one_minus(self.log_room) - log_sibling)
 
     def gap(self, log_t: float) -> float:
-        """δ, the mean logit of the own group above that of the other: falls from +inf at t = 0 to -inf at t = 1."""
+        """δ, the mean logit of the own group minus that of the other. Falls from +inf at t = 0 to -inf at t = 1."""
         if log_t >= 0:
             return -math.inf
         odds = math.log(self.num_others / self.num_classes) + log_one_minus(log_t) - log_t
@@ -81,7 +82,7 @@ def _solve(a: _Group, b: _Group) -> list[tuple[float, float]]:
     """α and δ of both groups at the optimum."""
 
     def on_ellipse(log_slope: float) -> tuple[float, float]:
-        """log t of both groups where the angle's tangent is e^x: they are the half axes times its cosine and sine."""
+        """log t of both groups, half axes times cosine and sine of the angle whose tangent is e^log_slope."""
         cosine, sine = (-log_one_plus(sign * log_slope) / 2 for sign in (2, -2))
         return a.log_reach + cosine, b.log_reach + sine
 
@@ -94,7 +95,7 @@ def _solve(a: _Group, b: _Group) -> list[tuple[float, float]]:
     on_it = on_ellipse(rising_root(imbalance, -STEEPEST, STEEPEST))
     if min(a.gap(on_it[0]), b.gap(on_it[1])) > 0:
         return [(group.separation(log_t), group.gap(log_t)) for group, log_t in zip((a, b), on_it, strict=True)]
-    # On all of the ellipse one of the gaps is negative: the optimum lies inside, and there the groups merge.
+    # One of the gaps is negative on the whole ellipse. The optimum lies inside, where the groups merge.
     return [(g.separation(rising_root(partial(_minus_gap, g), -STEEPEST, 0)), 0.0) for g in (a, b)]
 
 

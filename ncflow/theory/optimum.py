@@ -1,12 +1,12 @@
-"""What neural collapse leads to: one feature per class and one classifier row per class, known up to a rotation.
+"""The optimum that neural collapse leads to: one feature and one classifier row per class, up to a rotation.
 
-The objective of unconstrained features, K classes of n_k samples, N = Σ n_k, loss ℓ of the logits z_k = W h_k:
+The objective of unconstrained features has K classes of n_k samples, N = Σ n_k, and a loss ℓ of the logits z_k = W h_k:
 
     (1/N) Σ_k n_k ℓ(z_k, k) + (λ_W/2) ‖W‖² + (λ_H/2) Σ_k n_k ‖h_k‖²
 
 It is the loss of full-batch training with weight decay λ_W on the classifier and λ_H on the features. In the logits Z
-(K, K), row k those of class k, it is convex: data(Z) + sqrt(λ_W λ_H) ‖D^½ Z‖_*, D = diag(n). The factors of D^½ Z then
-follow from its singular value decomposition, so a regime has only to say which logits are optimal.
+(K, K), with row k for class k, it is convex: data(Z) + sqrt(λ_W λ_H) ‖D^½ Z‖_*, D = diag(n). The singular value
+decomposition of D^½ Z then gives W and H̄. Each regime therefore needs to find only the optimal logits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Counts = Sequence[float] | Tensor
 class Optimum:
     """weight (K, d) and class_means (K, d), up to a rotation of R^d, for class_counts (K,); all in float64.
 
-    Cosines of a row that has died, and so has no direction, are NaN.
+    Cosines of a zero row are NaN, because it has no direction.
     """
 
     weight: Tensor
@@ -38,12 +38,12 @@ class Optimum:
 
     @property
     def logits(self) -> Tensor:
-        """(K, K), row k those of the samples of class k."""
+        """Z (K, K), with row k for the samples of class k."""
         return self.class_means @ self.weight.mT
 
     @property
     def rank(self) -> int:
-        """How many dimensions the rows span: the least width d that has room for them. In [0, K]."""
+        """The number of dimensions that the rows span, which is the least possible width d. In [0, K]."""
         return max(_rank(self.weight), _rank(self.class_means))
 
     @property
@@ -63,12 +63,12 @@ class Optimum:
 
     @property
     def mean_cosines(self) -> Tensor:
-        """cos(h_i, h_j) (K, K), of the class means as they are, not centered."""
+        """cos(h_i, h_j) (K, K), of the class means, not centered."""
         return _cosines(self.class_means)
 
 
 def optimum_of_logits(logits: Tensor, class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Optimum:
-    """The W and H̄ of least (λ_W/2)‖W‖² + (λ_H/2) Σ n_k‖h_k‖² with H̄Wᵀ = logits (K, K), row k those of class k.
+    """The W and H̄ of least (λ_W/2)‖W‖² + (λ_H/2) Σ n_k‖h_k‖² with H̄Wᵀ = logits (K, K), row k for class k.
 
     With the singular value decomposition D^½ Z = U S Vᵀ: W = (λ_H/λ_W)^¼ V S^½ Vᵀ, H̄ = (λ_W/λ_H)^¼ D^-½ U S^½ Vᵀ.
     """
@@ -76,37 +76,37 @@ def optimum_of_logits(logits: Tensor, class_counts: Counts, *, lambda_w: float, 
     roots = counts.sqrt().unsqueeze(1)
     scaled = roots * logits.double().to(counts.device)
     u, s, vh = torch.linalg.svd(scaled)
-    # The root would turn a singular value of rounding size, 1e-16, into a visible 1e-8.
+    # The root would turn a rounding error of 1e-16 in a singular value into a visible 1e-8.
     quarter = torch.where(s > rounding_level(scaled), s, 0).sqrt()
     return exchanged((vh.mT * quarter) @ vh, (u * quarter) @ vh / roots, counts, lambda_w=lambda_w, lambda_h=lambda_h)
 
 
 def exchanged(weight: Tensor, class_means: Tensor, counts: Tensor, *, lambda_w: float, lambda_h: float) -> Optimum:
-    """The optimum with the same logits, λ_W and λ_H apart, from W and H̄ that are optimal for λ_W = λ_H.
+    """The optimum with the same logits for λ_W and λ_H, from W and H̄ that are optimal for λ_W = λ_H.
 
-    The cheaper of the two grows: W times (λ_H/λ_W)^¼, H̄ divided by it.
+    W is multiplied by (λ_H/λ_W)^¼, and H̄ is divided by it.
     """
     exchange = lambda_h**0.25 / lambda_w**0.25
     return Optimum(exchange * weight, class_means / exchange, counts)
 
 
 def pressure(class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Tensor:
-    """What a class costs against what it earns, m_k = N sqrt(λ_W λ_H / n_k) (K,): from 1 on it does not pay.
+    """The ratio of cost to gain of a class, m_k = N sqrt(λ_W λ_H / n_k) (K,). In (0, ∞].
 
-    The one number that decides in every regime: at m_k >= 1, that is n_k <= N² λ_W λ_H, a class vanishes under squared
-    error, and merges with those of its size under cross-entropy. inf where it is no float64.
+    At m_k >= 1, that is n_k <= N² λ_W λ_H, a class vanishes under squared error. Under cross-entropy it then merges
+    with the classes of its size. This number is decisive in every regime. inf where it overflows float64.
     """
     return log_pressure(class_counts, lambda_w=lambda_w, lambda_h=lambda_h).exp()
 
 
 def log_pressure(class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Tensor:
-    """log m_k (K,), finite for every λ: the product of two small ones, and m itself, may be no float64."""
+    """log m_k (K,), finite for every λ, even where λ_W λ_H or m_k is out of the range of float64."""
     counts = check_problem(class_counts, lambda_w, lambda_h)
     return counts.sum().log() + (math.log(lambda_w) + math.log(lambda_h) - counts.log()) / 2
 
 
 def check_problem(class_counts: Counts, lambda_w: float, lambda_h: float) -> Tensor:
-    """The class counts (K,) in float64; a ValueError for what has no optimum, or none of this form."""
+    """The class counts (K,) in float64. Raises ValueError where there is no optimum of this form."""
     counts = counts_tensor(class_counts)
     if counts.ndim != 1 or len(counts) < 2 or not bool((counts > 0).all()):
         raise ValueError(f"expected at least two classes, each with samples, got class_counts={shown(counts)}")
@@ -115,32 +115,32 @@ def check_problem(class_counts: Counts, lambda_w: float, lambda_h: float) -> Ten
     if not (0 < lambda_w < math.inf and 0 < lambda_h < math.inf):
         raise ValueError(
             f"expected lambda_w > 0 and lambda_h > 0, got {lambda_w} and {lambda_h}; without weight decay "
-            "the norms grow for ever, and seli_optimum has the limit of their directions"
+            "the norms grow without bound; for the limit of their directions use seli_optimum"
         )
     check_positive(HUGE, lambda_w=lambda_w, lambda_h=lambda_h)
     return counts
 
 
 def check_positive(most: float, **values: float) -> None:
-    """Raise where a value, called by its name, does not lie between 1/most and `most`, where float64 has room."""
+    """Raise ValueError where a value is not in [1/most, most], the range that float64 can handle."""
     for name, value in values.items():
         if not 1 / most <= value <= most:
             raise ValueError(f"expected {name} from {1 / most:g} to {most:g}, got {value}")
 
 
 def lengths(rows: Tensor) -> Tensor:
-    """‖row‖ (K,) of rows (K, d) of any size: squares of 1e-200 and 1e200 have no float64 of their own."""
+    """‖row‖ (K,) of rows (K, d) of any size, including 1e-200 and 1e200, whose squares are out of float64's range."""
     scale = 2.0 ** math.frexp(rows.abs().max().item())[1]  # a power of two changes no digit
     return torch.linalg.vector_norm(rows / scale, dim=1) * scale
 
 
 def shown(counts: Tensor) -> str:
-    """Class sizes in an error: a few in full, of many the first."""
+    """The class sizes as text for an error message, shortened to the first ones if there are many."""
     return shortened(counts.tolist()) if len(counts.reshape(-1)) > MANY else str(counts.tolist())
 
 
 def _rank(rows: Tensor) -> int:
-    """Singular values that are not rounding, nor next to none."""
+    """The number of singular values that are not negligible."""
     values: Tensor = torch.linalg.svdvals(rows / rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny))
     return int((values > 1e-8 * values.max()).sum())
 
@@ -150,6 +150,6 @@ def _cosines(rows: Tensor) -> Tensor:
     return units @ units.mT
 
 
-MOST = 1e15  # samples of a class: beyond, float64 does not count one by one
-HUGE = 1e300  # of a factor of weight decay
-MANY = 12  # class sizes that an error shows in full
+MOST = 1e15  # samples of a class; beyond this, float64 cannot count in steps of one
+HUGE = 1e300  # limit of a weight decay factor
+MANY = 12  # up to this number of class sizes, an error shows all

@@ -1,4 +1,4 @@
-"""Which closed form holds for a loss, class sizes, a width and features of any sign or none below zero."""
+"""Selects the closed form for a loss, class sizes, a width, and features of any sign or nonnegative features."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def predicted_optimum(
 ) -> Optimum:
     """The optimum of free features under a loss of ncflow, for a linear head without bias or temperature.
 
-    `num_features` is d, None for as many as the optimum needs; `nonnegative` features are those behind a ReLU. Raises
-    ValueError for losses without a closed form, for d below the optimum's rank, and for cross-entropy on features of
-    any sign in classes of more than two sizes.
+    `num_features` is d; None means as many as the optimum needs. `nonnegative` is for features after a ReLU. Raises
+    ValueError for losses without a closed form and for d below the optimum's rank. Also raises it for cross-entropy on
+    features of any sign in classes of more than two sizes.
     """
     optima = NONNEGATIVE if nonnegative else OPTIMA
     optimum = lookup(optima, loss, "loss with a closed form")(class_counts, lambda_w=lambda_w, lambda_h=lambda_h)
@@ -33,19 +33,19 @@ def predicted_optimum(
 
 
 def with_room(optimum: Optimum, num_features: int | None) -> Optimum:
-    """The optimum itself; a ValueError where d features cannot hold it, and another, unknown one is the best."""
+    """The optimum, unchanged. Raises ValueError for d < its rank, where the true optimum is another, unknown one."""
     if num_features is not None and num_features < optimum.rank:
         raise ValueError(f"expected num_features >= {optimum.rank}, the rank of the optimum, got {num_features}")
     return optimum
 
 
 def ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Optimum:
-    """Cross-entropy on classes of one size, or of two."""
+    """The optimum of cross-entropy on classes of one or two sizes."""
     counts = check_problem(class_counts, lambda_w, lambda_h)
     balanced = bool((counts == counts[0]).all())
     return (balanced_ce_optimum if balanced else step_ce_optimum)(counts, lambda_w=lambda_w, lambda_h=lambda_h)
 
 
 OPTIMA: dict[str, Callable[..., Optimum]] = {"ce": ce_optimum, "mse": mse_optimum}
-# Under squared error the classes lie on axes anyway.
+# Squared error uses the same optimum: its classes lie on axes, which are nonnegative.
 NONNEGATIVE: dict[str, Callable[..., Optimum]] = {"ce": relu_ce_optimum, "mse": mse_optimum}
