@@ -233,7 +233,7 @@ def test_a_database_that_cannot_be_completed_leaves_nothing(tmp_path: Path, monk
     stores._import_mlflow()
     with monkeypatch.context() as patch:
         patch.setattr("mlflow.store.db.utils._upgrade_db", fill_the_disk)
-        with pytest.raises(OSError, match=r"mlflow.db cannot be opened: database or disk is full; mend it"):
+        with pytest.raises(OSError, match=r"mlflow.db cannot be opened: database or disk is full; fix it"):
             tracking.store(tmp_path).__enter__()
     assert {file.name for file in tmp_path.iterdir()} <= {"mlflow.db.lock"}
 
@@ -519,7 +519,7 @@ def test_a_store_that_fails_is_named_and_hides_no_other_failure(root: Path, monk
     def fail(*args: object, **options: object) -> None:
         raise full
 
-    failure = pytest.raises(OSError, match="MLflow's store failed, mend it .*: database or disk is full")
+    failure = pytest.raises(OSError, match="MLflow's store failed, fix it .*: database or disk is full")
     with failure, tracking.start_run(root=root, name="full", config={}) as run, monkeypatch.context() as patch:
         patch.setattr(run.mlflow, "log_metrics", fail)
         run.metrics({"loss": 1.0}, step=1)
@@ -537,7 +537,7 @@ def test_a_server_that_is_not_there_is_named_before_anything_is_logged(root: Pat
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    failure = pytest.raises(OSError, match=f"MLflow's store failed, mend it .*{address}")
+    failure = pytest.raises(OSError, match=f"MLflow's store failed, fix it .*{address}")
     with failure, tracking.start_run(root=root, name="away", config={}, attempt="away"):
         pytest.fail("a run without a store")
 
@@ -545,7 +545,7 @@ def test_a_server_that_is_not_there_is_named_before_anything_is_logged(root: Pat
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
     failure = pytest.raises(
-        OSError, match=r"MLflow's store .*mlflow.db cannot be opened: file is not a database; mend it"
+        OSError, match=r"MLflow's store .*mlflow.db cannot be opened: file is not a database; fix it"
     )
     with failure, tracking.store(tmp_path):
         pytest.fail("a store without a database")

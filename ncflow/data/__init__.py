@@ -1,4 +1,4 @@
-"""Long-tailed image data: which samples, from where, frozen on disk, and as batches on a device."""
+"""Long-tailed image data: sources, the choice of samples, snapshots on disk, and batches on a device."""
 
 from ncflow.data.augment import AUGMENTATIONS
 from ncflow.data.images import DatasetMissing, ImageSource

@@ -1,7 +1,7 @@
 """Random changes of training images: pure functions of a batch and of one row of random numbers per image.
 
-The random numbers come from outside, one row per sample and epoch, so that an image is changed in the same way whatever
-the batch size, the number of processes or the device.
+The caller passes the random numbers, one row per sample and epoch. So the change of an image does not depend on the
+batch size, the number of processes or the device.
 """
 
 from __future__ import annotations

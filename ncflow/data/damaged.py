@@ -1,4 +1,4 @@
-"""Pictures that cannot be decoded: all of them named in one run, or left out and counted."""
+"""Pictures that cannot be decoded: name them in one run, or leave them out and count them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ncflow.data.images import ImageSource, decode_image, printable
 from ncflow.data.labels import shown
 
 LISTED = 100  # damaged pictures of a split that a manifest names
-SAID = 20  # that a message names
+SAID = 20  # damaged pictures that a message names
 
 
 def without_damaged(
     splits: Mapping[str, ImageSource], root: Path | None
 ) -> tuple[dict[str, ImageSource], dict[str, dict[str, Any]]]:
-    """The splits without the pictures that cannot be decoded, and what was left out of each; every picture is tried.
+    """The splits without the pictures that cannot be decoded, and the pictures left out of each split.
 
-    A class whose training pictures are all damaged is a ValueError.
+    Every picture is tried. Raises ValueError if all training pictures of a class are damaged.
     """
     sound, left_out = {}, {}
     for split, source in splits.items():
@@ -35,7 +35,7 @@ def without_damaged(
 
 
 def damage(source: ImageSource) -> dict[int, str]:
-    """Number -> reason of each picture that cannot be decoded."""
+    """Number -> reason, for each picture that cannot be decoded."""
     reasons = {}
     for index in range(len(source)):
         try:
@@ -46,7 +46,7 @@ def damage(source: ImageSource) -> dict[int, str]:
 
 
 def refuse_damaged(damaged: Mapping[str, str]) -> None:
-    """Raise one ValueError for all damaged pictures, by name with the reason."""
+    """Raise one ValueError for all damaged pictures, with their names and reasons."""
     if not damaged:
         return
     first = "\n".join(f"  {name}: {reason}" for name, reason in list(damaged.items())[:SAID])

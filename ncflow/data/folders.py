@@ -1,4 +1,4 @@
-"""Folders of pictures as users have them: links are followed, hidden files are none of them."""
+"""Folders of pictures as users have them. Links are followed, and hidden files are skipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from ncflow.data.images import DatasetMissing, ImageSource, SplitMissing, printable
 from ncflow.data.labels import case_notes, shown
 
-# Endings of what Pillow reads everywhere.
+# File suffixes of formats that Pillow reads on every system.
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp"),
     *(".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"),
@@ -20,9 +20,10 @@ SUFFIXES = (
 
 
 def load_folders(name: str, root: Path, split: str) -> ImageSource:
-    """A user's pictures in root/<split>/<class>/; the folders of the training split are the classes.
+    """Load a user's pictures in root/<split>/<class>/. The folders of the training split are the classes.
 
-    Without any folder of a split, root/<class>/ is the training split. `val` is the test split where there is no other.
+    Without any folder of a split, root/<class>/ is the training split. Without a test folder, `val` is the test split.
+    Raises ValueError for an empty class, or a class that the training split does not have.
     """
     classes = class_folders(split_folder(root, "train"))
     folder = split_folder(root, split)
@@ -34,7 +35,7 @@ def load_folders(name: str, root: Path, split: str) -> ImageSource:
     empty = [printable(name) for name, of_class in zip(names, pictures, strict=True) if not of_class]
     if empty and (split == "train" or len(empty) == len(names)):
         where = printable(str(folder))
-        raise ValueError(f"{where} has no picture of class {shown(empty)}; looked for {' '.join(SUFFIXES)}")
+        raise ValueError(f"{where} has no picture of class {shown(empty)}; expected suffixes {' '.join(SUFFIXES)}")
     targets = np.repeat(np.arange(len(pictures)), [len(of_class) for of_class in pictures])
     files = [file for of_class in pictures for file in of_class]
     notes = _note(folder) + case_notes(names) + (_without_classes(root) if folder != root else ())
@@ -42,16 +43,16 @@ def load_folders(name: str, root: Path, split: str) -> ImageSource:
 
 
 def split_folder(root: Path, split: str) -> Path:
-    """The folder of a split, one that has folders of classes; SplitMissing says where it was looked for.
+    """The folder of a split, which has folders of classes.
 
-    DatasetMissing where it is not clear which folder is which split.
+    Raises SplitMissing that names the expected folders, and DatasetMissing if the splits are ambiguous.
     """
     _refuse_unclear(root)
     if split == "train" and not any(_has_classes(root / name) for name in SPLIT_NAMES) and _has_classes(root):
         return root
     wanted = SPLIT_FOLDERS[split]
     if split == "val" and not _has_classes(root / "test"):
-        wanted = ()  # it is the test split where there is no other
+        wanted = ()  # without another test split, this folder is the test split
     for name in wanted:
         if _has_classes(root / name):
             return root / name
@@ -60,39 +61,37 @@ def split_folder(root: Path, split: str) -> Path:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders of the classes, links among them, by name."""
+    """The folders of the classes, including links, sorted by name. Raises ValueError for a broken link."""
     entries = sorted(folder.iterdir())
     if broken := [entry for entry in entries if not is_hidden(entry.name) and is_broken(entry)]:
-        raise ValueError(
-            f"{printable(str(broken[0]))} is a link to nothing; restore what it led to, or take the link out"
-        )
+        raise ValueError(f"{printable(str(broken[0]))} is a link to nothing; restore its target, or remove the link")
     return [entry for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """The pictures of a class, at any depth, by name; a link that leads nowhere is a ValueError."""
+    """The pictures of a class, at any depth, sorted by name. Raises ValueError for a broken link."""
     pictures = [path for path in _files_below(folder) if path.suffix.lower() in SUFFIXES]
     if broken := [path for path in pictures if is_broken(path)]:
         raise ValueError(
             f"{printable(str(broken[0]))} is a link to nothing, one of {len(broken)} below {printable(str(folder))}; "
-            "restore what it led to, or take the link out"
+            "restore its target, or remove the link"
         )
     return sorted(pictures)
 
 
 def passed_over(folder: Path) -> list[Path]:
-    """Files that are pictures by their ending, of a kind that is not read."""
+    """Files with the suffix of a picture format that is not read."""
     files = (path for path in _files_below(folder) if path.suffix.lower() not in SUFFIXES)
     return sorted(path for path in files if (mimetypes.guess_type(path.name)[0] or "").startswith("image/"))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is one that systems and editors leave behind, such as .ipynb_checkpoints or ._0.png."""
+    """Whether systems or editors create files of this name, such as .ipynb_checkpoints or ._0.png."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def is_broken(path: Path) -> bool:
-    """Whether a path is a link that leads nowhere."""
+    """Whether a path is a link without a target."""
     return path.is_symlink() and not path.exists()
 
 
@@ -101,21 +100,21 @@ def _has_classes(folder: Path) -> bool:
 
 
 def _refuse_unclear(root: Path) -> None:
-    """Raise where a folder is called like a split but for its case, or two folders are the validation split."""
+    """Raise if a split's folder name has capital letters, or if two folders are the validation split."""
     entries = sorted(root.iterdir()) if root.is_dir() else []
     capital = [path for path in entries if path.name not in SPLIT_NAMES and path.name.lower() in SPLIT_NAMES]
     if alike := [path.name for path in capital if _has_classes(path)]:
         where = printable(str(root))
-        raise DatasetMissing(f"{where} has folders called almost like splits; rename {shown(alike)} to lower case")
+        raise DatasetMissing(f"{where} has split folders with capital letters; rename {shown(alike)} to lower case")
     several = [name for name in SPLIT_FOLDERS["val"] if _has_classes(root / name)]
     if len(several) > 1:
         raise DatasetMissing(
-            f"{printable(str(root))} has {' and '.join(several)}, names of the same split; keep one, or call one test"
+            f"{printable(str(root))} has {' and '.join(several)}, names of the same split; keep one, or name one test"
         )
 
 
 def _without_classes(root: Path) -> tuple[str, ...]:
-    """What to say of folders that are called like splits and hold files without classes."""
+    """A note on folders with the name of a split and without folders of classes."""
     entries = sorted(root.iterdir())
     called = [path for path in entries if path.name.lower() in SPLIT_NAMES and path.is_dir()]
     left = [path.name for path in called if not _has_classes(path) and any(path.iterdir())]
@@ -123,7 +122,7 @@ def _without_classes(root: Path) -> tuple[str, ...]:
 
 
 def _note(folder: Path) -> tuple[str, ...]:
-    """What to say of pictures that are left out."""
+    """A note on pictures that are left out."""
     left = passed_over(folder)
     if not left:
         return ()
@@ -135,7 +134,7 @@ def _note(folder: Path) -> tuple[str, ...]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Every file at any depth; a folder that several links lead to is entered once, so that loops end."""
+    """Yield every file at any depth. Each folder is entered once, so loops of links end."""
     seen = set()
     for where, folders, files in os.walk(folder, followlinks=True):
         place = Path(where).stat()

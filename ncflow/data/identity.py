@@ -1,4 +1,4 @@
-"""Whether the data behind a snapshot has changed: a cheap listing decides if its content must be read again."""
+"""Whether a snapshot's source data has changed. A cheap listing decides if its content must be read again."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 from ncflow.data.images import ImageSource, printable
 from ncflow.data.labels import shown
 
-NAMED = 50_000  # files up to which a listing is kept by name, so that a change can be told by name
+NAMED = 50_000  # largest number of files whose names a listing keeps, to name the changed files
 
 
 @dataclass(frozen=True)
 class Listing:
     """The files of a source below `root`: path -> size in bytes, and when content and entry last changed, in ns.
 
-    Archives and copies keep the time of the content, and two folders can agree in all sizes and times. So the time of
-    the entry, which nobody can set, and the folder itself belong to it.
+    Archives and copies keep the time of the content, and two folders can agree in all sizes and times. So the listing
+    also has the folder and the time of the entry, which users cannot set.
     """
 
     root: str
@@ -30,7 +30,7 @@ class Listing:
 
     @classmethod
     def of(cls, root: Path | None, splits: Mapping[str, ImageSource]) -> Listing:
-        """That of the splits of a source; empty for what is built in."""
+        """The listing of the splits of a source; empty for built-in data."""
         return cls.of_files(root, (file for source in splits.values() for file in source.files))
 
     @classmethod
@@ -41,16 +41,16 @@ class Listing:
 
     @cached_property
     def content(self) -> str:
-        """sha256 over paths and sizes: the same wherever the files are copied to."""
+        """sha256 over paths and sizes: the same for copies of the files."""
         return _sha256([(name, size) for name, (size, *_) in self.files.items()])
 
     @cached_property
     def stamp(self) -> str:
-        """sha256 over folder, paths, sizes and times: the same while nobody touches the files."""
+        """sha256 over folder, paths, sizes and times: the same until the files are touched."""
         return _sha256([self.root, list(self.files.items())])
 
     def changes(self, now: Listing) -> str:
-        """What is different now, for a message."""
+        """The files that were added, removed or changed, for a message."""
         kinds = {
             "added": now.files.keys() - self.files.keys(),
             "removed": self.files.keys() - now.files.keys(),
@@ -61,13 +61,13 @@ class Listing:
         )
 
     def _differs(self, now: Listing, name: str) -> bool:
-        """Whether a file may have changed; files of another folder have other times without a change."""
+        """Whether a file may have changed. In another folder times differ anyway, so only sizes count."""
         here, there = self.files[name], now.files[name]
         return here != there if self.root == now.root else here[0] != there[0]
 
 
 def remembered(record: Path) -> Listing | None:
-    """The listing that this machine keeps of a source, or None where there is none that can be read."""
+    """The listing of a source that this machine keeps, or None if it is missing or unreadable."""
     try:
         kept = json.loads(record.read_text(encoding="utf-8"))
         files = {str(name): (int(size), int(time), int(entry)) for name, (size, time, entry) in kept["files"].items()}
@@ -77,7 +77,7 @@ def remembered(record: Path) -> Listing | None:
 
 
 def remember(record: Path, listing: Listing) -> None:
-    """Keep a listing, so that the content need not be read again; where that is not possible it will be."""
+    """Keep a listing, so the content need not be read again. If writing fails, it is read again."""
     files = listing.files if len(listing.files) <= NAMED else {f"sha256 {listing.stamp}": (len(listing.files), 0, 0)}
     partial = record.with_name(f"{record.name}.{os.getpid()}")
     try:
@@ -88,7 +88,7 @@ def remember(record: Path, listing: Listing) -> None:
 
 
 def is_same(kept: Listing | None, now: Listing) -> bool:
-    """Whether a listing that was kept says that nobody has touched the files."""
+    """Whether a kept listing shows that the files are untouched."""
     return kept is not None and (kept.stamp == now.stamp or f"sha256 {now.stamp}" in kept.files)
 
 

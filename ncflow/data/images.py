@@ -1,4 +1,4 @@
-"""Labelled images of one split, as pixels in memory or as picture files, behind one interface."""
+"""Labeled images of one split, as pixels in memory or as picture files, with one interface."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class DatasetMissing(ValueError):
-    """A source that is neither on disk nor downloadable; the message says how to provide it."""
+    """A source that is neither on disk nor downloadable. The message explains how to provide it."""
 
 
 class SplitMissing(DatasetMissing):
-    """A source that has no such split."""
+    """A source without the requested split."""
 
 
 class PictureDamaged(ValueError):
-    """A picture that cannot be decoded; the message says why, and the caller adds its name."""
+    """A picture that cannot be decoded. The message gives the reason, and the caller adds the name."""
 
 
 class PictureFile(Protocol):
-    """The content of one picture file, read when it is asked for: a Path, or a row of a Parquet file."""
+    """The content of one picture file, read on demand: a Path, or a row of a Parquet file."""
 
     @property
     def name(self) -> str: ...
@@ -44,10 +44,10 @@ class PictureFile(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ImageSource:
-    """N labelled images: `images` is uint8 (N,H,W) or (N,H,W,3), or N picture files; targets (N,) int64.
+    """N labeled images: `images` is uint8 (N,H,W) or (N,H,W,3), or N picture files; targets (N,) int64.
 
-    `notes` says what a user should know of how they were read, a line each; `lists` are the files that list them.
-    `is_training` is true of a test split that is the training split on purpose, as for unconstrained features.
+    `notes` are notes for the user on how the images were read, one per line. `lists` are the files that list them.
+    `is_training` is true if a test split is the training split on purpose, as for unconstrained features.
     """
 
     name: str
@@ -63,11 +63,11 @@ class ImageSource:
 
     @property
     def files(self) -> list[Path]:
-        """The files that the images and their classes are read from; none of what is built in."""
+        """The files that the images and their classes are read from; empty for built-in data."""
         return [*self.lists, *_files(self.images)]
 
     def encoded(self, index: int) -> bytes:
-        """The image as a file's content: PNG for pixels, the original bytes of a picture file."""
+        """The image as file content: PNG for pixels, the original bytes for a picture file."""
         image = self.images[index]
         if not isinstance(image, np.ndarray):
             return image.read_bytes()
@@ -76,22 +76,22 @@ class ImageSource:
         return buffer.getvalue()
 
     def label(self, index: int) -> str:
-        """How to call an image in a message: its file, or its number."""
+        """The name of an image for messages: its file, or its number."""
         try:
             image = self.images[index]
-        except ValueError:  # a row without a picture, whose error says where it is
+        except ValueError:  # a row without a picture; its error names the row
             return f"picture {index} of {self.name}"
         return f"picture {index} of {self.name}" if isinstance(image, np.ndarray) else printable(str(image))
 
     def take(self, indices: npt.NDArray[np.int64]) -> ImageSource:
-        """Some of the images, in this order."""
+        """Select the images of `indices`, in this order."""
         images = self.images
         chosen = images[indices] if isinstance(images, np.ndarray) else Chosen(images, indices.tolist())
         return replace(self, images=chosen, targets=self.targets[indices])
 
     @cached_property
     def hashes(self) -> list[bytes]:
-        """sha256 of the content of each image; of one that cannot be read, which is named later, that of nothing."""
+        """sha256 of the content of each image. An unreadable image has the hash of empty content and is named later."""
         return [hashlib.sha256(self._content(index)).digest() for index in range(len(self))]
 
     def _content(self, index: int) -> bytes:
@@ -102,7 +102,7 @@ class ImageSource:
 
     @cached_property
     def checksum(self) -> str:
-        """sha256 over class names, targets and the content of every image; where they are stored does not matter."""
+        """sha256 over class names, targets and the content of every image, independent of their location."""
         digest = hashlib.sha256(repr((self.class_names, self.targets.tolist())).encode())
         digest.update(b"".join(self.hashes))
         return digest.hexdigest()
@@ -110,7 +110,7 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class Chosen(Sequence[Any]):
-    """Some of a sequence of pictures, by their numbers."""
+    """A part of a sequence of pictures, selected by their numbers."""
 
     pictures: Sequence[Any]
     rows: Sequence[int]
@@ -133,13 +133,14 @@ def _files(images: Any) -> list[Path]:
 
 
 def decode_image(content: bytes) -> Image.Image:
-    """A picture file's content as an upright 8-bit image of mode L (grayscale) or RGB; PictureDamaged where it is none.
+    """Decode a picture file's content to an upright 8-bit image of mode L (grayscale) or RGB.
 
-    16 bits are scaled by their range, floats where they lie in [0, 1]; other numbers have no known range.
+    16-bit values are scaled by their range, and floats must lie in [0, 1]. Other numbers have no known range.
+    Raises PictureDamaged if the content cannot be decoded.
     """
     try:
         image = Image.open(io.BytesIO(content))
-        if image.width * image.height > LARGEST:  # a bomb, to which Pillow would only say a warning
+        if image.width * image.height > LARGEST:  # a decompression bomb, for which Pillow would only warn
             raise PictureDamaged(f"{image.width}x{image.height} pixels are more than {LARGEST}; make it smaller")
         image.load()
         return _upright(lookup(_CONVERSIONS, image.mode, "image mode")(image), _orientation(image))
@@ -151,12 +152,12 @@ def decode_image(content: bytes) -> Image.Image:
 
 
 def printable(name: str) -> str:
-    """A name that can be printed and stored: bytes that are not UTF-8 are written as \\xNN."""
+    """A name that can be printed and stored. Bytes that are not UTF-8 become \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _orientation(image: Image.Image) -> Any:
-    """What EXIF says of how the picture was held; damaged EXIF says nothing."""
+    """The EXIF orientation of a picture; None if EXIF is missing or damaged."""
     with suppress(Exception):
         return image.getexif().get(ORIENTATION)
     return None
@@ -181,7 +182,7 @@ def _sixteen_bits(image: Image.Image) -> Image.Image:
 
 
 def _whole_numbers(image: Image.Image) -> Image.Image:
-    """Whole numbers of 32 bits: those of a 16-bit PNG, which older versions of Pillow open so."""
+    """Whole numbers of 32 bits. Older versions of Pillow open a 16-bit PNG in this mode."""
     if image.format != "PNG":
         raise PictureDamaged("whole numbers of 32 bits have no known range of gray; convert it to 8 or 16 bits")
     return _sixteen_bits(image)
@@ -189,7 +190,7 @@ def _whole_numbers(image: Image.Image) -> Image.Image:
 
 def _floats(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
-    if not (pixels.min() >= 0 and pixels.max() <= 1):  # nor NaN
+    if not (pixels.min() >= 0 and pixels.max() <= 1):  # also rejects NaN
         found = f"{pixels.min():g} to {pixels.max():g}"
         raise PictureDamaged(f"floats must lie in [0, 1] to be gray, got {found}; scale it, or convert it to 8 bits")
     return Image.fromarray(np.rint(pixels * 255).astype(np.uint8))

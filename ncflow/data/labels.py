@@ -1,7 +1,7 @@
 """Class labels as users write them, joined by name and never by number.
 
-One file may store names, another numbers that stand for names in another order, a third numbers alone. Each is
-read as names; the training files say which classes there are.
+One file may store names. Another may store numbers for names in another order, and a third only numbers. All are
+read as names. The training files define the classes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ import numpy.typing as npt
 from ncflow.data.images import printable
 
 SHOWN = 8  # names in a message
-UNLABELLED = (
-    "files without labels are of no use here: with test files moved away, those named validation are the test split"
-)
+UNLABELLED = "files without labels cannot be used: move test files away, and those named validation are the test split"
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """The labels of one file: sample i is of class names[codes[i]]; `declared` where the file lists its class names."""
+    """The labels of one file: sample i has class names[codes[i]]. `declared`: the file lists its class names."""
 
     file: Any
     names: Sequence[str]
@@ -32,12 +30,12 @@ class Labels:
 
     @property
     def used(self) -> list[str]:
-        """The names that samples have, in the order of `names`."""
+        """The names that occur in the samples, in the order of `names`."""
         return [self.names[code] for code in np.unique(self.codes)]
 
 
 def as_labels(file: Any, values: Any) -> Labels:
-    """Labels that stand for themselves: values (N,) are whole numbers or text."""
+    """Labels from values (N,), whole numbers or text, which are their own names."""
     names, codes = np.unique(np.asarray(values), return_inverse=True)
     return Labels(file, [str(name) for name in names.tolist()], codes.reshape(-1).astype(np.int64))
 
@@ -45,7 +43,8 @@ def as_labels(file: Any, values: Any) -> Labels:
 def class_names(training: Sequence[Labels]) -> list[str]:
     """The classes of the training files, in order.
 
-    Names that files declare stay in the order of their declaration. Others are sorted, whole numbers by size.
+    Declared names stay in the order of their declaration. Others are sorted, whole numbers by size.
+    Raises ValueError for an undeclared label, or a number that is written in two ways.
     """
     declared = [labels for labels in training if labels.declared]
     if declared:
@@ -64,14 +63,14 @@ def class_names(training: Sequence[Labels]) -> list[str]:
 
 
 def numbering_note(names: Sequence[str]) -> str | None:
-    """What to say where classes are whole numbers other than 0..K-1: they get new numbers."""
+    """A note if classes are whole numbers other than 0..K-1, because they get new numbers."""
     if not all(map(_is_whole, names)) or list(names) == [str(k) for k in range(len(names))]:
         return None
     return f"labels {shown(names)} are numbered 0 to {len(names) - 1}, and stay as the names of the classes"
 
 
 def case_notes(names: Iterable[str]) -> tuple[str, ...]:
-    """What to say where names of classes differ in upper and lower case alone: they may be one class, written twice."""
+    """A note on class names that differ only in upper and lower case. They may be one class, written twice."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(name.casefold(), []).append(printable(name))
@@ -80,7 +79,7 @@ def case_notes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def join(labels: Labels, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The number of each sample's class (N,) among the training classes; a ValueError shows both lists."""
+    """The number of each sample's class (N,) among the training classes. Raises ValueError that shows both lists."""
     refuse_unknown(labels, names, "the training classes")
     number = {name: k for k, name in enumerate(names)}
     table = np.array([number.get(name, -1) for name in labels.names], dtype=np.int64)
@@ -88,7 +87,7 @@ def join(labels: Labels, names: Sequence[str]) -> npt.NDArray[np.int64]:
 
 
 def refuse_unknown(labels: Labels, names: Sequence[str], whose: str) -> None:
-    """Raise where samples have a label that is none of `names`."""
+    """Raise ValueError if samples have a label that is not in `names`."""
     known = set(names)
     if strange := [name for name in labels.used if name not in known]:
         advice = "store names (ClassLabel or text) in every file" if all(map(_is_whole, strange)) else "rename them"
@@ -97,7 +96,7 @@ def refuse_unknown(labels: Labels, names: Sequence[str], whose: str) -> None:
 
 
 def shown(names: Iterable[str]) -> str:
-    """The first of the names, for a message."""
+    """The first names, for a message."""
     names = list(names)
     return ", ".join(map(str, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 

@@ -1,4 +1,4 @@
-"""Pictures below a folder, with lists: which file belongs to which class is written in text files."""
+"""Pictures below a folder, with text files that list the class of each picture."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ SHOWN_MISSING = 3  # pictures in a message
 
 
 def load_listed(name: str, root: Path, split: str, *, lists: Mapping[str, str] | None = None) -> ImageSource:
-    """A split of pictures from its list, whose lines are a path below `root` and a class: a number, or text.
+    """Load a split of pictures from its list. A line has a path below `root` and a class: a number, or text.
 
-    `lists` names the file of each split, relative to `root`; default: LISTS. The classes are those of the training
-    list. They are called like their folders where each has one of its own; numbers and folders must agree in all lists.
+    `lists` names the file of each split, relative to `root`; default: LISTS. The training list defines the classes.
+    If each class has a separate folder, the folders name the classes. Numbers and folders must agree in all lists.
+    Raises ValueError if they do not, and DatasetMissing that names missing pictures or lists.
     """
     return _load(name, root, split, _list_files(root, lists or {}, LISTS))
 
 
 def load_imagenet_lt(root: Path, split: str) -> ImageSource:
-    """ImageNet-LT's published lists, ImageNet_LT_<split>.txt, beside ImageNet's train/ and val/ or its Parquet files.
+    """Load ImageNet-LT: ImageNet_LT_<split>.txt next to ImageNet's train/ and val/ or its Parquet files.
 
-    A line is a path below `root` and a class number. Liu, Miao, Zhan, Wang, Gong and Yu 2019.
+    The lists are the published ones. A line has a path below `root` and a class number.
+    Raises ValueError for a class without pictures. Liu, Miao, Zhan, Wang, Gong and Yu 2019.
     """
     files = _list_files(root, {}, IMAGENET_LT_LISTS)
     listed = _read(files, split)
@@ -54,7 +56,7 @@ def load_imagenet_lt(root: Path, split: str) -> ImageSource:
 
 
 def load_tiny_imagenet(root: Path, split: str) -> ImageSource:
-    """Tiny-ImageNet as it is unpacked: train/<class>/images/*, and val/images/* with val/val_annotations.txt."""
+    """Load Tiny-ImageNet as unpacked: train/<class>/images/*, and val/images/* with val/val_annotations.txt."""
     train = root / "train"
     if not train.is_dir():
         raise DatasetMissing(f"dataset 'tiny_imagenet' is missing: expected {train}/<class>/images/<picture>")
@@ -96,11 +98,11 @@ def _load(name: str, root: Path, split: str, files: Mapping[str, Path]) -> Image
 
 
 def _in_shards(root: Path, split: str, listed: PictureList, numbers: list[int]) -> ImageSource:
-    """ImageNet-LT's pictures in ImageNet's Parquet files; its validation list names pictures of ImageNet's train/."""
+    """ImageNet-LT's pictures in ImageNet's Parquet files. Its validation list names pictures of ImageNet's train/."""
     rows: dict[str, int] = {}
     for entry, number in zip(listed.entries, numbers, strict=True):
         if rows.setdefault(Path(entry.path).stem, number) != number:
-            raise ValueError(f"{listed.where(entry)}: class {number}, and class {rows[Path(entry.path).stem]} above")
+            raise ValueError(f"{listed.where(entry)}: class {number}, but class {rows[Path(entry.path).stem]} above")
     origin = "test" if split == "test" else "train"
     source = load_listed_shards("imagenet_lt", root, origin, rows)
     note = repeated_note(listed)
@@ -108,9 +110,9 @@ def _in_shards(root: Path, split: str, listed: PictureList, numbers: list[int]) 
 
 
 def _list_files(root: Path, given: Mapping[str, str], usual: Mapping[str, str]) -> dict[str, Path]:
-    """The list of each split; that of validation is the test list where there is no test list.
+    """The list of each split. Without a test list, the validation list is the test list.
 
-    One that the user names must exist. A usual one need not.
+    A list that the user names must exist. A default list may be missing.
     """
     if unknown := sorted(set(given) - set(usual)):
         raise ValueError(f"dataset.lists: expected the splits {', '.join(usual)}, got {', '.join(unknown)}")
@@ -125,7 +127,7 @@ def _list_files(root: Path, given: Mapping[str, str], usual: Mapping[str, str]) 
 
 def _read(files: Mapping[str, Path], split: str) -> PictureList:
     if split not in files:
-        raise SplitMissing(f"{files['test']} is the test list where there is no other, so val is not another split")
+        raise SplitMissing(f"{files['test']} is the only list for test, so val is not another split; add a test list")
     return read_list(files[split], split=split)
 
 

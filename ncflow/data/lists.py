@@ -1,4 +1,4 @@
-"""Lists of pictures: a text file says which file belongs to which class, and the lists of a source must agree."""
+"""Lists of pictures: text files with the class of each picture. The lists of a source must agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ncflow.data.labels import shown
 
 
 class Entry(NamedTuple):
-    """A line of a list: a path below the root and a class, as they are written."""
+    """A line of a list: a path below the root and a class, as written."""
 
     path: str
     label: str
@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class PictureList:
-    """A list of pictures, and the file that it was read from."""
+    """A list of pictures and its file."""
 
     file: Path
     entries: list[Entry]
@@ -39,9 +39,10 @@ class PictureList:
 
 
 def read_list(file: Path, *, split: str = "train") -> PictureList:
-    """One entry for each line that is neither blank nor a comment: all but the last field is the path.
+    """Read one entry from each line that is neither blank nor a comment: all but the last field is the path.
 
-    Fields end at a tab where a line has one, so that a class may have blanks in its name; else at the last blank.
+    The last field starts at the last tab of a line, so class names may have blanks. Without a tab, it starts at the
+    last blank. Raises ValueError for a line without two fields, or an empty list.
     """
     entries = []
     for number, line in enumerate(list_lines(file, split), start=1):
@@ -58,14 +59,14 @@ def read_list(file: Path, *, split: str = "train") -> PictureList:
 
 
 def folders_of(training: PictureList) -> dict[str, str]:
-    """Class -> its folder, where every class has one folder and no two share one; else nothing."""
+    """Class -> its folder, if every class has one folder and no two share one; else empty."""
     pairs = {(entry.label, entry.folder) for entry in training.entries}
     labels, folders = (set(part) for part in zip(*pairs, strict=True))
     return dict(pairs) if len(pairs) == len(labels) == len(folders) else {}
 
 
 def refuse_contradictions(listed: PictureList, training: PictureList, folders: Mapping[str, str]) -> None:
-    """Raise where a list gives a folder or a picture another class than before; `folders`: class -> its folder."""
+    """Raise if a list gives a folder or a picture another class than before. `folders`: class -> its folder."""
     owner = {entry.folder: entry for entry in training.entries} if folders else {}
     for entry in listed.entries:
         if (usual := owner.get(entry.folder, entry)).label != entry.label:
@@ -84,7 +85,7 @@ def refuse_contradictions(listed: PictureList, training: PictureList, folders: M
 
 
 def refuse_unlisted(listed: PictureList, labels: list[str]) -> None:
-    """Raise where a line has a class that the training list has not."""
+    """Raise if a line has a class that is not in the training list."""
     known = set(labels)
     if strange := [entry for entry in listed.entries if entry.label not in known]:
         others = shown(dict.fromkeys(printable(entry.label) for entry in strange))
@@ -95,7 +96,7 @@ def refuse_unlisted(listed: PictureList, labels: list[str]) -> None:
 
 
 def moved_note(listed: PictureList, training: PictureList, folders: Mapping[str, str]) -> str | None:
-    """What to say where a folder holds one class in training and another one here, if classes may have many folders."""
+    """A note if a folder has another class than in training, where classes may have many folders."""
     owners: dict[str, set[str]] = {}
     for entry in training.entries:
         owners.setdefault(entry.folder, set()).add(entry.label)
@@ -126,10 +127,10 @@ def list_lines(file: Path, split: str) -> list[str]:
 
 
 def _refuse_other_folders(listed: PictureList, training: PictureList, folders: Mapping[str, str]) -> None:
-    """Raise where a list has a folder for each class, as training has, and some of the folders are others."""
+    """Raise if both lists have one folder per class, and some of the folders differ."""
     own = folders_of(listed)
     if not set(own.values()) & set(folders.values()):
-        return  # it stores its pictures in another way
+        return  # this list has another layout of folders
     first = {entry.label: entry for entry in reversed(training.entries)}
     for entry in listed.entries:
         if (usual := folders.get(entry.label, entry.folder)) != entry.folder:

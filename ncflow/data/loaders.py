@@ -1,4 +1,4 @@
-"""A snapshot as batches that are already on the device, in an order that sampling and seed alone decide."""
+"""Batches of a snapshot on the device. Only sampling and seed decide their order."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ncflow.data.sampling import SAMPLINGS, Sampling, shuffled
 from ncflow.data.snapshot import Snapshot
 from ncflow.lookup import lookup
 
-RESIDENT_BYTES = 2 * 2**30  # a split up to this size lives on the device
+RESIDENT_BYTES = 2 * 2**30  # a split up to this size is stored on the device
 
 Batch = tuple[Tensor, Tensor]  # images (b,3,S,S) float32, targets (b,) int64
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every batch is this process's."""
+    """The part of every batch that this process takes."""
 
     process_index: int = 0
     num_processes: int = 1
@@ -30,7 +30,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Storage:
-    """Where pixels live: up to `resident_bytes` on the device; above, `num_workers` processes decode each batch."""
+    """Where pixels are: up to `resident_bytes` on the device; above, `num_workers` processes decode each batch."""
 
     resident_bytes: int = RESIDENT_BYTES
     num_workers: int = 4
@@ -49,9 +49,9 @@ def load_batches(
     share: Share = Share(),
     storage: Storage = Storage(),
 ) -> Batches:
-    """This process's share of a split; `batch_size` counts the samples of all processes together, None all of them.
+    """Batches of this process's share of a split. `batch_size` counts the samples of all processes; None takes all.
 
-    Raises ValueError for a batch of all samples that does not fit into `storage.resident_bytes`.
+    Raises ValueError if a batch of all samples does not fit into `storage.resident_bytes`.
     """
     device = torch.device(device)
     targets = snapshot.targets(split)
@@ -106,7 +106,7 @@ class Batches:
 
     @property
     def num_samples(self) -> int:
-        """N, of the whole split."""
+        """N, the number of samples of the whole split."""
         return len(self.targets)
 
     def __len__(self) -> int:
@@ -115,20 +115,20 @@ class Batches:
 
     @property
     def sizes(self) -> list[int]:
-        """How many samples the training batches of an epoch have, in all processes together."""
+        """The number of samples in each training batch of an epoch, over all processes."""
         return batch_sizes(self.num_samples, self.batch_size, self.num_processes)
 
     @property
     def share(self) -> Tensor:
-        """Numbers of the samples that this process measures; none where there are fewer samples than processes."""
+        """Indices of the samples that this process measures. May be empty if there are fewer samples than processes."""
         return torch.arange(self.num_samples).tensor_split(self.num_processes)[self.process_index]
 
     def shuffled(self, epoch: int) -> Iterator[Batch]:
-        """N samples, augmented, as the sampling draws them for (seed, epoch); of each batch, this process's part."""
+        """Yield this process's part of each augmented batch; the sampling draws N samples for (seed, epoch)."""
         sizes = self.sizes
         order = self.sampling(self.targets.cpu(), sizes, _generator(self.seed, epoch, 0))
         uniform = torch.rand(self.num_samples, RANDOM_NUMBERS, generator=_generator(self.seed, epoch, 1))
-        # One row each for every draw of a sample; where each is drawn once, the row of its own number.
+        # One row of random numbers per draw. A sample that is drawn once gets the row of its index.
         rows = order.argsort(stable=True).argsort()
         mine, chances = (self._mine(part, sizes) for part in (order, uniform[rows]))
         here = [at_once(parts, self.targets.device) for parts in (mine, chances)]
@@ -136,31 +136,32 @@ class Batches:
             yield self._normalized(self.augment(images, chance)), self.targets[indices]
 
     def ordered(self) -> Iterator[Batch]:
-        """Samples as stored and as they are: this process's contiguous `share`, `batch_size` at a time."""
+        """Yield the unchanged samples in stored order: this process's contiguous `share`, `batch_size` at a time."""
         batches = torch.split(self.share, self.batch_size) if len(self.share) else ()
         here = at_once(batches, self.targets.device)
         for images, indices in zip(self.pictures(batches), here, strict=True):
             yield self._normalized(images), self.targets[indices]
 
     def _mine(self, drawn: Tensor, sizes: list[int]) -> list[Tensor]:
-        """Of what is drawn (N, ...), this process's part of every batch."""
+        """This process's part of every batch of `drawn` (N, ...)."""
         return [batch.tensor_split(self.num_processes)[self.process_index] for batch in torch.split(drawn, sizes)]
 
     def _normalized(self, images: Tensor) -> Tensor:
-        """uint8 (b,C,S,S) -> float32 (b,3,S,S) by the mean and std of the stored training pixels; gray thrice."""
-        std = self.pixel_std.clamp_min(1 / 255)  # a channel that never changes has none
+        """uint8 (b,C,S,S) -> float32 (b,3,S,S) by the mean and std of the stored training pixels; gray is repeated."""
+        std = self.pixel_std.clamp_min(1 / 255)  # a constant channel has std 0
         images = (images.float() / 255 - self.pixel_mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
         return images.expand(-1, 3, -1, -1).contiguous()
 
 
 def batch_sizes(num_samples: int, batch_size: int, num_processes: int) -> list[int]:
-    """Sizes of the batches that N samples make; the last one is joined to the one before it when it is too small.
+    """Sizes of the batches that N samples make. A last batch that is too small is joined to the one before it.
 
-    Too small is a batch of one, on which batch normalization cannot train, or one that leaves a process without. So the
-    batches of one process and of two are the same; more processes may join a last batch that fewer keep.
+    A batch of one sample is too small, because batch normalization cannot train on it. So is a batch with fewer samples
+    than processes. One and two processes have the same batches. More processes may join a last batch that fewer keep.
+    Raises ValueError if there are fewer samples than processes.
     """
     if num_samples < num_processes:
-        raise ValueError(f"{num_samples} samples cannot be shared by {num_processes} processes; use fewer")
+        raise ValueError(f"{num_samples} samples cannot be shared by {num_processes} processes; use fewer processes")
     full, rest = divmod(num_samples, batch_size)
     sizes = [batch_size] * full + [rest] * (rest > 0)
     if len(sizes) > 1 and sizes[-1] < max(num_processes, 2):

@@ -1,4 +1,4 @@
-"""How many samples each class keeps, and which: pure functions of labels, imbalance profile and seed."""
+"""How many and which samples each class keeps: pure functions of labels, imbalance profile and seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ncflow.lookup import lookup
 Indices = npt.NDArray[np.int64]
 
 HOLD_OUT_STREAM = 2**31
-TOLERATED = 0.1  # share that a class may lack of what is asked: MNIST's classes differ by so much
+TOLERATED = 0.1  # share of its requested samples that a class may lack; MNIST's classes differ by this much
 NATIVE = -1  # imb_factor of a source that is long-tailed by nature: every sample is kept
 
 
@@ -30,9 +30,9 @@ def longtail_counts(
 ) -> list[int]:
     """Samples to keep of each of the K classes, most frequent first: floor(n_max · share of the class), n_min or more.
 
-    `imb_factor` in (0, 1] is the share of the rarest class (an imbalance of 100 is 0.01). Cao et al. 2019. A class that
-    would be left empty is a ValueError; n_min = 1 leaves it one sample instead, at less imbalance than was asked for.
-    `names` (K,), most frequent first, are for that message; default: their numbers.
+    `imb_factor` in (0, 1] is the share of the rarest class (an imbalance of 100 is 0.01). Cao et al. 2019.
+    Raises ValueError if a class would be empty. n_min = 1 leaves it one sample instead, at a lower imbalance than
+    requested. `names` (K,), most frequent first, are for that message; default: their numbers.
     """
     profile = lookup(PROFILES, imb_type, "imb_type")
     check_whole(least=-(2**63), most=2**63, n_max=n_max, num_classes=num_classes, n_min=n_min)
@@ -54,9 +54,10 @@ def longtail_counts(
 
 
 def sample_indices(targets: Any, counts: Sequence[int], *, seed: int) -> Indices:
-    """Which samples to keep, ascending: of targets (N,), a random counts[k] of class k, or all where it has fewer.
+    """Indices to keep, ascending: of targets (N,), a random counts[k] of class k, or all if it has fewer.
 
-    Each class has one random order per seed and its first counts[k] are kept, so that smaller counts choose a subset.
+    Each class has one random order per seed, and its first counts[k] are kept. So smaller counts choose a subset.
+    Raises ValueError that names a class without samples.
     """
     targets = check_labels(targets, len(counts))
     check_whole(least=0, most=2**32 - 1, seed=seed)
@@ -67,7 +68,7 @@ def sample_indices(targets: Any, counts: Sequence[int], *, seed: int) -> Indices
     if empty:
         raise ValueError(f"class {', '.join(empty)} has no sample to choose from")
     members = np.split(np.argsort(targets, kind="stable"), np.cumsum(sizes)[:-1])
-    # RandomState and not default_rng: NumPy promises that its stream never changes, so a split is the same for good.
+    # RandomState, not default_rng: NumPy guarantees that its stream, and so a split, never changes.
     chosen = [
         np.random.RandomState([seed, k]).permutation(of_class)[:count]
         for k, (of_class, count) in enumerate(zip(members, counts, strict=True))
@@ -87,9 +88,9 @@ def longtail_indices(
     order: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
 ) -> Indices:
-    """Indices of a long-tailed subset of targets (N,); all of them where `imb_factor` is -1, if `n_max` is None.
+    """Indices of a long-tailed subset of targets (N,); all of them if `imb_factor` is -1 and `n_max` is None.
 
-    The sizes of the classes are `tail_counts`, of which a class may have a little less.
+    The sizes of the classes are `tail_counts`. A class may have slightly fewer samples.
     """
     targets = check_labels(targets, num_classes)
     counts = tail_counts(
@@ -118,12 +119,12 @@ def tail_counts(
     order: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
 ) -> list[int] | None:
-    """Samples to keep of each of the K classes of targets (N,), None where all of them stay.
+    """Samples to keep of each of the K classes of targets (N,); None if all samples are kept.
 
-    `n_max` is the number of samples of the most frequent class, by default N // K; with the native imbalance no class
-    keeps more. `order` lists the classes from the most frequent to the rarest; default: as they are numbered. A class
-    that has less than nine tenths of what is asked, or less than `n_max` or `n_min` ask, is a ValueError that calls it
-    by its name.
+    `n_max` is the number of samples of the most frequent class, by default N // K. With the native imbalance no class
+    keeps more. `order` lists the classes from the most frequent to the rarest; default: as they are numbered.
+    Raises ValueError that names a class with less than nine tenths of its requested samples. With `n_max` or `n_min`, a
+    class must not lack any sample that they request.
     """
     targets = check_labels(targets, num_classes)
     names = [str(k) for k in range(num_classes)] if names is None else names
@@ -134,12 +135,12 @@ def tail_counts(
         )
     if imb_factor == NATIVE:
         if n_min:
-            raise ValueError(f"min_samples {n_min} cannot change the native imbalance, imb_factor {NATIVE}; leave it 0")
+            raise ValueError(f"min_samples {n_min} cannot change the native imbalance, imb_factor {NATIVE}; use 0")
         return None if n_max is None else [n_max] * num_classes
     if without := [names[int(k)] for k in np.flatnonzero(sizes == 0)]:
         raise ValueError(
             f"the tail cannot be cut: class {', '.join(without[:5])} has no training sample; keep the classes as they "
-            f"are with dataset.imb_factor={NATIVE}, or leave it out"
+            f"are with dataset.imb_factor={NATIVE}, or remove the empty classes"
         )
     places = range(num_classes) if order is None else order
     profile = longtail_counts(
@@ -164,7 +165,7 @@ def tail_counts(
 def _how_to_cut(
     sizes: Indices, counts: Sequence[int], shares: Mapping[int, float], names: Sequence[str], short: Sequence[int]
 ) -> str:
-    """What to say where classes cannot give what a profile asks of them."""
+    """The error message for classes with fewer samples than the profile requests."""
     found = ", ".join(f"class {names[k]} has {sizes[k]} samples of {counts[k]}" for k in short[:5])
     more = f" and {len(short) - 5} more classes" if len(short) > 5 else ""
     most = min(int(sizes.max()), *(_most_of(int(sizes[k]), share) for k, share in shares.items()))
@@ -173,19 +174,19 @@ def _how_to_cut(
     helps = all(size >= (1 - TOLERATED) * count for size, count in pairs)
     order = "; dataset.class_order=frequency makes the small classes the rare ones" if helps else ""
     return (
-        f"the tail cannot be cut: {found}{more} that the profile asks for; keep the classes as they are with "
-        f"dataset.imb_factor={NATIVE}, or start from dataset.samples_per_class={most}{rarest}, the most that every "
+        f"the tail cannot be cut: {found}{more} that the profile requests; keep the classes as they are with "
+        f"dataset.imb_factor={NATIVE}, or use dataset.samples_per_class={most}{rarest}, the most that every "
         f"class can give{order}"
     )
 
 
 def _taken(n_max: int, share: float) -> int:
-    """floor(n_max · share); a product that misses an integer by float error alone counts as it: 1000 · 0.001^(1/3)."""
+    """floor(n_max · share). A product below an integer by float error alone counts as it: 1000 · 0.001^(1/3)."""
     return math.floor(n_max * share * (1 + 1e-12))
 
 
 def _most_of(size: int, share: float) -> int:
-    """The largest n_max of which a class of this size can give its share."""
+    """The largest n_max for which a class of this size can give its share."""
     most = math.ceil((size + 1) / share)
     while _taken(most, share) > size:
         most -= 1
@@ -195,8 +196,9 @@ def _most_of(size: int, share: float) -> int:
 def hold_out(targets: Any, num_classes: int, *, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Indices (rest, held out), ascending: of each class of targets (N,) a random round(fraction · its size) held out.
 
-    For a validation part, taken out before the rest is made long-tailed, so that it is as balanced as the source. A
-    class of two or more samples gives at least one and keeps at least one; a single one stays.
+    This makes a validation part before the tail is cut, so it is as balanced as the source. A class of two or more
+    samples gives at least one and keeps at least one. A single sample is kept.
+    Raises ValueError if `fraction` is outside (0, 1).
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the fraction to hold out must be in (0, 1), got {fraction}")
@@ -204,14 +206,14 @@ def hold_out(targets: Any, num_classes: int, *, fraction: float, seed: int) -> t
     targets = check_labels(targets, num_classes)
     sizes = np.bincount(targets, minlength=num_classes)
     counts = [min(max(round(fraction * int(size)), 1), max(int(size) - 1, 0)) for size in sizes]
-    # Its own random numbers: the tail that is made of the rest draws those of the seed.
+    # A separate random stream, because the tail of the rest uses the stream of the seed.
     held_out = sample_indices(targets, counts, seed=(seed + HOLD_OUT_STREAM) % 2**32)
     rest = np.setdiff1d(np.arange(len(targets), dtype=np.int64), held_out)
     return rest, held_out
 
 
 def check_labels(targets: Any, num_classes: int) -> Indices:
-    """Labels (N,) of K classes as int64; a ValueError for anything else."""
+    """Labels (N,) of K classes as int64. Raises ValueError for anything else."""
     check_whole(num_classes=num_classes)
     try:
         labels = np.asarray(targets)
@@ -226,7 +228,7 @@ def check_labels(targets: Any, num_classes: int) -> Indices:
 
 
 def _refuse_if_short(sizes: Sequence[int] | Indices, asked: Sequence[int], names: Sequence[str]) -> None:
-    """Raise where a class has fewer samples than the user asked for."""
+    """Raise if a class has fewer samples than the user requested."""
     short = [
         f"class {name} for {n} of its {size}" for name, n, size in zip(names, asked, sizes, strict=True) if n > size
     ]
@@ -239,7 +241,7 @@ def _exponential(num_classes: int, imb_factor: float) -> list[float]:
 
 
 def _step(num_classes: int, imb_factor: float) -> list[float]:
-    """The last K // 2 classes are rare; of an odd number the middle class is frequent."""
+    """The last K // 2 classes are rare; for an odd K the middle class is frequent."""
     rare = num_classes // 2
     return [1.0] * (num_classes - rare) + [imb_factor] * rare
 

@@ -1,4 +1,4 @@
-"""What a snapshot is, as one JSON file that carries the hash of every other file and of itself."""
+"""The manifest of a snapshot: one JSON file with a description, the hash of every other file and its own digest."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-PROTOCOL = 1  # raise it whenever the same configuration would choose or store other images
+PROTOCOL = 1  # increase it when the same configuration would choose or store other images
 MANIFEST = "manifest.json"
 COUNTS = {"train": "class_counts", "val": "val_class_counts", "test": "test_class_counts"}  # keys of a split's sizes
-SOURCE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*"  # of a data set: the name of its snapshot's folder begins with it
+SOURCE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*"  # of a data set; its snapshot's folder name begins with it
 LONGEST = 255  # characters of a name
-LARGEST = 2**26  # bytes of a manifest: one of 100,000 classes has a tenth
+LARGEST = 2**26  # bytes of a manifest; 100,000 classes need a tenth of it
 
 
 class SnapshotDamaged(ValueError):
-    """A snapshot whose files are not those that its manifest describes."""
+    """A snapshot whose files do not match its manifest."""
 
 
 def write_manifest(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
-    """Seal a description together with the hashes of the files in `folder`, write it there and return it."""
+    """Write the manifest of `folder` from a description and the hashes of the files, and return it."""
     files = {file.name: _file_hash(file) for file in sorted(folder.iterdir())}
     manifest = _sealed({"protocol": PROTOCOL} | description | {"files": files})
     (folder / MANIFEST).write_text(_render(manifest), encoding="utf-8")
@@ -31,7 +31,10 @@ def write_manifest(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of `folder`, after verifying it and every file that it names; a damaged one is refused by name."""
+    """The manifest of `folder`, after verifying it and every file that it names.
+
+    Raises SnapshotDamaged that names a damaged file, and ValueError for another protocol.
+    """
     manifest = _read_sealed(folder / MANIFEST)
     for name, expected in manifest["files"].items():
         if not (folder / name).is_file():
@@ -42,7 +45,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def find_manifest(parent: Path, digest: str) -> Path | None:
-    """The folder in `parent` whose manifest has this digest; those that cannot be read are passed over."""
+    """The folder in `parent` whose manifest has this digest, or None. Manifests that cannot be read are skipped."""
     for file in sorted(parent.glob(f"*/{MANIFEST}")):
         with suppress(OSError, ValueError):
             if _read_sealed(file)["digest"] == digest:
@@ -59,8 +62,8 @@ def _read_sealed(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         manifest = dict(json.loads(text))
         sealed = text == _render(_sealed(manifest))
-    except (ValueError, TypeError, RecursionError) as error:  # its content may be anybody's, and is not shown
-        raise damaged(path, f"it is no manifest ({type(error).__name__})") from error
+    except (ValueError, TypeError, RecursionError) as error:  # the content may be untrusted, so it is not shown
+        raise damaged(path, f"it is not a manifest ({type(error).__name__})") from error
     if not sealed:
         raise damaged(path, "its content does not match its own digest")
     if _is_protocol(manifest.get("protocol"), manifest) and manifest["protocol"] != PROTOCOL:
@@ -78,7 +81,7 @@ def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _render(manifest: dict[str, Any]) -> str:
-    """One entry a line, so that a person can read it with a thousand classes, too."""
+    """One entry per line, so a manifest of a thousand classes is readable."""
     lines = (f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in manifest.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -89,7 +92,7 @@ def _file_hash(path: Path) -> str:
 
 
 def damaged(file: Path, reason: str) -> SnapshotDamaged:
-    """The error for a file of a snapshot; it advises to delete nothing, for the folder may be anybody's."""
+    """The error for a damaged file of a snapshot. It does not advise deletion: the folder may be another user's."""
     return SnapshotDamaged(
         f"snapshot file {file} is damaged: {reason}. Fetch it with `dvc pull`, or rename the folder {file.parent} and "
         "run `ncflow snapshot` again"
@@ -129,7 +132,7 @@ def _is_optional_counts(value: Any, manifest: dict[str, Any]) -> bool:
 
 
 def _is_channels(value: Any, manifest: dict[str, Any]) -> bool:
-    finite = isinstance(value, list) and all(type(x) in (int, float) and 0 <= x <= 1 for x in value)  # nor NaN
+    finite = isinstance(value, list) and all(type(x) in (int, float) and 0 <= x <= 1 for x in value)  # also rejects NaN
     return finite and len(value) == len(manifest["image_mode"])
 
 
@@ -143,7 +146,7 @@ def _is_sums(value: Any, manifest: dict[str, Any]) -> bool:
     return splits and all(map(_is_hash, value.values()))
 
 
-# Key -> whether its value fits, in an order in which each may rely on those before it.
+# Key -> check of its value. Each check may rely on the keys before it.
 ENTRIES: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
     "protocol": _is_protocol,
     "name": _is_source,

@@ -1,4 +1,4 @@
-"""Label noise: a random share of the labels is wrong, and a seed says which."""
+"""Label noise: a random share of the labels is wrong, chosen by a seed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ncflow.data.longtail import check_labels
 def noisy_targets(targets: Any, num_classes: int, *, fraction: float, seed: int) -> npt.NDArray[np.int64]:
     """Targets (N,) of which round(fraction · N) are replaced by another class, each other one equally likely.
 
-    `fraction` in [0, 1) is the share of labels that are wrong. With one seed a smaller share is wrong in a subset of
-    places, and equally wrong there.
+    `fraction` in [0, 1) is the share of wrong labels. With the same seed, a smaller share changes a subset of the
+    labels in the same way. Raises ValueError for another `fraction`, or fewer than 2 classes.
     """
     check_whole(least=0, most=2**32 - 1, num_classes=num_classes, seed=seed)
     if num_classes < 2:
@@ -23,9 +23,9 @@ def noisy_targets(targets: Any, num_classes: int, *, fraction: float, seed: int)
     targets = check_labels(targets, num_classes)
     if not 0 <= fraction < 1:
         raise ValueError(f"label noise must be in [0, 1), the share of wrong labels; got {fraction}")
-    # RandomState and not default_rng: NumPy promises that its stream never changes, so a split is the same for good.
-    random = np.random.RandomState([seed, num_classes])  # the classes' own streams are those below
-    shifts = random.randint(1, num_classes, size=len(targets))  # never 0: a wrong label is wrong
+    # RandomState, not default_rng: NumPy guarantees that its stream, and so a split, never changes.
+    random = np.random.RandomState([seed, num_classes])  # streams below num_classes belong to the classes
+    shifts = random.randint(1, num_classes, size=len(targets))  # never 0, so a replaced label is wrong
     wrong = random.permutation(len(targets))[: round(fraction * len(targets))]
     noisy: npt.NDArray[np.int64] = targets.copy()
     noisy[wrong] = (targets[wrong] + shifts[wrong]) % num_classes

@@ -1,4 +1,4 @@
-"""Numbered images: the data of unconstrained features, which say which sample they are and nothing else."""
+"""Numbered images: the data of unconstrained features. An image identifies its sample and has no other content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUM_SAMPLES = 1000
 
 
 def numbered_source(num_classes: int) -> Callable[[Path | None, str], ImageSource]:
-    """A source of 1,000 numbered 8×8 images in K equal classes; there are no unseen samples, so test is train."""
+    """A source of 1,000 numbered 8×8 images in K equal classes. It has no unseen samples, so test is train."""
 
     def load(root: Path | None, split: str) -> ImageSource:
         targets = np.repeat(np.arange(num_classes), NUM_SAMPLES // num_classes)

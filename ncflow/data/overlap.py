@@ -1,4 +1,4 @@
-"""Pictures that are byte for byte in the training split and in a split that is to measure it."""
+"""Pictures that are both in the training split and, byte for byte, in an evaluation split."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ncflow.data.images import ImageSource
 from ncflow.data.labels import shown
 from ncflow.data.longtail import Indices
 
-MOST = 0.5  # of a split; more is no split at all
-ON_PURPOSE = "; a source in code whose test split is the training split on purpose says so: ImageSource.is_training"
-UNREAD = hashlib.sha256(b"").digest()  # of pictures without content, which are damaged and no copies of each other
+MOST = 0.5  # share of a split; a larger share is rejected
+ON_PURPOSE = "; if a source in code tests on the training split on purpose, set ImageSource.is_training"
+UNREAD = hashlib.sha256(b"").digest()  # of damaged pictures without content, which are not copies of each other
 
 
 def shared_with_training(chosen: Mapping[str, tuple[ImageSource, Indices]]) -> dict[str, int]:
-    """Split -> how many of its pictures are in the training split too; a ValueError where that is most of them.
+    """Split -> the number of its pictures that are also in the training split. A split that shares none is left out.
 
-    chosen: split -> its source and the numbers of the pictures that are taken. A split that shares none is left out.
+    chosen: split -> its source and the numbers of the chosen pictures. Raises ValueError if a split shares most.
     """
     source, indices = chosen["train"]
     trained = {source.hashes[i] for i in indices} - {UNREAD}
@@ -29,7 +29,7 @@ def shared_with_training(chosen: Mapping[str, tuple[ImageSource, Indices]]) -> d
         if count > MOST * len(rows):
             raise ValueError(
                 f"{count} of the {len(rows)} pictures of the {split} split are in the training split, byte for byte: "
-                f"it would measure memory; expected pictures of its own, got {_first(others, rows, trained)}"
+                f"it would measure memorization; expected other pictures, got {_first(others, rows, trained)}"
                 + (ON_PURPOSE if isinstance(others.images, np.ndarray) else "")
             )
         if count:

@@ -1,4 +1,4 @@
-"""A split as one Parquet file that anyone can open: columns image and label, as Hugging Face `datasets` writes them."""
+"""A split as one Parquet file with columns image and label, as Hugging Face `datasets` writes it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ ROWS_PER_GROUP = 1024  # rows held in memory at a time
 
 @dataclass
 class PixelSummary:
-    """What the images of a split look like: how often each value 0..255 occurs per channel, their sizes and modes.
+    """Statistics of a split's images: how often each value 0..255 occurs per channel, their sizes and modes.
 
-    damaged: name -> reason of those that cannot be decoded.
+    damaged: name -> reason, for images that cannot be decoded.
     """
 
     histogram: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), dtype=np.int64))
@@ -36,7 +36,7 @@ class PixelSummary:
         self.modes.add(image.mode)
 
     def moments(self, channels: int) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel, of pixels in [0, 1]; to six digits, equal on every machine."""
+        """Mean and standard deviation of each channel, of pixels in [0, 1]. Six digits are equal on every machine."""
         values = np.arange(256) / 255
         share = self.histogram[:channels] / self.histogram[:channels].sum(axis=1, keepdims=True)
         mean = share @ values
@@ -45,7 +45,7 @@ class PixelSummary:
 
 
 def write_split(path: Path, source: ImageSource, indices: Indices) -> PixelSummary:
-    """Write the chosen samples in the order of `indices`, a few at a time; the summary names damaged pictures."""
+    """Write the chosen samples in the order of `indices`, some at a time. The summary names damaged pictures."""
     from datasets import ClassLabel, Features
     from datasets import Image as ImageFeature
     from pyarrow import Table, parquet
@@ -61,11 +61,11 @@ def write_split(path: Path, source: ImageSource, indices: Indices) -> PixelSumma
 
 
 class ContentDamaged(ValueError):
-    """A Parquet file that holds no split; the message says why without its content, and its reader adds the name."""
+    """A Parquet file that holds no split. The message has no content of it, and the caller adds the name."""
 
 
 def read_targets(path: Path) -> npt.NDArray[np.int64]:
-    """Labels (N,) in stored order."""
+    """Labels (N,) in stored order. Raises ContentDamaged if some are missing or no whole numbers."""
     from pyarrow import types
 
     with _opened(path) as file:
@@ -78,7 +78,7 @@ def read_targets(path: Path) -> npt.NDArray[np.int64]:
 
 
 def read_images(path: Path) -> Iterator[bytes]:
-    """The content of each picture file in stored order, read a few at a time."""
+    """Yield the content of each picture file in stored order. Raises ContentDamaged if one is missing."""
     from pyarrow import types
 
     with _opened(path) as file:
@@ -97,20 +97,20 @@ def read_images(path: Path) -> Iterator[bytes]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A Parquet file; what pyarrow says of one that is none, or damaged inside, may quote it and is not shown."""
+    """Open a Parquet file. The errors of pyarrow may quote a damaged file, so their text is not shown."""
     from pyarrow import ArrowException, parquet
 
     try:
         with parquet.ParquetFile(path) as file:
             yield file
     except (ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+        if isinstance(error, OSError) and error.errno is not None:  # an error of the disk
             raise
         raise ContentDamaged(f"it is no Parquet file, or damaged inside ({type(error).__name__})") from error
 
 
 def _type_of(file: Any, column: str) -> Any:
-    if file.schema_arrow.get_field_index(column) < 0:  # missing, or there twice
+    if file.schema_arrow.get_field_index(column) < 0:  # missing, or duplicate
         raise ContentDamaged(f"it has not one column {column}")
     return file.schema_arrow.field(column).type
 

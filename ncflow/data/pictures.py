@@ -1,4 +1,4 @@
-"""The images of a split as uint8 (b,C,S,S), by sample index: resident on the device, or decoded on the way there."""
+"""The images of a split as uint8 (b,C,S,S), by sample index: stored on the device, or decoded for each batch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ncflow.data.snapshot import Snapshot
 
 
 class Pictures(Protocol):
-    """Both ways look the same: lists of sample indices in, one uint8 tensor (b,C,S,S) on the device for each out."""
+    """Interface of both classes: yield one uint8 tensor (b,C,S,S) on the device for each list of sample indices."""
 
     def __call__(self, batches: Sequence[Tensor]) -> Iterator[Tensor]: ...
 
 
 class Resident:
-    """Every image of a split in one uint8 tensor (N,C,S,S) on the device: a batch is an indexing operation."""
+    """Every image of a split in one uint8 tensor (N,C,S,S) on the device. A batch is an indexing operation."""
 
     def __init__(self, snapshot: Snapshot, split: str, *, image_size: int, device: torch.device) -> None:
         mode = snapshot.manifest["image_mode"]
@@ -42,7 +42,7 @@ class Resident:
 
 
 class Streamed:
-    """Images stay on disk; worker processes read, decode and resize those of the next batches."""
+    """Images that stay on disk. Worker processes read, decode and resize those of the next batches."""
 
     def __init__(
         self, snapshot: Snapshot, split: str, *, image_size: int, device: torch.device, num_workers: int
@@ -60,7 +60,7 @@ class Streamed:
 
 
 def at_once(parts: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """All parts on the device by one transfer: each from ordinary memory waits for what a GPU has still to do."""
+    """Move all parts to the device in one transfer. Each one from ordinary memory waits for the GPU's pending work."""
     sizes = [len(part) for part in parts]
     return torch.split(torch.cat(list(parts)).to(device), sizes) if sizes else ()
 
@@ -85,24 +85,24 @@ class _DecodedImages(Dataset[Tensor]):
 
 
 def decode(content: bytes, mode: str) -> Tensor:
-    """A picture file's content as uint8 (1,H,W) where mode is L, (3,H,W) where it is RGB."""
+    """Decode a picture file's content to uint8: (1,H,W) if mode is L, (3,H,W) if it is RGB."""
     pixels = torch.from_numpy(np.array(decode_image(content).convert(mode)))
     return pixels.view(*pixels.shape[:2], -1).permute(2, 0, 1)
 
 
 def _decoded(file: Path, row: int, content: bytes, mode: str, size: list[int] | None = None) -> Tensor:
-    """The picture of a row of a snapshot's file, which is damaged where it is none, or none of the size of all."""
+    """Decode a row of a snapshot's file. Raises SnapshotDamaged if it is no picture or has another size."""
     try:
         pixels = decode(content, mode)
     except PictureDamaged as error:
         raise damaged(file, f"row {row}: {error}") from error
     if size is not None and list(pixels.shape[1:]) != size:
-        raise damaged(file, f"row {row} is of {list(pixels.shape[1:])} pixels, not of those that the manifest says")
+        raise damaged(file, f"row {row} is of {list(pixels.shape[1:])} pixels, but the manifest has another size")
     return pixels
 
 
 def fit_square(images: Tensor, size: int) -> Tensor:
-    """uint8 (b,C,H,W) -> (b,C,size,size): antialiased bilinear on the shorter side, center of the longer."""
+    """Resize uint8 (b,C,H,W) -> (b,C,size,size): antialiased bilinear on the shorter side, center of the longer."""
     height, width = images.shape[-2:]
     scale = size / min(height, width)
     resized = (round(height * scale), round(width * scale))

@@ -1,4 +1,4 @@
-"""Published data sets through torchvision, in torchvision's own folder layout: found, unpacked or downloaded."""
+"""Published data sets through torchvision, in torchvision's folder layout: found, unpacked or downloaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Contents = tuple[Any, Any, list[str]]  # images, targets, class names
 
 @dataclass(frozen=True)
 class Published:
-    """One data set: torchvision's class, what it is, a file to expect below the root, how to read and download it."""
+    """One data set: torchvision's class, a summary, an expected file below the root, how to read and download it."""
 
     torchvision_name: str
     summary: str
@@ -30,7 +30,10 @@ class Published:
 
 
 def load_published(name: str, root: Path | None, split: str) -> ImageSource:
-    """A split from `root`, from Debian's package (Fashion-MNIST) or from the network, in this order."""
+    """Load a split from `root`, from Debian's package (Fashion-MNIST) or from the network, in this order.
+
+    Raises DatasetMissing that explains how to provide the data.
+    """
     root = root or default_root()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,7 @@ def load_published(name: str, root: Path | None, split: str) -> ImageSource:
 
 
 def published_files(name: str, root: Path | None) -> list[Path]:
-    """The files that a published data set is read from, none where it is not unpacked; nothing is downloaded."""
+    """The files that a published data set is read from; empty if it is not unpacked. Nothing is downloaded."""
     expected = (root or default_root()) / PUBLISHED[name].expected
     if not expected.is_file():
         return []
@@ -51,12 +54,12 @@ def published_files(name: str, root: Path | None) -> list[Path]:
 
 
 def default_root() -> Path:
-    """Where published data sets are kept: `NCFLOW_DATA_ROOT`, or `~/.cache/ncflow`."""
+    """The folder of published data sets: `NCFLOW_DATA_ROOT`, or `~/.cache/ncflow`."""
     return Path(os.environ.get("NCFLOW_DATA_ROOT") or "~/.cache/ncflow").expanduser()
 
 
 def _one_at_a_time(root: Path, name: str) -> AbstractContextManager[Any]:
-    """Nobody reads what another process is still unpacking; a folder that cannot be written to needs no lock."""
+    """Lock a data set, so no process reads it while another unpacks it. A read-only folder needs no lock."""
     from filelock import FileLock
 
     return FileLock(root / f".{name}.lock") if os.access(root, os.W_OK) else nullcontext()
@@ -76,7 +79,7 @@ def _read_or_fetch(name: str, root: Path, split: str) -> Contents:
 
 
 def _unpack_debian_package(raw: Path) -> None:
-    """Unpack Debian's four files where torchvision looks for them; each appears only when it is complete."""
+    """Unpack Debian's four files where torchvision looks for them. Each appears only when it is complete."""
     raw.mkdir(parents=True, exist_ok=True)
     for packed in DEBIAN_FASHION_MNIST.glob("*-ubyte.gz"):
         partial = raw / f".{packed.stem}.partial"
@@ -90,12 +93,12 @@ def _how_to_provide(name: str, root: Path, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     call = published.download.format(root=root)
     lines = [
-        f"data set '{name}' is missing or damaged: looked for {root / published.expected} and its companions"
+        f"data set '{name}' is missing or damaged: looked for {root / published.expected} and related files"
         + (f", then for Debian's package in {DEBIAN_FASHION_MNIST}" if debian else "")
         + f", then tried to download it ({reason}). Provide it with one of:",
         "  apt-get install dataset-fashion-mnist" if debian else "",
         f'  python -c "from torchvision.datasets import {published.torchvision_name} as D; {call}"',
-        "  the same command where there is a network; then copy the folder here",
+        "  the same command on a machine with a network; then copy the folder here",
         "  NCFLOW_DATA_ROOT=FOLDER or dataset.root=FOLDER, if torchvision's files are in FOLDER already",
     ]
     return "\n".join(line for line in lines if line)
@@ -103,7 +106,7 @@ def _how_to_provide(name: str, root: Path, error: Exception) -> str:
 
 def _read_mnist(dataset: Any, root: Path, split: str, download: bool) -> Contents:
     data = dataset(root, train=split == "train", download=download)
-    # MNIST's own names read "0 - zero"; Fashion-MNIST's have no number in front.
+    # MNIST's class names are like "0 - zero"; Fashion-MNIST's have no number.
     return data.data.numpy(), data.targets.numpy(), [name.split(" - ")[0] for name in data.classes]
 
 

@@ -1,4 +1,4 @@
-"""What is taken from a source: first a validation part, then labels are made wrong, then classes are made rare."""
+"""The data recipe: hold out a validation part, then add label noise, then make classes rare."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The choices that make a snapshot; `seed` decides every random one.
+    """The choices that make a snapshot. `seed` decides every random choice.
 
-    `val_fraction` of each class is held out before anything else: its labels are right and its classes as balanced as
-    the source. `label_noise` is the share of the other labels that are replaced by another class. The tail is made of
-    these labels, so that they follow the profile exactly and, if the source is balanced, every class has the same share
-    of wrong ones: noise on a finished tail would drown the rare classes in samples of the frequent ones.
-    `samples_per_class` is the size of the most frequent class (None: N // K), `min_samples` that of the rarest at
-    least. `class_order` says which classes become rare: "name", the last as the source numbers them; "frequency", the
-    smallest; or a list of all names, the most frequent first. `test_fraction` of each class of a source with one split
-    only becomes the test split. `on_damaged` is "refuse" or "skip", for pictures that cannot be decoded. The fields of
-    SOURCE_OPTIONS are options of the source, as are those in `options`; it refuses what it does not take.
+    `val_fraction` of each class is held out first. Its labels stay correct, and its classes are as balanced as the
+    source. `label_noise` is the share of the other labels that are replaced by another class. The tail is cut from
+    these noisy labels, so they follow the profile exactly. If the source is balanced, every class has the same share
+    of wrong labels. Noise on a finished tail would fill the rare classes with samples of the frequent ones.
+    `samples_per_class` is the size of the most frequent class (None: N // K). `min_samples` is the least size of the
+    rarest class. `class_order` selects the classes that become rare. It is "name" (the last in the source's
+    numbering) or "frequency" (the smallest). It can also be a list of all names, most frequent first. If the source
+    has one split only, `test_fraction` of each class becomes the test split. `on_damaged` is "refuse" or "skip", for
+    pictures that cannot be decoded. The fields in SOURCE_OPTIONS and in `options` are options of the source. The source
+    rejects options that it does not take.
+    Raises ValueError for an invalid `name`, `class_order` or `on_damaged`.
     """
 
     name: str
@@ -63,11 +65,11 @@ class Recipe:
         if self.on_damaged not in ("refuse", "skip"):
             raise unknown("on_damaged", self.on_damaged, ("refuse", "skip"))
         if not re.fullmatch(SOURCE_NAME, self.name):
-            raise ValueError(f"the name of a dataset must be letters, digits and _ . = + - alone, got {self.name!r}")
+            raise ValueError(f"expected a dataset name of letters, digits and _ . = + - only, got {self.name!r}")
 
     @property
     def folder_name(self) -> str:
-        """Such as `digits-exp-0.02-seed0`, or `digits-exp-0.02-val0.1-noise0.2-max50-min1-seed0`.
+        """The folder name, such as `digits-exp-0.02-seed0`, or `digits-exp-0.02-val0.1-noise0.2-max50-min1-seed0`.
 
         A user's own data is named after its folder and its files: `imagefolder-pics-1f0c9a2b-exp-0.01-seed0`.
         """
@@ -81,32 +83,32 @@ class Recipe:
 
     @property
     def _origin(self) -> list[str]:
-        """The source and, of a user's own data, its folder and 8 hex digits of its listing."""
+        """The source name and, for a user's own data, its folder and 8 hex digits of its listing."""
         if self.own_root is None:
             return [self.name]
         try:
             listing = Listing.of(self.own_root, self.load())
-        except (OSError, ValueError):  # what is wrong with the data is said when it is read
+        except (OSError, ValueError):  # errors in the data are raised when it is read
             return [self.name, _plain(_folder(self.own_root))]
         own = [_plain(_folder(self.own_root)), listing.content[:8]]
         return [self.name, *own] if listing.files else [self.name]
 
     @property
     def own_root(self) -> Path | None:
-        """The folder of a user's own data; None for data that is the same everywhere."""
+        """The folder of a user's own data, or None for data that is the same everywhere."""
         return None if self.root is None or self.name in PUBLISHED else Path(self.root).expanduser()
 
     @property
     def place(self) -> Path | None:
-        """The folder that the data is read from; None for what is built in, and where the folder is not here or empty.
+        """The folder that the data is read from; None for built-in data, or if the folder is missing or empty.
 
-        A snapshot that DVC fetched is used where its source is not; a mount that is not there leaves an empty folder.
+        A snapshot fetched with DVC is used without its source. A missing mount leaves an empty folder.
         """
         place = Path(self.root).expanduser() if self.root is not None else DEFAULT_PLACES.get(self.name, lambda: None)()
         return place if place is not None and place.is_dir() and any(place.iterdir()) else None
 
     def listing(self, splits: Mapping[str, ImageSource] | None = None) -> Listing:
-        """The files below `place`, of a published data set without reading it; empty where there is nothing."""
+        """List the files below `place`; empty if there are none. A published data set is listed without reading it."""
         place = self.place
         if place is None:
             return Listing("", {})
@@ -115,7 +117,10 @@ class Recipe:
         return Listing.of(place, self.load() if splits is None else splits)
 
     def load(self) -> dict[str, ImageSource]:
-        """The splits of the source: train and test, and val if it has one of its own."""
+        """Load the splits of the source: train and test, and val if the source has one.
+
+        Raises ValueError if the source has a val split and `val_fraction` is not 0.
+        """
         splits = load_splits(
             self.name, self.root, test_fraction=self.test_fraction, seed=self.seed, **self.source_options
         )
@@ -128,14 +133,14 @@ class Recipe:
 
     @property
     def source_options(self) -> dict[str, Any]:
-        """The options of the source that are given."""
+        """The given options of the source."""
         named = {option: value for option in SOURCE_OPTIONS if (value := getattr(self, option)) is not None}
         return named | dict(self.options)
 
     def description(self) -> dict[str, Any]:
-        """The choices, free of machine paths: of the root only its name, where another root holds other data.
+        """The choices without machine paths. Options of the source that are not given are left out.
 
-        Options of the source that are not given are left out.
+        Of the root, it keeps only the folder name, and only if another root holds other data.
         """
         choices = {key: value for key, value in asdict(self).items() if key not in (*SOURCE_OPTIONS, "options")}
         choices |= self.source_options
@@ -146,7 +151,7 @@ class Recipe:
         return {"name": self.name, "folder": folder} | choices | shares | {"class_order": order}
 
     def apply(self, source: ImageSource) -> Parts:
-        """The samples of a source's training split that are trained on, and those that are held out."""
+        """Choose the samples of a source's training split to train on and to hold out."""
         targets, num_classes = source.targets, len(source.class_names)
         rest, held_out = np.arange(len(targets), dtype=np.int64), np.array([], dtype=np.int64)
         if self.val_fraction:
@@ -170,9 +175,9 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The training split under the labels that training sees; indices to train on, and to hold out for validation.
+    """The training split with the labels that training sees; indices to train on and to hold out for validation.
 
-    asked (K,): the samples of each class that the profile asks for, None where all stay.
+    asked (K,): the number of samples of each class that the profile requests; None if all samples are kept.
     """
 
     source: ImageSource
@@ -182,9 +187,9 @@ class Parts:
 
 
 def class_order(order: str | Sequence[str], names: Sequence[str], targets: Indices) -> list[int] | None:
-    """The classes from the most frequent to the rarest, None for the order of their numbers.
+    """The classes from the most frequent to the rarest; None for the order of their numbers.
 
-    A list must name every class once; a ValueError says what is missing, unknown or given twice.
+    A list must name every class once. Raises ValueError that names missing, unknown and repeated classes.
     """
     if isinstance(order, str):
         sizes = np.bincount(targets, minlength=len(names))
@@ -201,12 +206,12 @@ def class_order(order: str | Sequence[str], names: Sequence[str], targets: Indic
 
 
 def _folder(root: Path) -> str:
-    """The last name of a path, of which a link is not followed: the same where the link leads elsewhere or nowhere."""
+    """The last name of a path, without following links. It does not depend on the target of a link."""
     return Path(os.path.normpath(root.expanduser().absolute())).name
 
 
 def _plain(value: Any) -> str:
-    """A value as a part of a folder's name; of one that does not show as it is, also a part of its hash."""
+    """A value as a part of a folder name. If the text must be changed for this, a part of its hash is added."""
     text = str(value)
     plain = re.sub(r"[^A-Za-z0-9_.=+]+", "_", text)[:40]
     return (
@@ -217,7 +222,7 @@ def _plain(value: Any) -> str:
 
 
 ORDERS = ("name", "frequency")
-# Where sources lie whose root is not given.
+# Default folders of sources, used if no root is given.
 DEFAULT_PLACES: dict[str, Callable[[], Path | None]] = {
     **dict.fromkeys(PUBLISHED, default_root),
     "tiny_imagenet": lambda: default_root() / "tiny-imagenet-200",

@@ -1,7 +1,7 @@
-"""Which sample comes when in an epoch: in any order, in batches like the whole split, or every class alike.
+"""The order of samples in an epoch: random, in batches like the whole split, or with equally likely classes.
 
-A sampling takes the labels (N,), the sizes of the batches, N in all, and a generator; it gives sample indices (N,), of
-which the first batch takes the first, and so on.
+A sampling takes the labels (N,), the sizes of the batches (N in sum) and a generator. It returns sample indices (N,).
+The first batch takes the first indices, and so on.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ def shuffled(targets: Tensor, sizes: Sequence[int], generator: Generator) -> Ten
 def stratified(targets: Tensor, sizes: Sequence[int], generator: Generator) -> Tensor:
     """Every sample once; each batch holds of each class its share, rounded down or up if all batches are of one size.
 
-    Cards sorted by class and dealt in turn: n consecutive ones give each of M hands floor(n/M) or ceil(n/M). A batch of
-    another size is dealt to at another pace, which makes the others miss their share by less than 2.
+    Samples are dealt in turn like cards sorted by class. n consecutive ones give each of M hands floor(n/M) or
+    ceil(n/M). A batch of another size is dealt to at another pace. Then the others miss their share by less than 2.
     """
     cards = by_class(targets, generator)
     hands = torch.randperm(len(sizes), generator=generator)
     turns = torch.cat([(torch.arange(sizes[hand], dtype=torch.float64) + 0.5) / sizes[hand] for hand in hands])
     dealt = hands.repeat_interleave(torch.tensor(sizes)[hands])[turns.argsort(stable=True)]
-    mixed = torch.randperm(len(cards), generator=generator)  # a process gets a part of a batch: all classes in each
+    mixed = torch.randperm(len(cards), generator=generator)  # a process gets a part of a batch, so mix the classes
     return cards[mixed][dealt[mixed].argsort(stable=True)]
 
 
 def class_balanced(targets: Tensor, sizes: Sequence[int], generator: Generator) -> Tensor:
-    """N draws of a class, each equally likely, and of its next sample: rare samples come often, frequent ones seldom.
+    """N draws of a class, each equally likely, and of its next sample; samples of rare classes are drawn more often.
 
-    A class begins again when all of its samples have come. Kang et al. 2020, class-balanced sampling.
+    A class starts again after all of its samples were drawn. Kang et al. 2020, class-balanced sampling.
     """
     cards = by_class(targets, generator)
     size = torch.unique_consecutive(targets[cards], return_counts=True)[1]
@@ -47,7 +47,7 @@ def class_balanced(targets: Tensor, sizes: Sequence[int], generator: Generator) 
 
 
 def by_class(targets: Tensor, generator: Generator) -> Tensor:
-    """Sample indices (N,), class after class; classes in random order, and the samples of each."""
+    """Sample indices (N,), class after class. The classes, and the samples of each, are in random order."""
     cards = torch.randperm(len(targets), generator=generator)
     rank = torch.randperm(int(targets.max()) + 1, generator=generator)
     return cards[rank[targets[cards]].argsort(stable=True)]

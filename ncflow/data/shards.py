@@ -1,4 +1,4 @@
-"""A user's Parquet files, or a folder that `datasets` saved: pictures are read one row group at a time."""
+"""A user's Parquet files, or a folder saved by `datasets`. Pictures are read one row group at a time."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ncflow.lookup import unknown
 def load_shards(
     name: str, root: Path, split: str, *, label_column: str | None = None, image_column: str | None = None
 ) -> ImageSource:
-    """A split from its Parquet files, or Arrow files of `save_to_disk`, in `root`, `root`/data or `root`/default.
+    """Load a split from Parquet files, or Arrow files of `save_to_disk`, in `root`, `root`/data or `root`/default.
 
-    One column holds pictures: a struct with their bytes, or the bytes alone. The column label, or the only one with
-    class names, holds classes: text, names of `datasets`, or whole numbers. Classes are those of the training files,
-    by name.
+    One column holds pictures: a struct with their bytes, or only the bytes. The column label, or the only one with
+    class names, holds classes: text, names of `datasets`, or whole numbers. The training files define the classes.
+    Labels are matched by name. Raises SplitMissing if a split has no files.
     """
     _refuse_unclear(root)
     train, files = (find_shards(root, wanted) for wanted in ("train", split))
@@ -47,9 +47,10 @@ def load_shards(
 
 
 def load_listed_shards(name: str, root: Path, split: str, entries: Mapping[str, int], **options: Any) -> ImageSource:
-    """The rows of a split whose pictures, by file name without folder and ending, are listed with their classes.
+    """Load the listed pictures of a split, in the order of the rows.
 
-    The order is that of the rows. Where a picture is missing or of another class than listed, it is named.
+    `entries`: file name of a picture, without folder and suffix -> its class. Raises DatasetMissing that names a
+    missing picture, and ValueError that names a picture with another class than listed.
     """
     source = load_shards(name, root, split, **options)
     pictures = cast(ShardedPictures, source.images)
@@ -63,15 +64,18 @@ def load_listed_shards(name: str, root: Path, split: str, entries: Mapping[str, 
 
 
 def find_shards(root: Path, split: str) -> list[Shard]:
-    """The files of a split in the order of their names; none if there are none. A missing one is named."""
+    """The files of a split in the order of their names; empty if there are none.
+
+    Raises DatasetMissing that names a missing file of a numbered set.
+    """
     names = SPLIT_NAMES[split]
     if split == "val" and not any(find_files(root, (name,)) for name in SPLIT_NAMES["test"][:1]):
-        return []  # it is the test split where there is no other
+        return []  # without another test split, these files are the test split
     return _opened(find_files(root, names))
 
 
 def find_files(root: Path, names: Sequence[str]) -> list[Path]:
-    """The files of the first layout that has any, for the first of the names of a split."""
+    """The files for the first of a split's `names` that has any, in the first layout that has any."""
     patterns = [pattern for name in names for pattern in _layouts(name)]
     found = (sorted(folder.glob(pattern)) for pattern in patterns for folder in _places(root))
     return next((files for files in found if files), [])
@@ -79,7 +83,7 @@ def find_files(root: Path, names: Sequence[str]) -> list[Path]:
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """The content of a picture file that lives in a row."""
+    """The content of a picture file that is stored in a row."""
 
     name: str
     content: bytes
@@ -117,7 +121,7 @@ class ParquetShard:
 
 
 class ArrowShard:
-    """One memory-mapped Arrow file of `save_to_disk`, with the same face."""
+    """One memory-mapped Arrow file of `save_to_disk`, with the same interface."""
 
     def __init__(self, file: Path) -> None:
         import pyarrow
@@ -146,13 +150,13 @@ Shard = ParquetShard | ArrowShard
 
 
 class ShardedPictures(Sequence[StoredPicture]):
-    """The pictures of one column over several files; one row group at a time is in memory."""
+    """The pictures of one column over several files. One row group at a time is in memory."""
 
     def __init__(self, shards: Sequence[Shard], column: str | None = None) -> None:
         self.shards = shards
         self.columns = {shard.file: _image_column(shard, column) for shard in shards}
         self.groups = [(shard, i) for shard in shards for i in range(len(shard.sizes))]
-        self.starts: list[int] = [0, *accumulate(shard.sizes[i] for shard, i in self.groups)]  # of groups, and the end
+        self.starts: list[int] = [0, *accumulate(shard.sizes[i] for shard, i in self.groups)]  # of groups, then the end
         self._read = lru_cache(maxsize=1)(self._read_group)
 
     @property
@@ -181,7 +185,7 @@ class ShardedPictures(Sequence[StoredPicture]):
         return StoredPicture(stored.get("path") or place, stored["bytes"])
 
     def names(self) -> list[str]:
-        """The file name of each picture, read without the pictures."""
+        """The file name of each picture, read without loading the pictures."""
         columns = (shard.read(f"{self.columns[shard.file]}.path") for shard in self.shards)
         return [
             str(name)
@@ -195,7 +199,7 @@ class ShardedPictures(Sequence[StoredPicture]):
 
 
 def _bare(picture: str) -> str:
-    """n01440764_18 of n01440764_18.JPEG, and of n01440764_18_n01440764.JPEG, as ImageNet's rows are named."""
+    """n01440764_18 for n01440764_18.JPEG, and for ImageNet's row name n01440764_18_n01440764.JPEG."""
     return re.sub(r"_n\d{8}$", "", Path(picture).stem)
 
 
@@ -209,7 +213,7 @@ def _opened(files: Sequence[Path]) -> list[Shard]:
 
 
 def _unnamed_shards(root: Path) -> list[Shard]:
-    """The only split of a source whose files have no split's name: one file, or files numbered i of n; else none."""
+    """The only split, from files without a split's name: one file, or files numbered i of n; else empty."""
     if any(find_files(root, names) for names in SPLIT_NAMES.values()):
         return []
     found = (sorted(place.glob(pattern)) for pattern in ("*.parquet", "data-*.arrow") for place in _places(root))
@@ -219,15 +223,15 @@ def _unnamed_shards(root: Path) -> list[Shard]:
 
 
 def _refuse_unclear(root: Path) -> None:
-    """Raise where files are called like a split but for its case, or two names of the validation split are taken."""
+    """Raise if a split's name has capital letters, or if files use two names of the validation split."""
     entries = sorted(entry for place in _places(root) if place.is_dir() for entry in place.iterdir())
     alike = [entry for entry in entries if (match := SPLIT_FILE.fullmatch(entry.name)) and not match[1].islower()]
     if capital := [entry.name for entry in alike if entry.suffix or any(entry.glob("*.parquet"))]:
-        raise DatasetMissing(f"{root} has files called almost like splits; rename {shown(capital)} to lower case")
+        raise DatasetMissing(f"{root} has split names with capital letters; rename {shown(capital)} to lower case")
     several = [name for name in SPLIT_NAMES["val"] if find_files(root, (name,))]
     if len(several) > 1:
         raise DatasetMissing(
-            f"{root} has files of {' and '.join(several)}, names of the same split; keep one, or call one test"
+            f"{root} has files of {' and '.join(several)}, names of the same split; keep one, or name one test"
         )
 
 
@@ -236,12 +240,12 @@ def _patterns(split: str) -> list[str]:
 
 
 def _layouts(name: str) -> list[str]:
-    """Where files of a split lie: beside each other, or in a folder of its own, as the Hub or `save_to_disk` do."""
+    """Patterns of a split's files: in a shared folder, or in a separate one, as the Hub or `save_to_disk` do."""
     return [f"{name}.parquet", f"{name}-*.parquet", f"{name}/*.parquet", f"{name}/data-*.arrow"]
 
 
 def _refuse_incomplete(files: Sequence[Path]) -> None:
-    """Raise where files are numbered i of n and one is missing."""
+    """Raise if files are numbered i of n and one is missing."""
     numbered = [(file, match) for file in files if (match := re.fullmatch(r"(.*-)(\d+)-of-(\d+)", file.stem))]
     for file, match in numbered:
         start, _, total = match.groups()
@@ -315,7 +319,7 @@ def _read_labels(shards: Sequence[Shard], given: str | None) -> list[Labels]:
 
 
 def _labels_of(shard: Shard, column: str) -> Labels:
-    """The labels of a file; a ValueError names the column where it holds none."""
+    """The labels of a file. Raises ValueError that names the column if it holds no labels."""
     from pyarrow import types
 
     values = shard.read(column)
@@ -344,4 +348,4 @@ SPLIT_NAMES = {
     "val": ("validation", "valid", "val"),
 }
 SPLIT_FILE = re.compile(r"(train|test|validation|valid|val)(-.*)?(\.parquet)?", re.IGNORECASE)
-ARROW_ROWS = 1024  # rows that one group of an Arrow file has
+ARROW_ROWS = 1024  # rows per group of an Arrow file

@@ -1,4 +1,4 @@
-"""A long-tailed train split and the untouched ones to measure on, frozen on disk: what DVC versions."""
+"""A long-tailed train split and unchanged evaluation splits, frozen on disk. DVC versions this folder."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Snapshot:
 
     @classmethod
     def create(cls, path: PathLike, **choices: Any) -> Snapshot:
-        """Write the snapshot of a `Recipe(**choices)`, at least its `name`. Same choices, same bytes.
+        """Write the snapshot of a `Recipe(**choices)`; `name` is required. The same choices give the same bytes.
 
-        It appears at `path` complete or not at all.
+        The folder appears at `path` only when it is complete. Raises ValueError if `path` is not new or empty.
         """
         path, recipe = Path(path), Recipe(**choices)
         if path.exists() and not path.is_dir():
@@ -67,7 +67,10 @@ class Snapshot:
 
     @classmethod
     def load(cls, path: PathLike) -> Snapshot:
-        """Open a snapshot after verifying the hash of every file in it; a damaged one is refused by name."""
+        """Open a snapshot after verifying the hash of every file in it.
+
+        Raises SnapshotDamaged that names a damaged file, and ValueError if the folder is missing.
+        """
         if not Path(path).is_dir():
             raise ValueError(
                 f"there is no snapshot {path}; fetch it with `dvc pull`, or make it with `ncflow snapshot`"
@@ -76,13 +79,16 @@ class Snapshot:
 
     @classmethod
     def obtain(cls, path: PathLike, **choices: Any) -> Snapshot:
-        """The snapshot of a `Recipe(**choices)` at `path`: loaded, or created if nothing is there; no other one's."""
+        """Load the snapshot of a `Recipe(**choices)` at `path`, or create it if nothing is there.
+
+        Raises ValueError if `path` holds another snapshot or the source data changed.
+        """
         from filelock import FileLock
 
         path, recipe = Path(path), Recipe(**choices)
         if not (path / MANIFEST).exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.parent / f".{path.name}.lock"):  # of processes that start together, one creates it
+            with FileLock(path.parent / f".{path.name}.lock"):  # only one of several processes creates it
                 if not (path / MANIFEST).exists():
                     cls.create(path, **choices)
         snapshot = cls.load(path)
@@ -115,22 +121,25 @@ class Snapshot:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """train and test, and val between them if a part of the source was held out."""
+        """The names of the splits: train, val if there is one, and test."""
         return tuple(split for split in ("train", "val", "test") if f"{split}.parquet" in self.manifest["files"])
 
     @property
     def digest(self) -> str:
-        """sha256 over the manifest and, through it, over every file."""
+        """sha256 over the manifest, which contains the hash of every file."""
         return str(self.manifest["digest"])
 
     def dataset(self, split: str) -> Dataset:
-        """A split as a Hugging Face data set, memory-mapped; its images decode to PIL."""
+        """Open a split as a memory-mapped Hugging Face data set. Its images decode to PIL."""
         from datasets import Dataset
 
         return Dataset.from_parquet(str(self.file(split)))
 
     def targets(self, split: str) -> torch.Tensor:
-        """Labels (N,) in stored order; SnapshotDamaged where they are not those that the manifest counts."""
+        """Labels (N,) of a split in stored order.
+
+        Raises SnapshotDamaged if the labels do not match the counts in the manifest.
+        """
         try:
             targets = read_targets(self.file(split))
         except ContentDamaged as error:
@@ -143,7 +152,7 @@ class Snapshot:
         return torch.from_numpy(targets)
 
     def encoded_images(self, split: str) -> Iterator[bytes]:
-        """The content of each picture file in stored order; `decode_image` makes an image of it."""
+        """Yield the content of each picture file in stored order; `decode_image` decodes it."""
         try:
             yield from read_images(self.file(split))
         except ContentDamaged as error:
@@ -157,18 +166,18 @@ class Snapshot:
 
     def _refuse_if_other(self, recipe: Recipe) -> None:
         asked = recipe.description()
-        found = Recipe(self.name).description() | self.manifest  # what an older manifest does not say is the default
-        keys = dict.fromkeys([*asked, *SOURCE_OPTIONS])  # an option of the source that is not given is in neither
-        if recipe.place is not None:  # then the content decides, whatever its folder is called
+        found = Recipe(self.name).description() | self.manifest  # a key missing in an older manifest has its default
+        keys = dict.fromkeys([*asked, *SOURCE_OPTIONS])  # a source option that is not given is in neither
+        if recipe.place is not None:  # then the content is compared, and the folder name does not matter
             del keys["folder"]
         if other := [key for key in keys if found.get(key) != asked.get(key)]:
             differences = ", ".join(f"{key} is {_plain(found.get(key))}, asked for {asked.get(key)!r}" for key in other)
             raise ValueError(f"{self.path} holds another snapshot: {differences}; use another folder")
 
     def _refuse_if_changed(self, recipe: Recipe) -> None:
-        """Raise where the files behind the snapshot hold other pictures now; without them there is nothing to compare.
+        """Raise if the source files now hold other pictures. Without source files, skip the check.
 
-        Only where a file's size or time is another one, or nobody has looked on this machine yet, is the content read.
+        The content is read only if a file's size or time differs, or this machine has no record of it.
         """
         kept, now = remembered(_record(self.path)), recipe.listing()
         if not now.files or is_same(kept, now):
@@ -178,27 +187,27 @@ class Snapshot:
             other = [split for split in dict.fromkeys([*made, *sums]) if made.get(split) != sums.get(split)]
             named = kept.changes(now) if kept is not None and len(kept.files) > 1 else ""
             changes = named or f"the pictures or classes of {' and '.join(other)} are others"
-            free = ", or none, and ncflow names it after its data" if recipe.folder_name != self.path.name else ""
+            free = ", or omit it to name the folder after the data" if recipe.folder_name != self.path.name else ""
             raise ValueError(
-                f"{self.path} was made of other data than {recipe.place} holds now: {changes}; give the new data "
-                f"another folder with --out or --snapshot{free}"
+                f"{self.path} was made of other data than {recipe.place} holds now: {changes}; write a snapshot "
+                f"of the new data to another folder with --out or --snapshot{free}"
             )
         remember(_record(self.path), now)
 
 
 def _plain(choice: Any) -> str:
-    """A choice as a manifest has it, which may be anybody's file: what is no number and no name is not shown."""
+    """A choice in a manifest, for a message. The file may be untrusted, so only numbers and plain names are shown."""
     name = isinstance(choice, str) and re.fullmatch(r"[\w .=+-]{1,80}", choice)
     return repr(choice) if name or choice is None or isinstance(choice, int | float) else "another one"
 
 
 def _record(path: Path) -> Path:
-    """Where this machine keeps the listing of a snapshot's source: next to it, because times differ per machine."""
+    """The file next to a snapshot that lists its source on this machine. File times differ per machine."""
     return path.parent / f".{path.name}.source.json"
 
 
 def _notes(manifest: dict[str, Any]) -> Iterator[str]:
-    """What a user should know of a snapshot, a line each."""
+    """Yield the notes on a snapshot for the user, one per line."""
     yield from manifest.get("notes", [])
     if asked := manifest.get("asked_class_counts"):
         pairs = zip(manifest["class_names"], asked, manifest["class_counts"], strict=True)
@@ -213,9 +222,9 @@ def _notes(manifest: dict[str, Any]) -> Iterator[str]:
 def _write_splits(folder: Path, splits: dict[str, ImageSource], recipe: Recipe) -> dict[str, Any]:
     """Write the Parquet files and describe them."""
     train, test, parts = splits["train"], splits["test"], recipe.apply(splits["train"])
-    unseen = not test.is_training  # where test is train, it has no sample that training left out either
+    unseen = not test.is_training  # if test is train, no sample is unseen
     if len(parts.held_out) and not unseen:
-        raise ValueError(f"'{train.name}' has no unseen samples, so there is none to validate on; leave val_fraction 0")
+        raise ValueError(f"'{train.name}' has no unseen samples, so none for validation; set dataset.val_fraction=0")
     chosen = {"train": (parts.source, parts.train), "val": (train, parts.held_out)}
     if "val" in splits:
         chosen["val"] = (splits["val"], np.arange(len(splits["val"])))
@@ -240,17 +249,17 @@ def _write_splits(folder: Path, splits: dict[str, ImageSource], recipe: Recipe) 
 
 
 def _remarks(splits: dict[str, ImageSource], parts: Parts, shared: dict[str, int]) -> dict[str, Any]:
-    """What is out of the ordinary; nothing where nothing is."""
+    """Unusual facts about the data, for the manifest; empty if there are none."""
     notes = list(dict.fromkeys(note for source in splits.values() for note in source.notes))
     got = np.bincount(parts.source.targets[parts.train], minlength=len(parts.source.class_names)).tolist()
     lacking = parts.asked is not None and any(have < want for have, want in zip(got, parts.asked, strict=True))
-    # With the native imbalance what is asked is a limit, which classes may stay below.
+    # With the native imbalance, the requested count is an upper limit.
     found = {"notes": notes, "shared_with_train": shared, "asked_class_counts": lacking and parts.asked}
     return {key: value for key, value in found.items() if value}
 
 
 def _class_counts(chosen: dict[str, tuple[ImageSource, Indices]], clean: ImageSource) -> dict[str, list[int]]:
-    """Samples of each of the K classes in each split; of a noisy training split also those that truly are of it."""
+    """Samples of each of the K classes in each split; for a noisy training split, also the true counts."""
     targets = {COUNTS[split]: source.targets[indices] for split, (source, indices) in chosen.items()}
     truth = clean.targets[chosen["train"][1]]
     if not np.array_equal(targets["class_counts"], truth):

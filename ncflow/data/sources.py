@@ -1,4 +1,4 @@
-"""Where images and labels come from: one name per source, the same shape for all of them."""
+"""Sources of images and labels: one name per source, and one interface for all."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from ncflow.data.shards import find_shards, load_shards
 from ncflow.lookup import check_options, fact, facts, lookup, unknown
 
 SPLITS = ("train", "test")
-# (root, split, its options by keyword) -> its images; described by its docstring. None stands for an option not given.
+# (root, split, options by keyword) -> images. The docstring describes the source. None is an option not given.
 Source = Callable[..., ImageSource]
 
 
 def load_source(
     name: str, root: str | os.PathLike[str] | None = None, split: str = "train", **options: Any
 ) -> ImageSource:
-    """The `train`, `val` or `test` split of a source; `root` is the folder it lives in (default: `default_root()`).
+    """Load the `train`, `val` or `test` split of a source from the folder `root` (default: `default_root()`).
 
     `options` are keyword-only parameters of the source, such as `label_column`. None is an option that is not given.
+    Raises ValueError for an unknown name, split or option, and SplitMissing if the source has no such split.
     """
     given = given_options(name, options)
     if split not in (*SPLITS, "val"):
@@ -40,7 +41,7 @@ def load_source(
 
 
 def given_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are not None, or a ValueError that names one that the source does not take."""
+    """The options that are not None. Raises ValueError that names an option that the source does not take."""
     source = lookup(SOURCES, name, "dataset")
     given = {option: value for option, value in options.items() if value is not None}
     check_options(source, given, f"dataset '{name}'")
@@ -48,9 +49,9 @@ def given_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count_classes(name: str, root: str | os.PathLike[str] | None = None, **options: Any) -> int | None:
-    """How many classes a source has: read from a user's own data, else known by its name, else None.
+    """The number of classes of a source: read from a user's own data, else known by its name, else None.
 
-    What is wrong with the data is said when it is read to be used.
+    Errors in the data are not raised here. They are raised when the data is loaded for use.
     """
     source = lookup(SOURCES, name, "dataset")
     if fact(source, "own_files") and root is not None:
@@ -62,7 +63,7 @@ def count_classes(name: str, root: str | os.PathLike[str] | None = None, **optio
 
 @facts(num_classes=10, built_in=True)
 def _digits(root: Path | None, split: str) -> ImageSource:
-    """scikit-learn's 1,797 digits, 8×8; the same 36 of each class are the test split, whatever the seed of a run."""
+    """scikit-learn's 1,797 digits, 8×8; the same 36 of each class are the test split for every seed."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -96,7 +97,7 @@ def _tiny_imagenet(root: Path | None, split: str) -> ImageSource:
     return load_tiny_imagenet(root or default_root() / "tiny-imagenet-200", split)
 
 
-# A folder of ImageNet's may hold some of its classes, and then decides.
+# An ImageNet folder may hold only some of the classes. Then the folder defines the classes.
 @facts(own_files=True, num_classes=1000, image_size=224)
 def _imagenet(root: Path | None, split: str) -> ImageSource:
     """ImageNet in its folders root/train/<class>/ and root/val/<class>/."""
@@ -107,7 +108,7 @@ def _imagenet(root: Path | None, split: str) -> ImageSource:
 
 @facts(own_files=True, num_classes=1000, image_size=224)
 def _imagenet_lt(root: Path | None, split: str) -> ImageSource:
-    """ImageNet-LT in root: its published lists beside ImageNet's folders or Parquet files; or its own images."""
+    """ImageNet-LT in root: its published lists next to ImageNet's folders or Parquet files, or its own images."""
     root = _given("imagenet_lt", root, "a folder with ImageNet_LT_train.txt, train-*.parquet or train/<class>/")
     if (root / "ImageNet_LT_train.txt").is_file():
         return load_imagenet_lt(root, split)
@@ -118,7 +119,7 @@ def _imagenet_lt(root: Path | None, split: str) -> ImageSource:
 
 @facts(own_files=True)
 def _listed(root: Path | None, split: str, *, lists: Mapping[str, str] | None = None) -> ImageSource:
-    """Pictures below root that text files list, a line each: its path and its class; such as Places-LT, iNaturalist."""
+    """Pictures below root, listed in text files with one path and class a line; such as Places-LT, iNaturalist."""
     return load_listed(
         "listed", _given("listed", root, "the folder that the paths in the lists start from"), split, lists=lists
     )
@@ -142,9 +143,9 @@ def _given(name: str, root: Path | None, expected: str) -> Path:
 _UFM_CLASSES = (10, 100, 200, 1000)
 
 # A row: (root, split, options by keyword) -> images; its docstring is its summary. Its facts, all optional:
-# num_classes    how many classes it has, where that is known before it is read
-# own_files      whether it reads files of the user's own, which may have a validation split
-# image_size     pixels at which its images are usually seen, default 32
+# num_classes    the number of classes, if it is known before the data is read
+# own_files      whether it reads the user's own files, which may have a validation split
+# image_size     the usual image size in pixels, default 32
 # built_in       whether it needs no folder
 # numbered       whether its images only number the samples of unconstrained features
 SOURCES: dict[str, Source] = {

@@ -1,4 +1,4 @@
-"""The splits of a source: train and test, with its own validation split or a test split cut from the only one."""
+"""The splits of a source: train and test, and val if it has one. The test split may be cut from the only one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ncflow.data.labels import shown
 from ncflow.data.longtail import hold_out
 from ncflow.data.sources import load_source
 
-TEST_STREAM = 2**30  # of random numbers: those of the tail and of the validation part are others
+TEST_STREAM = 2**30  # of random numbers; the tail and the validation part use other streams
 
 
 def load_splits(
     name: str, root: Any = None, *, test_fraction: float = 0.0, seed: int = 0, **options: Any
 ) -> dict[str, ImageSource]:
-    """train and test, and val where the source has both a validation and a test split.
+    """Load train and test, and val if the source has both a validation and a test split.
 
-    `test_fraction` of each class of a source with one split only becomes the test split, chosen by `seed`. It is a
-    ValueError where there is a test split already, as is none without it.
+    If the source has one split only, `test_fraction` of each class becomes the test split, chosen by `seed`.
+    Raises ValueError if there is no test split and no `test_fraction`, or if there are both.
     """
     splits = {"train": load_source(name, root, "train", **options)}
     for split in ("val", "test"):
@@ -42,7 +42,7 @@ def load_splits(
 
 
 def _divided(source: ImageSource, fraction: float, seed: int) -> dict[str, ImageSource]:
-    """A random part of each class becomes the test split; a class of one picture keeps it for training."""
+    """Make a random part of each class the test split. A class of one picture keeps it for training."""
     num_classes = len(source.class_names)
     rest, held_out = hold_out(source.targets, num_classes, fraction=fraction, seed=(seed + TEST_STREAM) % 2**32)
     absent = np.flatnonzero(np.bincount(source.targets[held_out], minlength=num_classes) == 0)

@@ -1,4 +1,4 @@
-"""Groups of runs that answer one question each: listed, expanded to configurations, written as YAML."""
+"""Groups of runs that answer one question each: list them, expand them to configurations, write them as YAML."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def expand(
 ) -> list[Params]:
     """The configurations of a group, with `head` in every run and overrides such as "dataset.name=digits" on top.
 
-    Published groups do not depend on `base`. Runs that an override has made the same, as those on several data sets
-    are on one, are listed once, and `announce` hears of it; different runs of the same name are a ValueError.
+    Published groups do not depend on `base`. An override may make runs equal, for example runs on several data sets.
+    Equal runs are listed once, and `announce` is called with a message. Raises ValueError for an unknown group or head
+    and for a head that the group ignores. Raises ValueError for different runs of the same name.
     """
     experiment = lookup(EXPERIMENTS, group, "experiment group")
     if group in PUBLISHED:
@@ -49,7 +50,7 @@ def expand(
 
 
 def write_configs(group: str, folder: str | Path, base: Params | None = None, **options: Any) -> list[Path]:
-    """Write each run of a group to `folder`/<group>/<exp_name>.yaml and return the files; options as of `expand`."""
+    """Write each run of a group to `folder`/<group>/<exp_name>.yaml and return the files; options as in `expand`."""
     runs = expand(group, base or Params(), **options)
     files = [Path(folder) / group / f"{run.exp_name}.yaml" for run in runs]
     for run, file in zip(runs, files, strict=True):
@@ -59,12 +60,12 @@ def write_configs(group: str, folder: str | Path, base: Params | None = None, **
 
 
 def _group_base(group: str, base: Params, head: str | None, overrides: Iterable[str]) -> Params:
-    """The user's parameters, named after the group unless an override names them; others narrow their grid.
+    """The user's parameters, named after the group unless an override sets the name.
 
-    These are `head`, and an override of seed or head.name.
+    `head`, and an override of seed or head.name, narrow the grid.
     """
     overrides = list(overrides)
-    # Only what the user set: options of a head that was not chosen must not meet an override that chooses another.
+    # Use only what the user set: default options of one head must not meet an override that chooses another head.
     base = make_params(base.model_dump(mode="json", exclude_unset=True), overrides)
     grid = base.grid.model_dump() | ({"head": [head]} if head else {})
     chosen = {override.partition("=")[0].strip() for override in overrides}
@@ -81,4 +82,4 @@ def _refuse_namesakes(runs: Iterable[Params]) -> None:
         if other is not run:
             one, two = flatten(run.resolved()), flatten(other.resolved())
             keys = ", ".join(key for key in one | two if one.get(key) != two.get(key))
-            raise ValueError(f"two runs called {run.exp_name} differ in {keys}; override that, too, or less")
+            raise ValueError(f"two runs called {run.exp_name} differ in {keys}; override all of these, or fewer keys")

@@ -1,4 +1,4 @@
-"""A grid: a few axes along which runs differ, and the pattern of their names."""
+"""A grid: the axes along which runs differ, and the pattern of their names."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Settings = dict[str, Any]  # dotted key -> value, as in --set
 
 @dataclass(frozen=True)
 class Grid:
-    """Every combination of one choice from each axis; a choice sets one key, or several that move together.
+    """All combinations of one choice from each axis; a choice sets one key, or several keys together.
 
-    `settings` hold for all runs of the grid, on top of COMMON. `names` is a format string over the parameters of a run,
-    so that a name stays true whatever is overridden.
+    `settings` apply to all runs of the grid, on top of COMMON. `names` is a format string over the parameters of a run.
+    The names therefore stay correct under overrides.
     """
 
     names: str
@@ -27,7 +27,7 @@ class Grid:
     settings: Settings = field(default_factory=dict)
 
     def runs(self, *, head: str | None = None, overrides: Iterable[str] = ()) -> list[Params]:
-        """The run of each combination, with overrides on top; with `head`, that one instead of the grid's heads."""
+        """The run of each combination, with overrides on top; `head` replaces the heads of the grid."""
         axes = _with_head(self.axes, head) if head else self.axes
         overrides = list(overrides)
         _refuse_ignored(overrides)
@@ -41,22 +41,22 @@ class Grid:
 
 
 def _refuse_ignored(overrides: Iterable[str]) -> None:
-    """Raise for keys that a published grid has its own values of."""
+    """Raise ValueError for keys that a published grid sets itself."""
     keys = [override.partition("=")[0].strip() for override in overrides]
     if ignored := [key for key in keys if key.partition(".")[0] in ("exp_name", "grid")]:
         raise ValueError(
-            f"{', '.join(ignored)} cannot be overridden here: a published group names its runs after what they vary, "
-            "and has its own grid; use the group quickstart, or override the keys that the grid moves"
+            f"{', '.join(ignored)} cannot be overridden here: a published group has its own grid and names its runs "
+            "after the keys that vary; use the group quickstart, or override the keys that the grid varies"
         )
 
 
 def each(key: str, *values: Any) -> list[Settings]:
-    """An axis along which one key moves."""
+    """An axis along which one key takes each of the values."""
     return [{key: value} for value in values]
 
 
 def _with_head(axes: Sequence[Sequence[Settings]], head: str) -> list[Sequence[Settings]]:
-    """The axes with this head alone: with the options that the grid gives it, or its defaults."""
+    """The axes with only this head: with its options from the grid, or its defaults."""
     name = HEAD_ALIASES.get(head, head)
     own = [choice for axis in axes for choice in axis if choice.get("head.name") == name]
     others = [axis for axis in axes if "head.name" not in axis[0]]
@@ -64,14 +64,14 @@ def _with_head(axes: Sequence[Sequence[Settings]], head: str) -> list[Sequence[S
 
 
 def _named(run: Params, names: str) -> Params:
-    """The run under its name; a head that the pattern does not speak of is added, unless it is the usual one."""
+    """The run with its name; the head is added if the pattern lacks it and it is not "linear"."""
     if "{head.name}" not in names and run.head.name != "linear":
         names += "_{head.name}"
     name = names.format(**dict(run)).replace("/", "-")  # timm/<model>
     return make_params(run.model_dump(mode="json") | {"exp_name": name})
 
 
-# The first seed's settings; the momentum is SGD's own, 0.9.
+# The first seed's settings. The momentum is the default of SGD, 0.9.
 COMMON: Settings = {
     "dataset.imb_type": "exp",
     "dataset.imb_factor": 0.01,

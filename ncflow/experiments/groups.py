@@ -1,4 +1,4 @@
-"""The questions: one documented function per group, with its hypothesis, what to expect, and the grid that tells.
+"""The experiment groups: one function per group, with its hypothesis, its expected result, and its grid.
 
 exp1 to exp10 are the first seed's, with its grids and names; exp11 and exp12 are the second seed's.
 """
@@ -16,12 +16,12 @@ from ncflow.params import Params, make_params
 def quickstart(base: Params) -> Iterator[Params]:
     """Three heads on the data of params.yaml, every head of its grid with every seed.
 
-    Hypothesis: a classifier that follows the class means leaves imbalance less room. Expected: the nearest ETF ends
+    Hypothesis: imbalance does less harm to a classifier that follows the class means. Expected: the nearest ETF ends
     with a far lower nc1 than the linear head, and is better on the rare classes.
     """
     for head, seed in product(base.grid.head, base.grid.seed):
         values = base.model_dump(mode="json")
-        kept = values["head"] if values["head"]["name"] == head else {}  # the base's options belong to its own head
+        kept = values["head"] if values["head"]["name"] == head else {}  # options of the base belong to its head
         name = f"{base.exp_name}_{head}_seed{seed}"
         yield make_params(values | {"exp_name": name, "seed": seed, "head": kept | {"name": head}})
 
@@ -40,8 +40,8 @@ def exp2() -> Grid:
     """Scaling law: 10 imbalance factors × 2 data sets × 3 models.
 
     Hypothesis: the drift is a function of the imbalance factor. Expected: drift/relative grows as the factor falls and
-    saturates, as the closed form for a step profile does; the rare classes' weights draw together at the same pace.
-    At 0.001 of CIFAR-100's 500 a class would be empty: it keeps one sample.
+    saturates, as the closed form for a step profile does. The weights of the rare classes approach each other at the
+    same rate. At 0.001 of CIFAR-100's 500 samples a class would be empty: it keeps one sample.
     """
     factors = each("dataset.imb_factor", 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
     names = "exp2_scaling_{model.name}_{dataset.name}_f_{dataset.imb_factor}"
@@ -51,9 +51,9 @@ def exp2() -> Grid:
 def exp3() -> Grid:
     """Loss functions: 6 losses × 2 data sets × 3 models.
 
-    Hypothesis: what a loss knows of the class sizes decides where the tail ends up. Expected: balanced softmax and
-    logit adjustment, which are one loss at tau 1, agree up to rounding and lead acc/few by far; focal, squared error
-    (at twice the rate) and label smoothing stay near cross-entropy there, and differ from it in their geometry.
+    Hypothesis: how a loss uses the class sizes decides the accuracy of the tail. Expected: balanced softmax and logit
+    adjustment are one loss at tau 1. They agree up to rounding and have by far the highest acc/few. Focal loss, squared
+    error (at twice the rate) and label smoothing stay near cross-entropy in acc/few. Their geometry differs.
     """
     losses = each("train.loss", "ce", "focal", "logit_adjustment", "balanced_softmax", "label_smoothing")
     losses.append({"train.loss": "mse", "train.lr": 0.2})
@@ -63,8 +63,8 @@ def exp3() -> Grid:
 def exp4() -> Grid:
     """Weight decay: 5 strengths × 2 data sets × 3 models.
 
-    Hypothesis: weight decay drives the collapse. Expected: without it nc1 falls slowest; with more of it nc1 and the
-    drift fall, until the rare classes, too small to pay for norms of their own, merge (imbalance/minority_cosine).
+    Hypothesis: weight decay drives the collapse. Expected: without it nc1 falls slowest. With more of it nc1 and the
+    drift fall, until the rare classes merge (imbalance/minority_cosine). They are too small to afford separate norms.
     """
     strengths = each("train.weight_decay", 0.0, 1e-4, 5e-4, 1e-3, 5e-3)
     return Grid("exp4_wd_{model.name}_{dataset.name}_{train.weight_decay:g}", [CIFAR, strengths, THREE])
@@ -73,8 +73,8 @@ def exp4() -> Grid:
 def exp5() -> Grid:
     """Optimizers: SGD, Adam, AdamW and RMSprop × 2 data sets × 3 models.
 
-    Hypothesis: the geometry at the end belongs to the problem, not to the way there. Expected: the drift is there with
-    all four; AdamW, whose decay is no part of the gradient that it normalizes, collapses differently from the others.
+    Hypothesis: the final geometry depends on the problem, not on the optimizer. Expected: the drift appears with all
+    four. AdamW does not normalize its decay with the gradient, and collapses differently from the others.
     """
     adaptive = [{"train.optimizer": name, "train.lr": 1e-3} for name in ("adam", "adamw", "rmsprop")]
     optimizers: list[Settings] = [{"train.optimizer": "sgd"}, *adaptive]
@@ -84,8 +84,8 @@ def exp5() -> Grid:
 def exp6() -> Grid:
     """Drift penalty: 6 strengths and none × 2 data sets × 3 models.
 
-    Hypothesis: the drift causes the loss of the tail rather than accompanying it. Expected: drift/norm falls steadily
-    with the penalty; if the hypothesis holds acc/tail20 rises with it, and stays where it is otherwise.
+    Hypothesis: the drift causes the low tail accuracy and does not merely accompany it. Expected: drift/norm falls
+    steadily with the penalty. If the hypothesis holds, acc/tail20 rises with the penalty; otherwise it stays the same.
     """
     penalties = each("train.drift_penalty", 0.0, 0.001, 0.01, 0.05, 0.1, 0.5, 1.0)
     return Grid("exp6_drift_{model.name}_{dataset.name}_{train.drift_penalty:g}", [CIFAR, penalties, THREE])
@@ -94,8 +94,8 @@ def exp6() -> Grid:
 def exp7() -> Grid:
     """Batch size: 4 sizes with learning rates in proportion × 2 data sets × 3 models.
 
-    Hypothesis: the drift is no artifact of the batch. Expected: at the same lr per sample the curves over epochs lie
-    on each other, within the spread over seeds of exp9.
+    Hypothesis: the drift is not an artifact of the batch size. Expected: at the same lr per sample the curves over
+    epochs coincide, within the spread over seeds of exp9.
     """
     sizes = [{"train.batch_size": size, "train.lr": 0.1 * size / 256} for size in (32, 64, 128, 512)]
     return Grid("exp7_bs_{model.name}_{dataset.name}_{train.batch_size}", [CIFAR, sizes, THREE])
@@ -104,18 +104,18 @@ def exp7() -> Grid:
 def exp8() -> Grid:
     """ViT ablation: two ViTs with their final LayerNorm and without × 2 data sets.
 
-    Hypothesis: a final LayerNorm, which fixes the norm of every feature by itself, hides the collapse. Expected:
-    without it nc1 and nc2 of the ViTs fall as those of the convolutional models do.
+    Hypothesis: a final LayerNorm hides the collapse, because it fixes the norm of each feature. Expected: without it
+    nc1 and nc2 of the ViTs fall as those of the convolutional models do.
     """
     models = each("model.name", "vit_tiny", "vit_tiny_orig", "EVA-02", "EVA-02_orig")
     return Grid("exp8_ablation_{model.name}_{dataset.name}", [CIFAR, models])
 
 
 def exp9() -> Grid:
-    """Reproducibility: 5 seeds × 2 data sets × 3 models, on one and the same split.
+    """Reproducibility: 5 seeds × 2 data sets × 3 models, on the same split.
 
-    Hypothesis: what the other groups report is larger than chance. Expected: the spread over seeds of accuracies and
-    metrics is small against the differences between factors (exp2) and losses (exp3).
+    Hypothesis: the effects in the other groups are larger than chance. Expected: the spread of accuracies and metrics
+    over seeds is small compared with the differences between factors (exp2) and losses (exp3).
     """
     return Grid("exp9_univ_{dataset.name}_{model.name}_repeat_{seed}", [each("seed", *SEEDS), CIFAR, THREE])
 
@@ -123,8 +123,8 @@ def exp9() -> Grid:
 def exp10() -> Grid:
     """ImageNet-LT: 2 models on 1,000 classes with their native imbalance, in batches of 32.
 
-    Hypothesis: what holds on small images holds on large ones. Expected: drift and tail accuracy as in exp1; with more
-    classes than features (512) no simplex ETF fits, and nc2 is that of a frame as spread out as the width allows.
+    Hypothesis: the results on small images hold on large ones. Expected: drift and tail accuracy as in exp1. With more
+    classes than features (512) no simplex ETF fits. nc2 is that of a frame as spread out as the width allows.
     """
     data = {"dataset.name": "imagenet_lt", "dataset.imb_factor": -1.0}
     how = {"train.batch_size": 32, "train.lr": 0.0125, "train.analyze_freq": 50}
@@ -134,9 +134,9 @@ def exp10() -> Grid:
 def exp11() -> Grid:
     """Heads: the second seed's three methods × MNIST and Fashion-MNIST × 5 seeds, ResNet-18 and AGD.
 
-    Hypothesis: following the nearest simplex ETF reaches collapse sooner than a fixed one or a learned classifier, and
-    with less spread over seeds. Expected: at every epoch nc1, nc3 and the loss are lowest for nearest_etf, accuracies
-    at the end are alike. All three see features of norm 5, in training and evaluation alike.
+    Hypothesis: following the nearest simplex ETF reaches collapse sooner than a fixed ETF or a learned classifier. The
+    spread over seeds is smaller. Expected: at every epoch nc1, nc3 and the loss are lowest for nearest_etf. The final
+    accuracies are similar. All three heads get features of norm 5, both in training and in evaluation.
     """
     heads = [{"head.name": "linear", "head.normalize": True}, *each("head.name", "fixed_etf", "nearest_etf")]
     data = each("dataset.name", "mnist", "fmnist")
@@ -149,13 +149,13 @@ def exp11() -> Grid:
 def exp12() -> Grid:
     """Unconstrained features: UFM-10, 100, 200 and 1000 × 3 heads, 1,000 features in full batches.
 
-    Hypothesis: where features are parameters, training finds the closed-form optimum of the theory. Expected: with the
-    linear head the norms and cosines of balanced cross-entropy, nc1 at 0; with an ETF head the features follow it.
+    Hypothesis: if features are parameters, training finds the closed-form optimum of the theory. Expected: with the
+    linear head the norms and cosines of balanced cross-entropy, and nc1 at 0. With an ETF head the features follow it.
     """
     widths = {"ufm10": 512, "ufm100": 512, "ufm200": 512, "ufm1000": 1024}  # an ETF of K classes needs K - 1
     data = [{"dataset.name": name, "model.num_features": width} for name, width in widths.items()]
-    # The mean over N samples leaves 1/N of the gradient to each feature, hence the rate. A weight decay of 1/K would,
-    # with one sample per class, be the end of all features.
+    # The mean over N samples gives each feature 1/N of the gradient, hence the high rate. With one sample per class, a
+    # weight decay of 1/K would bring all features to zero.
     how = {"train.batch_size": 1000, "train.lr": 100.0, "train.weight_decay": 5e-4, "train.epochs": 1000}
     settings = BALANCED | how | {"train.analyze_freq": 20, "model.name": "free_features"}
     heads = each("head.name", "linear", "fixed_etf", "nearest_etf")
@@ -185,5 +185,5 @@ PUBLISHED: dict[str, Callable[[], Grid]] = {
     "exp11": exp11,
     "exp12": exp12,
 }
-# A group of your own goes from the parameters of params.yaml to runs: EXPERIMENTS["mine"] = mine
+# Add your own group, a function from the parameters of params.yaml to runs: EXPERIMENTS["mine"] = mine
 EXPERIMENTS: dict[str, Callable[..., Any]] = {"quickstart": quickstart, **PUBLISHED}

@@ -1,4 +1,4 @@
-"""Which run a stage of dvc.yaml is: read from params.yaml and the stage's name, so that no value reaches a shell."""
+"""The run of a stage of dvc.yaml, from params.yaml and the stage's name, so that no value reaches a shell."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ncflow.lookup import lookup
 from ncflow.params import Params
 from ncflow.runs.layout import CONFIG, run_folder
 
-STAGE = "DVC_STAGE"  # DVC tells each command which stage it is, such as train@linear-0
+STAGE = "DVC_STAGE"  # environment variable: DVC sets it to the stage, such as train@linear-0
 
 
 class PipelineRun(NamedTuple):
-    """One run of the pipeline: its parameters, and where its run folder and its evaluation lie."""
+    """One run of the pipeline: its parameters, its run folder, and the file of its evaluation."""
 
     params: Params
     folder: Path
@@ -32,9 +32,10 @@ def pipeline_snapshot(params: Params, root: Path) -> Path:
 
 
 def refuse_unwatched(params: Params, root: Path) -> None:
-    """Raise where the snapshot stage of dvc.yaml does not depend on the folder of the data.
+    """Raise ValueError if the snapshot stage of dvc.yaml does not depend on the folder of the data.
 
-    DVC would then not notice that the data changed. A dependency cannot follow `dataset.root`, which may be null.
+    Without the dependency, DVC does not notice changes of the data. `dataset.root` may be null, so a dependency cannot
+    always refer to it.
     """
     if params.dataset.root is None:
         return
@@ -45,21 +46,21 @@ def refuse_unwatched(params: Params, root: Path) -> None:
         place = (root / path).resolve()
         if not watched & {place, *place.parents}:
             raise ValueError(
-                f"dvc.yaml does not watch {path} of dataset.root={params.dataset.root}, so that DVC would not notice "
-                f"when the data changes; add {path} to the deps of its stage snapshot"
+                f"dvc.yaml does not watch {path} of dataset.root={params.dataset.root}: DVC would not notice "
+                f"changes of the data; add {path} to the deps of its stage snapshot"
             )
 
 
 def _watched(data: str, root: Path) -> set[Path]:
-    """What the snapshot stage depends on; ${dataset.root} may be among it, which DVC takes where it is not null."""
+    """The dependencies of the snapshot stage; `${dataset.root}` among them is replaced by its value."""
     deps = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["snapshot"].get("deps", [])
-    names = [name for dep in deps for name in (dep if isinstance(dep, dict) else [dep])]  # a dict has options of a path
+    names = [name for dep in deps for name in (dep if isinstance(dep, dict) else [dep])]  # a dict: path -> options
     plain = (Path(name.replace("${dataset.root}", data)).expanduser() for name in names)
     return {(root / path).resolve() for path in plain}
 
 
 def pipeline_runs(params: Params, root: Path) -> dict[str, PipelineRun]:
-    """Every run of the grid, by the name that DVC gives its matrix item, such as linear-0."""
+    """Every run of the grid, by the name of its matrix item in DVC, such as linear-0."""
     points = product(params.grid.head, params.grid.seed)
     return {
         f"{head}-{seed}": PipelineRun(
@@ -72,10 +73,10 @@ def pipeline_runs(params: Params, root: Path) -> dict[str, PipelineRun]:
 
 
 def forget_earlier_grids(params: Params, root: Path) -> list[Path]:
-    """Delete evaluations of runs that the grid no longer has, and return the run folders that it no longer has.
+    """Delete evaluations of runs that left the grid, and return the run folders of such runs.
 
-    The report depends on the folder of evaluations: with a file left over, its hash would fit no other clone. DVC keeps
-    a copy of each evaluation in its cache. Run folders stay, since training them took time.
+    The report depends on the folder of evaluations. With an old file in it, its hash would match no other clone. DVC
+    keeps a copy of each evaluation in its cache. Run folders stay, because training them took time.
     """
     runs = pipeline_runs(params, root).values()
     folder = root / "reports" / params.exp_name / "evaluation"
@@ -87,10 +88,10 @@ def forget_earlier_grids(params: Params, root: Path) -> list[Path]:
 
 
 def pipeline_run(params: Params, root: Path) -> PipelineRun:
-    """The run of the stage that DVC has started; a ValueError outside of one."""
+    """The run of the stage that DVC has started. Raises ValueError outside a stage."""
     stage = os.environ.get(STAGE, "")
     if "@" not in stage:
         raise ValueError(
-            f"--pipeline is for the stages of dvc.yaml, which DVC names in {STAGE}, got '{stage}'; run `dvc repro`"
+            f"--pipeline is only for stages of dvc.yaml: expected a stage in {STAGE}, got '{stage}'; run `dvc repro`"
         )
     return lookup(pipeline_runs(params, root), stage.rpartition("@")[2], "run of the grid")

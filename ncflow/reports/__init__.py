@@ -1,4 +1,4 @@
-"""What the runs found, side by side: tables, figures and one self-contained page, read from run folders alone."""
+"""Reports that compare runs: tables, figures and one self-contained page, from run folders only."""
 
 from ncflow.reports.page import write_report
 from ncflow.reports.tables import Table, as_html, as_markdown, as_text, summary_table

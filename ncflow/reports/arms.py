@@ -1,4 +1,4 @@
-"""Which runs are repetitions, what sets the others apart, and which of them fit one picture."""
+"""Arms: which runs are repetitions, which options differ between arms, and which arms share a figure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 from ncflow.runs.reader import Run, config_differences
 
-LINES = 6  # that one pair of axes can hold and an eye can follow
-SUBJECTS = ("dataset.name", "model.name", "head.name")  # what is trained on what; every other key is a knob
+LINES = 6  # the most lines that stay readable in one pair of axes
+SUBJECTS = ("dataset.name", "model.name", "head.name")  # every other key is a knob
 
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """Runs that differ in nothing but seeds, sorted by them; `choices` are the values that set it apart from others.
+    """Runs that differ only in seeds, sorted by seed; `choices` are the options that distinguish the arm.
 
     The head is always one of the choices. A key that the configuration lacks is None.
     """
@@ -31,12 +31,12 @@ class Arm:
 
     @property
     def representative(self) -> Run:
-        """The run of the lowest seed: the one whose matrices are drawn."""
+        """The run of the lowest seed, whose matrices are drawn."""
         return self.runs[0]
 
 
 def arms(runs: Sequence[Run]) -> list[Arm]:
-    """Runs that differ in nothing but seeds, together, in the order of their first run."""
+    """Group runs that differ only in seeds, in the order of their first run."""
     keys = choice_keys(runs)
     grouped: dict[str, list[Run]] = {}
     for run in runs:
@@ -48,10 +48,10 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
 
 
 def choice_keys(runs: Sequence[Run]) -> list[str]:
-    """The fewest keys that tell arms apart, data set, model and head before knobs; the head is always among them.
+    """The fewest keys that distinguish arms: data set, model and head before knobs; the head is always included.
 
-    Names and seeds are no choices, nor is what another choice settles: the learning rate that comes with an optimizer,
-    the width that comes with a data set.
+    Names and seeds are not choices. A key that another choice determines is not a choice either. Examples are
+    the learning rate of each optimizer and the width for each data set.
     """
     columns = {key: [repr(value) for value in values] for key, values in config_differences(runs).items()}
     varying = [key for key in columns if key != "exp_name" and not key.endswith("seed")]
@@ -64,7 +64,7 @@ def choice_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def labels(arms: Sequence[Arm]) -> list[str]:
-    """What sets each of these arms apart from the others of them; the head, where nothing does."""
+    """One label per arm: its choices that differ between these arms; the head if none differs."""
     keys = varying(arms) or ["head.name"]
     return [
         ", ".join(_say(key, arm.choices[key], keys) for key in keys if arm.choices[key] is not None) for arm in arms
@@ -72,19 +72,19 @@ def labels(arms: Sequence[Arm]) -> list[str]:
 
 
 def varying(arms: Sequence[Arm]) -> list[str]:
-    """The choices on which these arms differ."""
+    """The keys of the choices that differ between these arms."""
     return [key for key in arms[0].choices if len({repr(arm.choices[key]) for arm in arms}) > 1]
 
 
 def knobs(arms: Sequence[Arm]) -> list[str]:
-    """What the comparison turns: the choices beside data set, model, head; without any the model, or the data set."""
+    """The knobs that vary: all choices except data set, model and head; else the model, or the data set."""
     keys = varying(arms)
     subjects: list[str] = [key for key in ("model.name", "dataset.name") if key in keys]
     return [key for key in keys if key not in SUBJECTS] or subjects[:1]
 
 
 def facets(arms: Sequence[Arm], along: str | None = None) -> dict[str, list[Arm]]:
-    """Title -> the arms of one picture of at most LINES lines: one per data set, and as few as possible of each.
+    """Title -> the arms of one figure, with at most LINES lines; as few figures per data set as possible.
 
     A line joins the arms that differ only in the choice `along`; without it each arm is a line.
     """
@@ -99,7 +99,7 @@ def facets(arms: Sequence[Arm], along: str | None = None) -> dict[str, list[Arm]
 
 
 def lines(arms: Sequence[Arm], along: str | None = None) -> list[list[Arm]]:
-    """The arms grouped into lines, each along the one choice that is not held fixed."""
+    """Group the arms into lines; the arms of a line differ only in the choice `along`."""
     grouped: dict[str, list[Arm]] = {}
     for arm in arms:
         grouped.setdefault(repr([value for key, value in arm.choices.items() if key != along]), []).append(arm)
@@ -107,19 +107,19 @@ def lines(arms: Sequence[Arm], along: str | None = None) -> list[list[Arm]]:
 
 
 def short(key: str, keys: Iterable[str]) -> str:
-    """`imb_factor` for `dataset.imb_factor`, as long as no other of the keys ends alike; `model` for `model.name`."""
+    """`imb_factor` for `dataset.imb_factor`, if no other key has the same ending; `model` for `model.name`."""
     section, _, last = key.rpartition(".")
     tail = section if last == "name" else last
     return key if any(other != key and other.endswith(f".{last}") for other in keys if last != "name") else tail
 
 
 def value_text(value: Any) -> str:
-    """A value as labels write it: 0.1, not 0.10000000000000001, and a dash for none."""
+    """A value as text in labels: 0.1, not 0.10000000000000001; a dash for None."""
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _say(key: str, value: Any, keys: Iterable[str]) -> str:
-    """Names speak for themselves; `imb_factor=0.1` for the rest."""
+    """Only the value for names; `imb_factor=0.1` for other keys."""
     return value_text(value) if key in SUBJECTS else f"{short(key, keys)}={value_text(value)}"
 
 
@@ -129,7 +129,7 @@ def _settles(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _split(group: list[Arm], key: str, along: str | None) -> list[list[Arm]]:
-    """One group per value, for data sets always and otherwise when there are too many lines; none of a single line."""
+    """One group per value, always for data sets, else if there are too many lines; not if all would have one line."""
     values = {repr(arm.choices.get(key)): arm.choices.get(key) for arm in group}
     parts = [[arm for arm in group if arm.choices.get(key) == value] for value in values.values()]
     wanted = key == "dataset.name" or len(lines(group, along)) > LINES
@@ -137,14 +137,14 @@ def _split(group: list[Arm], key: str, along: str | None) -> list[list[Arm]]:
 
 
 def _chunks(group: list[Arm], along: str | None) -> list[list[Arm]]:
-    """At most LINES lines each, and about as many in one as in the other."""
+    """Chunks of at most LINES lines each, of about equal size."""
     found = lines(group, along)
     size = ceil(len(found) / ceil(len(found) / LINES))
     return [list(chain(*found[start : start + size])) for start in range(0, len(found), size)]
 
 
 def _numbered(titles: Sequence[str]) -> list[str]:
-    """The titles, those that come several times with "1 of 2" behind."""
+    """The titles; repeated titles get "1 of 2" appended."""
     totals, seen = Counter(titles), Counter[str]()
     numbered = []
     for title in titles:

@@ -1,4 +1,4 @@
-"""Theory beside measurement: a table of the numbers that tell a geometry, and the lengths class by class."""
+"""Theory next to measurement: a table of numbers that describe a geometry, and the lengths by class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Predicted = Sequence[tuple[Arm, Prediction]]
 
 
 def predictions(arms: Sequence[Arm]) -> dict[str, list[tuple[Arm, Prediction]]]:
-    """Theory -> the arms it speaks of, each with its prediction; empty where none applies."""
+    """Theory -> the arms that it covers, each with its prediction; empty if no theory applies."""
     grouped: dict[str, list[tuple[Arm, Prediction]]] = {}
     for arm in arms:
         if prediction := predict(arm.representative):
@@ -30,7 +30,7 @@ def predictions(arms: Sequence[Arm]) -> dict[str, list[tuple[Arm, Prediction]]]:
 
 
 def without_theory(arms: Sequence[Arm], names: Mapping[Arm, str]) -> dict[str, list[str]]:
-    """Why no theory speaks of an arm, in one line -> the names of the arms for which that is the reason."""
+    """Reason why no theory applies, in one line -> the names of the arms with this reason."""
     grouped: dict[str, list[str]] = {}
     for arm in arms:
         if reason := why_not(arm.representative):
@@ -39,7 +39,7 @@ def without_theory(arms: Sequence[Arm], names: Mapping[Arm, str]) -> dict[str, l
 
 
 def theory_table(predicted: Predicted, names: Mapping[Arm, str]) -> Table:
-    """Two lines per arm: what theory predicts, and what was measured, the median over seeds."""
+    """A table with two rows per arm: the prediction, and the measured median over seeds."""
     rows: list[Row] = []
     for arm, prediction in predicted:
         ideal = quantities(prediction.optimum, scale=prediction.scale)
@@ -56,9 +56,9 @@ def theory_table(predicted: Predicted, names: Mapping[Arm, str]) -> Table:
 
 
 def lengths_figure(predicted: Predicted, title: str = "") -> Figure:
-    """Lengths of classifier rows and of class means, largest class first: dashes as predicted, points as measured.
+    """Draw lengths of classifier rows and class means, largest class first: dashes are predicted, points measured.
 
-    Where the theory leaves the scale open both are divided by their root mean square, and the means are centered.
+    If the theory does not fix the scale, rows and means are centered and divided by their root mean square.
     """
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     arms = [arm for arm, _ in predicted]
@@ -80,7 +80,7 @@ def lengths_figure(predicted: Predicted, title: str = "") -> Figure:
 
 
 def _objectives(arm: Arm) -> tuple[float, list[float]]:
-    """The least objective by theory and that of each run at its last analysis; NaN where it was not logged."""
+    """The smallest objective by theory, and that of each run at its last analysis; NaN if it was not logged."""
     final = [[run.final(f"train/objective/{name}") for name in ("value", "gap")] for run in arm.runs]
     pairs = [(math.nan, math.nan) if value is None or gap is None else (value, gap) for value, gap in final]
     return pairs[0][0] - pairs[0][1], [value for value, _ in pairs]
@@ -95,7 +95,7 @@ def _draw(axes: Axes, ideal: Tensor, found: Tensor, label: str, style: Mapping[s
 
 
 def _lengths(rows: Tensor, scale: bool) -> Tensor:
-    """‖row‖ (K,), or of the centered rows relative to their root mean square."""
+    """‖row‖ (K,); without `scale`, of the centered rows, relative to their root mean square."""
     lengths = torch.linalg.vector_norm(rows if scale else rows - rows.mean(0), dim=1)
     relative: Tensor = lengths / (1.0 if scale else lengths.square().mean().sqrt())
     return relative

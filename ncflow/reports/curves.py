@@ -1,4 +1,4 @@
-"""How arms compare: collapse and accuracy over epochs, and the accuracy of a class against its size."""
+"""Figures that compare arms: collapse and accuracy over epochs, and the accuracy of a class against its size."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 def curves_figure(arms: Sequence[Arm], title: str = "") -> Figure:
-    """Metrics over epochs: each arm's median over its seeds, in the band from their minimum to their maximum.
+    """Draw metrics over epochs: each arm's median over its seeds, in a band from minimum to maximum.
 
-    Test highlights are dotted on the validation part, where the runs have one.
+    If the runs have a validation part, dotted lines show the test highlights on it.
     """
     keys = shown_in("curves")
     rows = math.ceil(len(keys) / COLUMNS)
@@ -41,7 +41,7 @@ def curves_figure(arms: Sequence[Arm], title: str = "") -> Figure:
             if on_validation != key and any(validation := [run.curve(on_validation) for run in arm.runs]):
                 _draw_validation(axes, validation, style)
         _dress_curve(axes, key)
-    for axes in panels:  # those that no metric is left for
+    for axes in panels:  # panels without a metric
         axes.remove()
     legend_below(figure, figure.axes[0])
     figure.suptitle(literal(title), fontsize=12)
@@ -49,7 +49,7 @@ def curves_figure(arms: Sequence[Arm], title: str = "") -> Figure:
 
 
 def classwise_figure(arms: Sequence[Arm], title: str = "") -> Figure:
-    """Test accuracy of a class against its training samples: a point per class and seed, a line through their means."""
+    """Draw a class's test accuracy against its training samples: a point per class and seed, a line of means."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for arm, label, style in zip(arms, labels(arms), arm_styles(arms), strict=True):
@@ -67,9 +67,9 @@ def classwise_figure(arms: Sequence[Arm], title: str = "") -> Figure:
 
 
 def arm_styles(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """Where heads are compared color and marker say the head, the dash which arm of that head.
+    """The style of each arm. With several heads, color and marker show the head, and the dash the arm.
 
-    Otherwise each arm has its own: shades from dark to light where the choice is a number, else colors.
+    With one head, each arm has its own style: shades from dark to light if the choice is a number, else colors.
     """
     heads = list(dict.fromkeys(arm.head for arm in arms))
     if len(heads) == 1 < len(arms):
@@ -82,14 +82,14 @@ def arm_styles(arms: Sequence[Arm]) -> list[dict[str, Any]]:
 
 
 def look_of(head: str) -> dict[str, str] | None:
-    """The color and the marker that a head's row carries, None for a head without."""
+    """The color and the marker in a head's row; None for a head without a color."""
     row = HEADS.get(head)
     color, marker = fact(row, "color"), fact(row, "marker")
     return {"color": color, "marker": marker or "o"} if color else None
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, in as many columns as fit."""
+    """Add one legend for all panels, with as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
     characters = 12 * figure.get_figwidth()
     columns = max(1, int(characters / max(len(label) + 8 for label in labels)))
@@ -109,7 +109,7 @@ def _looks(arms: Sequence[Arm]) -> list[dict[str, Any]]:
 
 
 def _draw_curve(axes: Axes, curves: Sequence[Mapping[int, float]], label: str, style: Mapping[str, Any]) -> None:
-    """Median and range, because both are the same picture on a linear and on a logarithmic axis."""
+    """Draw median and range, which look the same on a linear and on a logarithmic axis."""
     epochs = sorted({epoch for curve in curves for epoch in curve})
     values = [[curve[epoch] for curve in curves if epoch in curve] for epoch in epochs]
     axes.plot(epochs, [np.median(v) for v in values], label=literal(label), markersize=4, **style)
@@ -142,7 +142,7 @@ def _dress_curve(axes: Axes, key: str) -> None:
 
 
 def _class_accuracies(run: Run) -> Array:
-    """(K,), NaN for a class that the test split lacks: matplotlib leaves it out."""
+    """Test accuracy by class (K,); NaN for a class that the test split lacks, which matplotlib skips."""
     targets = run.dump["targets"].numpy()
     hits = run.dump["predictions"].numpy() == targets
     totals = np.bincount(targets, minlength=len(run.dump["class_counts"]))
@@ -150,14 +150,14 @@ def _class_accuracies(run: Run) -> Array:
 
 
 def _mean_by_size(sizes: Array, values: Array, per_decade: int = 8) -> tuple[Array, Array]:
-    """Mean size and mean value over classes of similar size: ten stay apart, a hundred make a line one can read."""
+    """Mean size and mean value over classes of similar size: keeps ten classes apart, makes a hundred readable."""
     known = ~np.isnan(values)
     sizes, values = sizes[known], values[known]
     _, group, totals = np.unique(np.round(per_decade * np.log10(sizes)), return_inverse=True, return_counts=True)
     return np.bincount(group, sizes) / totals, np.bincount(group, values) / totals
 
 
-# Okabe and Ito's palette, told apart by color-blind readers; the markers tell the heads apart without it.
+# Okabe and Ito's palette, which color-blind readers can distinguish; markers work without color.
 LOOKS = (
     {"color": "#0072B2", "marker": "o"},
     {"color": "#D55E00", "marker": "s"},

@@ -1,4 +1,4 @@
-"""The numbers behind the page: `summary.json` for `dvc metrics`, two files for `dvc plots`, curves and statistics."""
+"""The numbers of the page as files: `summary.json` for `dvc metrics`, two files for `dvc plots`, curves, statistics."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ncflow.runs.reader import Run
 
 
 def write_summary(runs: Sequence[Run], file: Path) -> None:
-    """arm -> seed -> highlights at the last analysis; repetitions that share a seed go by their names.
+    """Write arm -> seed -> highlights at the last analysis; repetitions with the same seed use the run's name.
 
-    With a validation part also "best_on_val", the highlights at the epoch that it chooses.
+    With a validation part it also holds "best_on_val", the highlights at the epoch that the validation part selects.
     """
     summary: dict[str, dict[str, dict[str, Any]]] = {}
     compared = arms(runs)
@@ -31,21 +31,21 @@ def write_summary(runs: Sequence[Run], file: Path) -> None:
 
 
 def write_curves(runs: Sequence[Run], file: Path) -> None:
-    """One row per run, analysis and split; every metric is a column, empty where it was not measured."""
+    """Write one row per run, analysis and split, and one column per metric; empty if it was not measured."""
     frame = as_frame(runs).reset_index()
     metrics = [name for name in frame.columns if "/" in name]
     frame.rename(columns={"head.name": "head"})[[*IDENTITY, *metrics]].to_csv(file, index=False)
 
 
 def write_plots(runs: Sequence[Run], folder: Path) -> None:
-    """What `dvc plots` draws: a file for each of PLOTS, with a row per run and analysis of one split."""
+    """Write the files for `dvc plots`: one for each of PLOTS, with one row per run and analysis of a split."""
     for name, key in PLOTS.items():
         rows = [(run.name, epoch, value) for run in runs for epoch, value in run.curve(key).items()]
         pd.DataFrame(rows, columns=["run", "epoch", key]).to_csv(folder / name, index=False)
 
 
 def write_statistics(runs: Sequence[Run], file: Path) -> None:
-    """One row per arm and metric: statistics over seeds at the last analysis; std (ddof = 1) is empty for one run."""
+    """Write a row per arm and metric: statistics over seeds at the last analysis. One run has no std (ddof = 1)."""
     tables = [
         pd.DataFrame([_final_metrics(run) for run in arm.runs])
         .agg(["count", *STATISTICS])
@@ -74,7 +74,7 @@ def _present(values: dict[str, float | None]) -> dict[str, float]:
 
 
 def _final_metrics(run: Run) -> dict[str, float]:
-    """Every metric of the last analysis, with its split before its name."""
+    """All metrics of the last analysis, named split/metric."""
     last = run.analyses[-1]
     return {f"{split}/{name}": value for split in SPLITS for name, value in last.get(split, {}).items()}
 

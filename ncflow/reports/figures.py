@@ -1,4 +1,4 @@
-"""How collapse looks in one analysis: cosine matrices and confusions, as Figures drawn from tensors alone."""
+"""Figures of one analysis: cosine matrices and confusion matrices, drawn from tensors only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 Array: TypeAlias = npt.NDArray[Any]
-LONGEST = 10  # letters of a class name on an axis
+LONGEST = 10  # the most letters of a class name on an axis
 
 
 def cosine_figure(
@@ -26,11 +26,11 @@ def cosine_figure(
     predicted: tuple[str, torch.Tensor, torch.Tensor] | None = None,
     title: str = "",
 ) -> Figure:
-    """Cosines between centered class means (K,d), between classifier rows (K,d), and in the simplex ETF of collapse.
+    """Draw cosines between centered class means (K,d), between classifier rows (K,d), and in the simplex ETF.
 
-    Largest class first where class_counts (K,) are given, so that minority collapse is a red corner at the lower right.
-    `predicted` is the name of a theory with its class means (K,d) and rows (K,d), drawn next to those measured. Axes
-    say class_names (K,), or the numbers of the classes.
+    With class_counts (K,), the largest class comes first: minority collapse is then a red corner at the lower right.
+    `predicted` holds a theory's name, class means (K,d) and rows (K,d), drawn next to the measured ones. The axes
+    show class_names (K,), or the numbers of the classes.
     """
     order = _largest_first(class_counts, len(class_means))
     panels = {
@@ -65,9 +65,9 @@ def confusion_figure(
     class_names: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Share of each true class (rows) that got each label (columns), from predictions and targets (N,).
+    """Draw the share of each true class (rows) that got each label (columns), from predictions and targets (N,).
 
-    Largest class first where class_counts (K,) are given. Axes say class_names (K,), or the numbers of the classes.
+    With class_counts (K,), the largest class comes first. The axes show class_names (K,), or the class numbers.
     """
     order = _largest_first(class_counts, num_classes)
     shares = _confusion(predictions, targets, num_classes)[np.ix_(order, order)]
@@ -84,12 +84,12 @@ def confusion_figure(
 
 
 def literal(text: str) -> str:
-    """A text as matplotlib shows it letter by letter: between dollars it would set mathematics."""
+    """A text escaped for matplotlib, which would read text between dollars as a formula."""
     return text.replace("$", r"\$")
 
 
 def to_image(figure: Figure) -> npt.NDArray[np.uint8]:
-    """The figure as pixels (H,W,3), as image logs take them."""
+    """The figure as pixels (H,W,3) uint8, for image logs."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="rgba", dpi=figure.dpi)
     width, height = figure.canvas.get_width_height()
@@ -104,16 +104,16 @@ def to_png(figure: Figure, *, dpi: int = 130) -> bytes:
 
 
 def _largest_first(class_counts: torch.Tensor | None, num_classes: int) -> Array:
-    """Order of the classes; their own where no counts are given, and among equals."""
+    """Order of the classes, largest first; the original order for equal classes and without counts."""
     return np.arange(num_classes) if class_counts is None else np.argsort(-_array(class_counts), kind="stable")
 
 
 def _class_ticks(axes: Axes, order: Array, names: Sequence[str] | None, *, both: bool = True) -> None:
-    """A label per class while they fit, none otherwise; long names are cut, and stand upright below."""
+    """Add a label per class if the labels fit; long names are cut, and vertical on the x axis."""
     size = 8 if len(order) <= 10 else 6
     labels = [_short(str(k if names is None else names[k])) for k in order] if len(order) <= 20 else []
     turned = any(len(label) > 2 for label in labels)
-    axes.set_xticks(())  # a tick of Matplotlib is five artists, and an analysis has sixty of them
+    axes.set_xticks(())  # faster: a tick of Matplotlib is five artists, and an analysis has sixty ticks
     axes.set_yticks(())
     below, beside = axes.get_xaxis_transform(), axes.get_yaxis_transform()
     look: dict[str, Any] = {"fontsize": size if not turned else min(size, 7), "parse_math": False}
@@ -125,13 +125,13 @@ def _class_ticks(axes: Axes, order: Array, names: Sequence[str] | None, *, both:
 
 
 def _short(name: str) -> str:
-    """At most LONGEST letters of a name, none of which breaks the line."""
+    """At most LONGEST letters of a name, without line breaks."""
     name = " ".join(name.split())
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def _annotate_shares(axes: Axes, shares: Array) -> None:
-    """The shares in whole percent, while there is room for them."""
+    """Write the shares in whole percent, if there is room."""
     if len(shares) > 12:
         return
     for (row, column), share in np.ndenumerate(shares):
@@ -141,14 +141,14 @@ def _annotate_shares(axes: Axes, shares: Array) -> None:
 
 
 def _centered(rows: torch.Tensor) -> Array:
-    """(K,d) in float64, less their mean."""
+    """Rows (K,d) minus their mean, in float64."""
     array = _array(rows)
     centered: Array = array - array.mean(axis=0)
     return centered
 
 
 def _cosines(rows: Array) -> Array:
-    """(K,d) -> (K,K); a row without direction gives cosine 0, as it would to every other."""
+    """(K,d) -> (K,K); a zero row has cosine 0 with every row."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unit = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
     cosines: Array = unit @ unit.T
@@ -162,7 +162,7 @@ def _etf_cosines(num_classes: int) -> Array:
 
 
 def _confusion(predictions: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Array:
-    """(K,K) whose rows, those of the classes present, sum to 1."""
+    """Shares (K,K); the rows of classes with samples sum to 1."""
     pairs = _array(targets).astype(int) * num_classes + _array(predictions).astype(int)
     counts: Array = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
     shares: Array = counts / counts.sum(axis=1, keepdims=True).clip(1)
@@ -170,6 +170,6 @@ def _confusion(predictions: torch.Tensor, targets: torch.Tensor, num_classes: in
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    """Any tensor, on any device and in any precision, as float64 numpy."""
+    """A tensor of any device and precision as a float64 array."""
     array: Array = tensor.detach().to("cpu", torch.float64).numpy()
     return array

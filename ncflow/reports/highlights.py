@@ -1,4 +1,4 @@
-"""The metrics that reports and the MLflow UI show: those whose row has a view, each on the split that it names."""
+"""The metrics that reports and the MLflow UI show: those whose row has a view, on the split of that view."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ncflow.runs.reader import SELECTION
 
 
 def highlights() -> dict[str, View]:
-    """Key such as "train/nc1/pinv" -> how to show it, in the order of METRICS; validation precedes test."""
+    """Key such as "train/nc1/pinv" -> its view, in the order of METRICS; validation comes before test."""
     found: dict[str, View] = {}
     for name, row in METRICS.items():
         if row.view is not None:
@@ -21,10 +21,10 @@ def highlights() -> dict[str, View]:
 
 
 def shown_in(place: Place) -> list[str]:
-    """The keys that a place shows."""
+    """The keys that a place, such as "table" or "curves", shows."""
     return [key for key, view in highlights().items() if place in view.places]
 
 
 def _on_validation(view: View) -> View:
-    meaning = "the same on the validation part, which chooses the best epoch"
+    meaning = "the same on the validation part, which selects the best epoch"
     return replace(view, title=f"{view.title} on validation", meaning=meaning, places=("table",))

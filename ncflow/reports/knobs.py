@@ -1,4 +1,4 @@
-"""What a knob does: accuracy, drift and collapse at the end of training against the value that was turned."""
+"""Figures of a knob: final accuracy, drift and collapse against the value of one option."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ IMBALANCE, DRIFT = "dataset.imb_factor", "train/drift/relative"
 
 
 def knob_figures(arms: Sequence[Arm], key: str) -> dict[str, Figure]:
-    """Title -> the metrics at the last analysis against the choice `key`, a line per setting of the others."""
+    """Title -> figure of the metrics at the last analysis against `key`, one line per setting of the other choices."""
     places = knob_values(arms, key)
     return {title: _knob_figure(title, members, key, places) for title, members in facets(arms, along=key).items()}
 
 
 def knob_values(arms: Sequence[Arm], key: str) -> list[Any]:
-    """The values of a choice: numbers in order, names as they come, none at all first."""
+    """The values of a choice: numbers sorted, names in their order, None first."""
     values = list({repr(arm.choices[key]): arm.choices[key] for arm in arms}.values())
     return sorted(values, key=lambda value: -1.0 if value is None else value) if _numeric(values) else values
 
 
 def _knob_figure(title: str, arms: Sequence[Arm], key: str, places: Sequence[Any]) -> Figure:
-    """Values stand at equal distances, because grids are closer to geometric than to even; names go down the side."""
+    """Draw values at equal distances, because grids are nearly geometric; names are on the vertical axis."""
     upright = _numeric(places)
     metrics = shown_in("knobs")
     height = 3.8 if upright else 1.8 + 0.27 * len(places)
@@ -57,7 +57,7 @@ def _knob_figure(title: str, arms: Sequence[Arm], key: str, places: Sequence[Any
 
 
 def _points(line: Sequence[Arm], key: str, metric: str, places: Sequence[Any], dodge: float) -> Array:
-    """Place, median, minimum and maximum over seeds (n, 4) of the arms that measured the metric, in order of places."""
+    """Place, median, minimum and maximum over seeds (n, 4) for the arms that measured the metric, sorted by place."""
     points = []
     for arm in line:
         values = [value for run in arm.runs if (value := run.final(metric)) is not None]
@@ -76,7 +76,7 @@ def _draw_points(axes: Axes, points: Array, upright: bool, **style: Any) -> None
 
 
 def _draw_references(axes: Axes, arms: Sequence[Arm], places: Sequence[Any]) -> None:
-    """The drift that theory predicts for these class sizes, once for each set of sizes; only where it can hold."""
+    """Draw the drift that theory predicts for these class sizes, one curve per theory and number of classes."""
     curves: dict[str, dict[int, float]] = {}
     for arm in arms:
         if limit := drift_limit(arm.representative):
@@ -100,7 +100,7 @@ def _dress(axes: Axes, key: str, metric: str, places: Sequence[Any]) -> None:
     else:
         axes.set_ylim(len(places) - 0.4, -0.6)  # the first at the top
     low, high = measured.get_data_interval()
-    if highlight.log and high > 10 * low > 0:  # a shorter logarithmic axis has hardly a tick
+    if highlight.log and high > 10 * low > 0:  # a shorter logarithmic axis has almost no ticks
         (axes.set_yscale if upright else axes.set_xscale)("log")
     if highlight.percent:
         measured.set_major_formatter(PercentFormatter(1))

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing but itself, with its figures and numbers in files beside it."""
+"""The report: one self-contained HTML page, with its figures and numbers in files next to it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ncflow.reports.tables import as_html, summary_table
 from ncflow.runs.reader import SELECTION, Run, config_differences, load_runs
 
 PAGE, FIGURES = "index.html", "figures"
-FEW = 6  # pictures of arms that the page shows unasked; more are folded away
+FEW = 6  # more pictures of arms than this are folded
 
 
 class Picture(NamedTuple):
-    """A figure of one section of the page; `name` is that of its file."""
+    """A figure in a section of the page; `name` is the name of its file."""
 
     section: str
     name: str
@@ -40,9 +40,10 @@ class Picture(NamedTuple):
 def write_report(
     run_folders: Iterable[str | Path], out_dir: str | Path, *, title: str = "Neural collapse report"
 ) -> Path:
-    """Write index.html, figures/*.png, summary.json and the CSV files of `exports`; the page's path.
+    """Write index.html, figures/*.png, summary.json and the CSV files of `exports`; return the page's path.
 
-    They take the place of an earlier report's, whose other figures go, once all of them are whole.
+    Once all files are complete, they replace those of an earlier report, including all its figures. Raises ValueError
+    for a run folder that is missing, unfinished or damaged.
     """
     runs = load_runs(run_folders)
     out_dir = Path(out_dir)
@@ -68,7 +69,7 @@ def write_report(
 
 
 def _pictures(compared: Sequence[Arm]) -> Iterator[Picture]:
-    """Every figure of the report, drawn when it is asked for: of a large group they do not fit into memory at once."""
+    """Yield the figures of the report, drawn one by one: those of a large group do not fit into memory together."""
     for key in knobs(compared):
         for title, figure in knob_figures(compared, key).items():
             yield Picture("knobs", _file_name("knob", key, title), title, figure)
@@ -83,7 +84,7 @@ def _pictures(compared: Sequence[Arm]) -> Iterator[Picture]:
 
 
 def _portraits(run: Run) -> Iterator[Picture]:
-    """The matrices of one run."""
+    """The cosine and confusion matrices of one run."""
     dump, counts, about = run.dump, run.dump["class_counts"], f"{run.name}, epoch {run.epoch}"
     prediction = predict(run)
     ideal = (prediction.theory, prediction.optimum.class_means, prediction.optimum.weight) if prediction else None
@@ -132,7 +133,7 @@ def _render(runs: Sequence[Run], sections: Mapping[str, Sequence[Mapping[str, An
 
 
 def _file_name(*parts: str) -> str:
-    """The parts that say something, without what a file system might mind."""
+    """Join the non-empty parts, without characters that a file system may reject."""
     return "_".join(re.sub(r"[^\w.=+-]+", "-", part).strip("-") for part in parts if part)
 
 
@@ -141,7 +142,7 @@ def _data_uri(png: bytes) -> str:
 
 
 def _datasets(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each data set with its class counts once, and the runs trained on it."""
+    """Each data set once, with its class counts and its runs."""
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         counts = [int(count) for count in run.dump["class_counts"]]
@@ -152,11 +153,11 @@ def _datasets(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _shared_config(runs: Sequence[Run]) -> dict[str, Any]:
-    """What every run was trained with."""
+    """The options that all runs share."""
     differing = config_differences(runs)
     return {key: value for key, value in runs[0].options.items() if key not in differing}
 
 
 def _training(run: Run) -> dict[str, Any]:
-    """How the training went, from its last epoch and its clock."""
+    """The last epoch of the history, with the run's name and its total seconds."""
     return run.history[-1] | {"run": run.name, "seconds": sum(record["seconds"] for record in run.history)}

@@ -1,4 +1,4 @@
-"""What theory says a run must come to: the closed form that holds for its configuration, or why none does."""
+"""The prediction of theory for a run: the closed form for its configuration, or why none applies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Options = Mapping[str, Any]  # a configuration by dotted key
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """An optimum, the name and the assumptions of the theory that has it; without `scale` its lengths mean nothing."""
+    """An optimum, the name of its theory and its assumptions; without `scale` only ratios of lengths have a meaning."""
 
     theory: str
     optimum: Optimum
@@ -43,11 +43,11 @@ class Prediction:
 
 
 class NoTheory(ValueError):
-    """Why no closed form speaks of a run, in one line."""
+    """The reason why no closed form applies to a run, in one line."""
 
 
 def predict(run: Run) -> Prediction | None:
-    """The prediction for a run, None where no closed form applies to its configuration."""
+    """The prediction for a run; None if no closed form applies to its configuration."""
     try:
         return _prediction(run)
     except NoTheory:
@@ -55,7 +55,7 @@ def predict(run: Run) -> Prediction | None:
 
 
 def why_not(run: Run) -> str | None:
-    """Why no closed form applies to a run, in one line; None where one does."""
+    """The reason why no closed form applies to a run, in one line; None if one applies."""
     try:
         _prediction(run)
     except NoTheory as reason:
@@ -64,15 +64,15 @@ def why_not(run: Run) -> str | None:
 
 
 def exact_optimum(options: Options, class_counts: Tensor, num_features: int) -> Optimum:
-    """The optimum of a linear head on features that weight decay alone holds short; a NoTheory says why there is none.
+    """The optimum of a linear head on features that only weight decay limits. Raises NoTheory with the reason if none.
 
-    So are free features; and those of any network where nothing decays but the head's rows and the features.
+    This holds for free features. It also holds for a network in which only the head's rows and the features decay.
     """
     _require(options, {"head.name": ("linear",)} | PLAIN | PLAIN_LINEAR)
     _require_loss(options, *NONNEGATIVE)
     _refuse_missing_classes(class_counts)
     if not _is_free(options) and options.get("train.decay") != "head":
-        raise NoTheory("weight decay on a network's weights is none on its features: train.decay=head")
+        raise NoTheory("weight decay on a network's weights does not act on its features: use train.decay=head")
     lambda_w, lambda_h = _l2_decays(options, class_counts, exact=True)
     if not (lambda_w and lambda_h):
         raise NoTheory("without weight decay on classifier and features lengths grow without end")
@@ -93,19 +93,19 @@ def exact_optimum(options: Options, class_counts: Tensor, num_features: int) -> 
 
 
 def measure(run: Run) -> Optimum:
-    """The classifier and the class means of a run at its last analysis, as an optimum to hold beside the predicted."""
+    """The classifier and class means of a run at its last analysis, as an Optimum to compare with the prediction."""
     weight, means, counts = (run.dump[key].double() for key in ("weight", "class_means", "class_counts"))
     return Optimum(weight, means, counts)
 
 
 def quantities(optimum: Optimum, *, scale: bool = True) -> dict[str, float]:
-    """The numbers by which a geometry is told; without `scale` those alone that do not depend on it."""
+    """The numbers that describe a geometry; without `scale` only those that do not depend on the scale."""
     chosen = SCALED | QUANTITIES if scale else QUANTITIES
     return {name: float(function(optimum)) for name, function in chosen.items()}
 
 
 def drift_limit(run: Run) -> tuple[str, float] | None:
-    """The theory of a run's limit as weight decay vanishes, and its drift/relative; None where there is none."""
+    """The theory for a run as weight decay vanishes, and its drift/relative; None if no theory applies."""
     try:
         if _theory_of(run.head) != "linear":
             return None
@@ -117,7 +117,7 @@ def drift_limit(run: Run) -> tuple[str, float] | None:
 
 
 def decays(options: Options, num_samples: int) -> tuple[float, float]:
-    """λ_W and λ_H of a run with free features: parameters with the weight decay of all, unless told otherwise."""
+    """λ_W and λ_H of a run with free features, which decay like all parameters unless options change this."""
     weight_decay = options.get("train.optimizer_options.weight_decay", options.get("train.weight_decay")) or 0.0
     feature_decay = options.get("train.feature_decay", 0.0)
     if not isinstance(weight_decay, int | float) or not isinstance(feature_decay, int | float):
@@ -137,13 +137,13 @@ def _prediction(run: Run) -> Prediction:
 
 
 def _theory_of(head: str) -> str | None:
-    """The theory that a head's row names; None where it names none."""
+    """The theory in a head's row; None if it has none."""
     theory: str | None = fact(HEADS.get(head), "theory")
     return theory
 
 
 def _linear(options: Options, counts: Tensor, num_features: int) -> Prediction:
-    """The exact optimum of free features, else the limit of cross-entropy."""
+    """The exact optimum for free features, else the limit of cross-entropy."""
     _require(options, PLAIN_LINEAR)
     if not _is_free(options):
         return _limit(options, counts, num_features)
@@ -160,12 +160,12 @@ def _linear(options: Options, counts: Tensor, num_features: int) -> Prediction:
 
 
 def _limit(options: Options, counts: Tensor, num_features: int) -> Prediction:
-    """Where cross-entropy goes as weight decay vanishes: SELI, or on nonnegative features orthogonal means."""
+    """The limit of cross-entropy as weight decay vanishes: SELI, or orthogonal means for nonnegative features."""
     _require_loss(options, "ce")
     _refuse_missing_classes(counts)
     lambda_w, lambda_h = _l2_decays(options, counts)
     if bool(lambda_w) != bool(lambda_h):
-        raise NoTheory("of classifier and features only one decays: train.decay=all, or train.feature_decay > 0")
+        raise NoTheory("of classifier and features only one decays: use train.decay=all, or train.feature_decay > 0")
     values = _feature_values(options)
     if values not in LIMITS:
         raise NoTheory(f"features {values} are not free: {_ending(options)} bounds them")
@@ -177,7 +177,7 @@ def _limit(options: Options, counts: Tensor, num_features: int) -> Prediction:
 
 
 def _fixed_etf(options: Options, counts: Tensor, num_features: int) -> Prediction:
-    """Features along the rows of the ETF, or as near as a ReLU lets them, of the length that the head or decay sets."""
+    """Features along the rows of the ETF, or as near as a ReLU allows; the head or the decay sets their length."""
     _require_loss(options, "ce")
     values = _feature_values(options)
     if values not in ("any", "nonnegative"):
@@ -186,14 +186,14 @@ def _fixed_etf(options: Options, counts: Tensor, num_features: int) -> Predictio
     if values == "any":
         return Prediction("fixed ETF", fixed_etf_optimum(counts, feature_norm=feature_norm))
     if options.get("head.rotation_seed") is not None or num_features < len(counts):
-        raise NoTheory("nonnegative features cannot follow the rows of a rotated ETF, and no closed form is known")
+        raise NoTheory("nonnegative features cannot follow the rows of a rotated ETF; no closed form is known")
     return Prediction("fixed ETF, ReLU", fixed_etf_relu_optimum(counts, feature_norm=feature_norm))
 
 
 def _free_feature_norm(options: Options, counts: Tensor) -> float:
-    """The length that weight decay leaves free features before a fixed ETF."""
+    """The length of free features under weight decay, with a fixed ETF."""
     if not _is_free(options):
-        raise NoTheory("without head.temperature the length of a network's features is open")
+        raise NoTheory("without head.temperature no theory gives the length of a network's features")
     lambda_h = _l2_decays(options, counts, exact=True)[1]
     if not lambda_h:
         raise NoTheory("without weight decay on features, or head.temperature, lengths grow without end")
@@ -201,17 +201,17 @@ def _free_feature_norm(options: Options, counts: Tensor) -> float:
 
 
 def _l2_decays(options: Options, counts: Tensor, *, exact: bool = False) -> tuple[float, float]:
-    """λ_W and λ_H; refused where the optimizer minimizes no loss with these decays, or with `exact` not exactly."""
+    """λ_W and λ_H. Raises NoTheory if the optimizer minimizes no loss with these decays (`exact`: not exactly)."""
     from ncflow.training import ADAPTIVE, L2_DECAY
 
     optimizer = str(options.get("train.optimizer"))
     if optimizer not in L2_DECAY:
-        raise NoTheory(f"the weight decay of optimizer {optimizer} is no term of an objective: train.optimizer=sgd")
+        raise NoTheory(f"the weight decay of optimizer {optimizer} is no term of an objective: use train.optimizer=sgd")
     lambda_w, lambda_h = decays(options, int(counts.sum()))
     if optimizer in ADAPTIVE and not (lambda_w and lambda_h):
-        raise NoTheory(f"without weight decay {optimizer} goes to a limit of another norm than ‖W‖² + ‖H‖²")
+        raise NoTheory(f"without weight decay {optimizer} goes to the limit of another norm than ‖W‖² + ‖H‖²")
     if exact and optimizer in ADAPTIVE and not _in_full_batches(options, counts):
-        raise NoTheory(f"{optimizer} follows the objective of all samples in full batches only: train.batch_size=full")
+        raise NoTheory(f"{optimizer} follows the full objective only in full batches: use train.batch_size=full")
     return lambda_w, lambda_h
 
 
@@ -221,7 +221,7 @@ def _in_full_batches(options: Options, counts: Tensor) -> bool:
 
 
 def _feature_values(options: Options) -> str:
-    """What features can take, a value of ENDINGS; refused where nothing says so."""
+    """The values that features can take, as in ENDINGS. Raises NoTheory if they are unknown."""
     ending = _ending(options)
     if ending is None:
         raise NoTheory(
@@ -237,12 +237,12 @@ def _ending(options: Options) -> str | None:
     chosen = {key: options.get(f"model.{key}") for key in ("neck", "final_norm", "num_features")}
     try:
         return feature_ending(str(options.get("model.name")), **chosen)
-    except ValueError:  # an alias that is contradicted
+    except ValueError:  # an alias with contradictory options
         return None
 
 
 def _is_free(options: Options) -> bool:
-    """Whether the features are parameters themselves."""
+    """Whether the features are parameters."""
     return _ending(options) == "parameters"
 
 
@@ -251,7 +251,7 @@ def _width(run: Run) -> int:
 
 
 def _require(options: Options, plain: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse the first option that gives a run another objective than the closed forms have."""
+    """Raise NoTheory for the first option whose objective differs from that of the closed forms."""
     loss_options: dict[str, tuple[Any, ...]] = {key: () for key in options if key.startswith("train.loss_options.")}
     for key, allowed in (dict(plain) | loss_options).items():
         value = options.get(key, *allowed[:1])
@@ -269,7 +269,7 @@ def _refuse_missing_classes(counts: Tensor) -> None:
 
 
 def _most(lengths: Tensor, counts: Tensor) -> Tensor:
-    """The mean over the largest classes: those of one size share an optimum."""
+    """The mean length over the largest classes; classes of one size share an optimum."""
     return lengths[counts == counts.max()].mean()
 
 
@@ -284,29 +284,29 @@ def _longest_to_shortest(rows: Tensor) -> Tensor:
 
 
 def _smallest_margin(optimum: Optimum) -> Tensor:
-    """The least, over classes, of its own logit less the largest other."""
+    """The smallest margin over classes: a class's own logit minus the largest other logit."""
     logits = optimum.logits
     others = logits.clone().fill_diagonal_(-torch.inf)
     return (logits.diagonal() - others.amax(1)).min()
 
 
 def _centered(rows: Tensor) -> Tensor:
-    """(K, d) less their mean."""
+    """Rows (K, d) minus their mean."""
     return rows - rows.mean(0)
 
 
-PLAIN: dict[str, tuple[Any, ...]] = {  # what every closed form allows; a configuration that is silent has the first
+PLAIN: dict[str, tuple[Any, ...]] = {  # values that every closed form allows; the first is the default
     "train.drift_penalty": (0.0,),
     "train.reweight": (None,),
     "train.sampling": ("shuffled", "stratified"),  # every sample once
-    "dataset.label_noise": (0.0,),  # a network does not interpolate wrong labels
+    "dataset.label_noise": (0.0,),  # a network cannot interpolate wrong labels
 }
 PLAIN_LINEAR: dict[str, tuple[Any, ...]] = {
     "head.bias": (False,),
     "head.normalize": (False,),
     "head.temperature": (None,),
 }
-# A head names its theory; its prediction follows from options, class sizes and the width of the features.
+# The theory in a head's row -> its prediction from options, class sizes and the width of the features.
 THEORIES: dict[str, Callable[[Options, Tensor, int], Prediction]] = {"linear": _linear, "fixed_etf": _fixed_etf}
 LIMITS: dict[str, tuple[str, Callable[[Tensor], Optimum]]] = {
     "any": ("SELI", seli_optimum),
@@ -314,15 +314,15 @@ LIMITS: dict[str, tuple[str, Callable[[Tensor], Optimum]]] = {
 }
 EXACT = "optimum"
 ASSUMPTIONS = {
-    EXACT: "features free to take any value, weight decay on features and classifier, a minimum reached; "
+    EXACT: "features free to take any value, weight decay on features and classifier, training at a minimum; "
     "then exact in lengths and angles",
-    "SELI": "cross-entropy on features free to take any value, in the limit of vanishing weight decay and endless "
+    "SELI": "cross-entropy on features free to take any value, in the limit of vanishing weight decay and infinite "
     "training; angles and ratios of lengths only. Features of a real network may end elsewhere",
     "ReLU": "cross-entropy on features free to take any nonnegative value, as a ReLU leaves them, in the limit of "
-    "vanishing weight decay and endless training; angles and ratios of lengths only. Features of a real network may "
+    "vanishing weight decay and infinite training; angles and ratios of lengths only. Features of a real network may "
     "end elsewhere",
-    "fixed ETF": "a network that can move every feature where it likes; class sizes do not matter",
-    "fixed ETF, ReLU": "a network that can move every feature where it likes but below zero, and an ETF that is not "
+    "fixed ETF": "a network that can move each feature freely; class sizes do not matter",
+    "fixed ETF, ReLU": "a network that can move each feature freely except below zero, and an ETF that is not "
     "rotated; class sizes do not matter",
 }
 QUANTITIES: dict[str, Callable[[Optimum], Tensor | float]] = {

@@ -1,4 +1,4 @@
-"""Runs side by side: accuracy, collapse and drift of each, and the statistics of those that differ only in seed."""
+"""Tables of runs: accuracy, collapse and drift of each, and statistics over runs that differ only in the seed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ABSENT = "—"
 
 
 class Row(NamedTuple):
-    """One line of cells; `aggregate` when it sums up the runs above it."""
+    """One line of cells; `aggregate` if it summarizes the runs above it."""
 
     cells: tuple[str, ...]
     aggregate: bool = False
 
 
 class Table(NamedTuple):
-    """Headings of two lines ("test acc/", "balanced %") over rows of cells; the first `words` columns hold words."""
+    """Headings of two lines ("test acc/", "balanced %") and rows of cells; the first `words` columns hold words."""
 
     headings: tuple[tuple[str, str], ...]
     rows: tuple[Row, ...]
@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """An epoch of each run that the table quotes: its name, and how to read the epoch and a metric there."""
+    """An epoch of each run in the table: its name, and how to read the epoch and a metric there."""
 
     name: str
     epoch: Callable[[Run], int | None]
@@ -38,9 +38,9 @@ class Moment(NamedTuple):
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
-    """A column per choice that sets arms apart; one row per run at its last analysis, and at its best on validation.
+    """A column per choice that distinguishes arms; a row per run at its last analysis, and at its best on validation.
 
-    For an arm of several seeds also mean ± std (ddof = 1) and median (min–max). Nothing is chosen on the test split.
+    An arm of several seeds also has mean ± std (ddof = 1) and median (min–max). The test split selects nothing.
     """
     compared = arms(runs)
     keys = list(compared[0].choices)
@@ -52,7 +52,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
 
 
 def as_text(table: Table) -> str:
-    """Plain, aligned, for a terminal."""
+    """The table as plain aligned text for a terminal."""
     lines = [*zip(*table.headings, strict=True), *(row.cells for row in table.rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     upper, lower, *body = (_aligned(line, widths, table.words) for line in lines)
@@ -60,7 +60,7 @@ def as_text(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """A pipe table, as GitHub and MLflow notes render it."""
+    """The table as a Markdown pipe table, for GitHub and MLflow notes."""
     headings = [upper + lower for upper, lower in table.headings]
     rule = [":---"] * table.words + ["---:"] * (len(headings) - table.words)
     return "\n".join(
@@ -70,7 +70,7 @@ def as_markdown(table: Table) -> str:
 
 
 def as_html(table: Table) -> str:
-    """A `<table>`; aggregate rows carry the class "aggregate"."""
+    """The table as an HTML `<table>`; aggregate rows have the class "aggregate"."""
     words = ['<th class="word">' if i < table.words else "<th>" for i in range(len(table.headings))]
     head = "".join(f"{th}{escape(a)}<br>{escape(b)}</th>" for th, (a, b) in zip(words, table.headings, strict=True))
     body = "".join(_html_row(row, table.words) for row in table.rows)
@@ -78,14 +78,14 @@ def as_html(table: Table) -> str:
 
 
 def format_value(key: str, value: float | None) -> str:
-    """A metric as the tables write it: accuracies in percent, the rest to three digits, an em dash where absent."""
+    """A metric as text: accuracies in percent, other metrics with three digits, an em dash if absent."""
     if value is None:
         return ABSENT
     return f"{100 * value:.1f}" if highlights()[key].percent else number(value)
 
 
 def number(value: float, digits: int = 3) -> str:
-    """To so many significant digits, zeros included: 0.130 is more than 0.13."""
+    """A number with `digits` significant digits, zeros included: 0.130, not 0.13."""
     return f"{value:#.{digits}g}".rstrip(".")
 
 
@@ -102,7 +102,7 @@ def _arm_rows(arm: Arm, columns: Sequence[str]) -> Iterator[Row]:
 
 
 def _values(runs: Sequence[Run], moment: Moment, key: str) -> list[float]:
-    """Of the runs that have the metric."""
+    """The values of the runs that have the metric."""
     values = (moment.value(run, key) for run in runs)
     return [value for value in values if value is not None]
 
@@ -126,7 +126,7 @@ def _median_and_range(key: str, values: list[float]) -> str:
 
 
 def _heading(key: str) -> tuple[str, str]:
-    """ "train/nc1/pinv" over two lines: the split and the group, then the metric."""
+    """The heading of "train/nc1/pinv" in two lines: the split and the group, then the metric."""
     split, _, metric = key.partition("/")
     group, _, name = metric.rpartition("/")
     return f"{split} {group}/", f"{name} %" if highlights()[key].percent else name

@@ -1,1 +1,1 @@
-"""The run folder: names of its files, what wrote it, writer and reader. No other room spells a file name of it."""
+"""The run folder: file names, provenance, writer and reader. Only this package spells its file names."""

@@ -1,4 +1,4 @@
-"""Many runs as one pandas table: a row for each run, analysis and split, a column for each metric and option."""
+"""Many runs as one pandas table: one row per run, analysis and split, one column per metric and option."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ INDEX = ["run", "epoch", "split"]
 
 
 def read_runs(runs: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """The analyses of many runs: rows (run, epoch, split), a column per metric and per configuration key.
+    """Read the analyses of many runs: rows (run, epoch, split), one column per metric and per configuration key.
 
-    `runs` is a pattern such as "models/*", or a list of run folders. A folder of a list must hold a run. Of a pattern's
-    matches, folders without a configuration are skipped, and runs without an analysis are skipped with a warning.
-    Metrics that an analysis lacks are NaN, as are keys that a configuration lacks. Keys are dotted, as in --set.
+    `runs` is a pattern such as "models/*", or a list of run folders. Each folder of a list must hold a run. A pattern
+    skips folders without a configuration. It skips runs without an analysis with a warning. A metric or a key that a
+    run lacks is NaN. Keys are dotted, as in --set.
 
-    Raises ValueError where nothing matches, where two runs share a name, or where a file is damaged.
+    Raises ValueError if nothing matches, if two runs have the same name, or if a file is damaged.
 
     Example::
 
@@ -37,7 +37,7 @@ def read_runs(runs: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
 
 def as_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """The table of runs that are read already."""
+    """The table of `read_runs` for loaded runs."""
     import pandas as pd
 
     rows = [row for run in runs for row in _rows(run)]

@@ -1,7 +1,7 @@
 """The names of the files in a run folder, in the first seed's layout.
 
-`models/<exp_name>/` holds the configuration, the history of all epochs, a file of metrics and one of tensors for each
-analysis, and the final model. The final model's presence says that the run is finished.
+`models/<exp_name>/` holds the configuration, the history of all epochs and the final model. Each analysis adds a file
+of metrics and a file of tensors. A run is finished if its final model exists.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def finished_runs(root: Path) -> list[Path]:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run in a folder has reached its end."""
+    """Whether the run in a folder is finished: its final model exists."""
     return (folder / FINAL_MODEL).is_file()
 
 
@@ -44,6 +44,6 @@ def epoch_of(file: Path) -> int | None:
 
 
 def files_of_epochs(folder: Path, pattern: str) -> list[Path]:
-    """The files of a pattern, METRICS or GEOMETRY, sorted by epoch: 9 before 10."""
+    """The files of a pattern (METRICS or GEOMETRY), sorted by epoch: 9 before 10."""
     epochs = {file: epoch_of(file) for file in folder.glob(pattern.format("*"))}
     return [file for _, file in sorted((epoch, file) for file, epoch in epochs.items() if epoch is not None)]

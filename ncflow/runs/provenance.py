@@ -1,4 +1,4 @@
-"""What a run was made of: versions, commit, data and hardware, as `provenance.json` in its folder."""
+"""The provenance of a run: versions, commit, data and hardware, as `provenance.json` in its folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ncflow.runs.layout import PROVENANCE
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a run computed. `threads` are those of a CPU process, None on a GPU; str() is a phrase for people."""
+    """The hardware of a run. `threads` counts those of a CPU process, None on a GPU. str() gives readable text."""
 
     processes: int
     device: str
@@ -22,7 +22,7 @@ class Hardware:
 
     @classmethod
     def of(cls, accelerator: Any, precision: str) -> Hardware:
-        """The hardware behind an Accelerator."""
+        """The hardware of an Accelerator."""
         import torch
 
         count, device = int(accelerator.num_processes), accelerator.device
@@ -38,7 +38,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class DataVersion:
-    """The snapshot that a run was trained on: its usual folder name, its digest, its classes."""
+    """The snapshot that a run was trained on: usual folder name, digest, names of the classes."""
 
     name: str
     digest: str
@@ -47,10 +47,10 @@ class DataVersion:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a run was made of.
+    """The provenance of a run.
 
-    imports: file -> digest of the user's own modules. hardware: None in files of earlier versions, which had a phrase.
-    final_model_sha256: None until the run is finished. extended_from: the epochs of the finished run it began with.
+    imports: file -> digest of the user's own modules. hardware: None in files of earlier versions, which hold text.
+    final_model_sha256: None until the run is finished. extended_from: epochs of the finished run that it extends.
     """
 
     ncflow: str
@@ -67,7 +67,7 @@ class Provenance:
 
 
 def read_provenance(folder: Path) -> Provenance:
-    """The provenance of the run in a folder; a ValueError names a file that is missing or damaged."""
+    """The provenance of the run in a folder. Raises ValueError that names a missing or damaged file."""
     file = folder / PROVENANCE
     try:
         return _from_json(json.loads(file.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""A run as its folder tells it: configuration, analyses epoch by epoch, and the last dump of predictions and means."""
+"""A run, read from its folder: configuration, analyses by epoch, and the last dump of predictions and means."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ncflow.runs.whole import whole_analysis, whole_config, whole_dump, whole_hi
 from ncflow.tensors import read_tensors
 from ncflow.yaml_files import parse_yaml
 
-# What the best epoch is chosen by, where the training data have a validation part. Never a metric of the test split.
+# The metric that selects the best epoch, if the training data have a validation part. Never a test metric.
 SELECTION = "val/acc/balanced"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One trained configuration; `analyses` are sorted by epoch, `history` has one record per epoch."""
+    """One trained configuration. `analyses` are sorted by epoch; `history` has one record per epoch."""
 
     path: Path
     config: dict[str, Any]
@@ -50,18 +50,18 @@ class Run:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last analysis, which every table quotes."""
+        """The epoch of the last analysis; every table shows it."""
         return int(self.analyses[-1]["epoch"])
 
     @property
     def best_epoch(self) -> int | None:
-        """The analysis best on SELECTION, the first among equals; None without a validation part. Never test's best."""
+        """The epoch with the highest SELECTION, the first of equals; None without a validation part."""
         curve = self.curve(SELECTION)
         return max(curve, key=lambda epoch: curve[epoch], default=None)
 
     @cached_property
     def dump(self) -> dict[str, torch.Tensor]:
-        """Predictions, targets (n_test,), class_means, weight (K,d), class_counts (K,), … at the last analysis."""
+        """The last analysis: predictions, targets (n_test,), class_means, weight (K,d), class_counts (K,), …"""
         dumps = files_of_epochs(self.path, GEOMETRY)
         if not dumps:
             raise ValueError(f"run folder '{self.path}' holds no {GEOMETRY.format('N')}; train it again")
@@ -69,7 +69,7 @@ class Run:
 
     @cached_property
     def class_names(self) -> list[str] | None:
-        """The names of the classes (K,), where the run's provenance tells them."""
+        """The names of the classes (K,); None if the run's provenance lacks them."""
         try:
             names = read_provenance(self.path).snapshot.class_names
         except ValueError:
@@ -77,36 +77,36 @@ class Run:
         return [str(name) for name in names] if names and len(names) == len(self.dump["class_counts"]) else None
 
     def final(self, key: str) -> float | None:
-        """The value of a metric such as "test/acc/few" at the last analysis, None where it was not measured."""
+        """The value of a metric such as "test/acc/few" at the last analysis; None if it was not measured."""
         return self.curve(key).get(self.epoch)
 
     def best(self, key: str) -> float | None:
-        """The value at the best epoch on validation, None where there is none."""
+        """The value of a metric at `best_epoch`; None without a best epoch, or if it was not measured."""
         epoch = self.best_epoch
         return None if epoch is None else self.curve(key).get(epoch)
 
     def curve(self, key: str) -> dict[int, float]:
-        """Epoch -> value, over the analyses that measured the metric."""
+        """Epoch -> value, for the analyses that measured the metric."""
         split, _, metric = key.partition("/")
         return {a["epoch"]: a[split][metric] for a in self.analyses if metric in a.get(split, {})}
 
 
 def load_run(path: str | Path) -> Run:
-    """The run in a folder such as `models/<exp_name>`; ValueError where it is missing or unfinished."""
+    """Load the run in a folder such as `models/<exp_name>`. Raises ValueError if it is missing or unfinished."""
     path = Path(path).resolve()
     if not path.is_dir():
         raise ValueError(f"no run folder at '{path}'; expected the folder that `ncflow train` wrote, models/<exp_name>")
     analyses = tuple(whole_analysis(file, _read_json(file)) for file in files_of_epochs(path, METRICS))
     if not analyses:
         raise ValueError(
-            f"run folder '{path}' is unfinished: no {METRICS.format('N')} in it; let its training reach an analysis"
+            f"run folder '{path}' is unfinished: no {METRICS.format('N')} in it; train it until an analysis"
         )
     history = path / HISTORY
     return Run(path, _read_config(path), analyses, whole_history(history, _read_json(history)))
 
 
 def load_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """All runs, in the order given; two of the same name could not be told apart and are refused."""
+    """Load all runs, in the given order. Raises ValueError for no run, and for two runs of the same name."""
     runs = [load_run(path) for path in paths]
     if not runs:
         raise ValueError("expected at least one run folder, got none; train first: `ncflow train`")
@@ -120,7 +120,7 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Dotted key -> its value in each run (None where absent), for the keys on which the runs disagree."""
+    """Dotted key -> its value in each run (None if absent), for the keys that differ between the runs."""
     configs = [run.options for run in runs]
     table = {key: [config.get(key) for config in configs] for key in dict.fromkeys(k for c in configs for k in c)}
     return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
@@ -131,14 +131,14 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
-            f"run folder '{file.parent}' is unfinished: no {file.name} in it; let its training end"
+            f"run folder '{file.parent}' is unfinished: no {file.name} in it; rerun its training to the end"
         ) from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"'{file}' is damaged: {error}; train the run again") from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """config.yaml, with the two keys that every report asks for."""
+    """The content of config.yaml, with the two keys that every report needs."""
     file = folder / CONFIG
     if not file.is_file():
         raise ValueError(f"run folder '{folder}' is unfinished: no {CONFIG} in it; train it again")

@@ -1,6 +1,6 @@
-"""Whether the files of a run folder hold what a report needs; a message names the file and the key where not.
+"""Check that the files of a run folder hold what a report needs; errors name the file and the key.
 
-A folder may come from anybody: what stands in a file is looked at before anything is drawn.
+A folder may come from anyone, so every file is checked before anything is drawn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SAMPLES = ("predictions", "targets")  # (N,)
 
 
 def whole_history(file: Path, history: object) -> tuple[dict[str, Any], ...]:
-    """The records of the epochs, at least one; each has the numbers that a report shows."""
+    """The records of the epochs, at least one, each with NUMBERS. Raises ValueError otherwise."""
     if not isinstance(history, list) or not history:
         raise damaged(file, "a list of records, one for each epoch", history)
     for place, record in enumerate(history):
@@ -35,7 +35,7 @@ def whole_history(file: Path, history: object) -> tuple[dict[str, Any], ...]:
 
 
 def whole_analysis(file: Path, analysis: object) -> dict[str, Any]:
-    """The metrics of one epoch, by split; some number among them is finite."""
+    """The metrics of one epoch by split, at least one of them finite. Raises ValueError otherwise."""
     _check_mapping(file, analysis, "the analysis")
     assert isinstance(analysis, dict)
     _check_epoch(file, analysis.get("epoch"), "epoch")
@@ -54,7 +54,7 @@ def whole_analysis(file: Path, analysis: object) -> dict[str, Any]:
 
 
 def whole_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the sections and keys that every report asks for."""
+    """The configuration, with the keys that every report needs. Raises ValueError if one is missing or wrong."""
     for section in SECTIONS:
         if section in config:
             _check_mapping(file, config[section], section)
@@ -73,7 +73,7 @@ def whole_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_dump(file: Path, dump: object) -> dict[str, torch.Tensor]:
-    """The tensors of an analysis, in shapes that fit each other."""
+    """The tensors of an analysis, in shapes that fit each other. Raises ValueError otherwise."""
     _check_mapping(file, dump, "the dump")
     assert isinstance(dump, dict)
     for name in ("class_counts", *ROWS, *SAMPLES):
@@ -93,15 +93,15 @@ def whole_dump(file: Path, dump: object) -> dict[str, torch.Tensor]:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a number that a figure can show; NaN is one, and so is what Python calls infinity."""
+    """Whether a value is a number that a figure can show; NaN and infinity are numbers, too."""
     return isinstance(value, float) or (
         isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LAST_EPOCH**2
     )
 
 
 def damaged(file: Path, expected: str, found: object) -> ValueError:
-    """The error that names the file, what it should hold, and the kind of thing that it does hold."""
-    plain = isinstance(found, str) and re.fullmatch(r"[\w (),.+-]{1,120}", found)  # of a foreign file nothing else
+    """The error that names the file, the expected content, and the kind of content found."""
+    plain = isinstance(found, str) and re.fullmatch(r"[\w (),.+-]{1,120}", found)  # hide other foreign text
     shown = found if plain else "nothing" if found is None else type(found).__name__
     return ValueError(f"'{file}' is damaged: expected {expected}, got {shown}; train the run again")
 

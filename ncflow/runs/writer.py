@@ -1,7 +1,7 @@
-"""What a run leaves in its folder: configuration, metrics and geometry of every analysis, and the final classifier.
+"""Writer of a run folder: configuration, metrics and geometry of each analysis, and the final classifier.
 
-The first seed's layout: `metrics_epoch_N.json`, `raw_geo_epoch_N.pt`, `final_model.pth`. No file is ever half there;
-every tensor file loads with `weights_only=True`.
+The first seed's layout: `metrics_epoch_N.json`, `raw_geo_epoch_N.pt`, `final_model.pth`. Each file is written
+completely or not at all. Every tensor file loads with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ncflow.training.state import differing_tensors
 
 
 class RunFolder:
-    """Writes a run's files under `path`. A finished run that is there already is moved aside, never overwritten.
+    """Writer of a run's files in `path`. It moves an earlier finished run aside and never overwrites it.
 
-    A run that goes on after `epoch` finds there its files up to that epoch, whoever has emptied the folder meanwhile:
-    every file is written to `kept` first, and `path` holds a second name of it.
+    Every file is written to `kept` first; `path` holds a second name of it. A run that resumes after `epoch` therefore
+    restores its files up to that epoch, even if someone emptied `path`.
     """
 
     def __init__(self, path: str | Path, *, kept: Path | None = None, epoch: int = 0) -> None:
@@ -46,23 +46,23 @@ class RunFolder:
 
     @property
     def epochs(self) -> int:
-        """How many epochs the run has behind it."""
+        """The number of completed epochs."""
         return len(self._history)
 
     def read_epoch(self, epoch: int) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-        """The history's numbers of an epoch that the run has behind it, and each split's metrics if it was analyzed."""
+        """The history's record of a completed epoch, and the metrics by split if the epoch was analyzed."""
         file = self.kept / METRICS.format(epoch)
         summary = _read_json(file) if file.exists() else {}
         return self._history[epoch - 1], {split: summary[split] for split in SPLITS if split in summary}
 
     def write_text(self, name: str, text: str) -> Path:
-        """A text file such as the resolved configuration."""
+        """Write a text file, such as the resolved configuration, and return its path."""
         return self._publish(write_text(self.kept / name, text))
 
     def write_record(
         self, record: EpochRecord, head: nn.Module, class_counts: Sequence[int], *, save_logits: bool = False
     ) -> dict[str, Any]:
-        """Add an epoch to the history and, if it was analyzed, write its metrics and geometry; returns the metrics."""
+        """Add an epoch to the history; if it was analyzed, write its metrics and geometry and return the metrics."""
         self._history.append({name: getattr(record, name) for name in NUMBERS})
         self.write_text(HISTORY, json.dumps(self._history, indent=1))
         if not record.analysis:
@@ -74,7 +74,7 @@ class RunFolder:
         return summary
 
     def write_model(self, classifier: nn.Module) -> Path:
-        """The final classifier's state_dict; its presence says that the run is finished."""
+        """Write the final classifier's state_dict and return its path. This marks the run as finished."""
         state = {name: tensor.detach().cpu() for name, tensor in classifier.state_dict().items()}
         return self._publish(write_tensors(self.kept / FINAL_MODEL, state))
 
@@ -83,7 +83,7 @@ class RunFolder:
 
 
 def load_model(path: str | Path, classifier: nn.Module) -> None:
-    """Load a state_dict saved by RunFolder into the classifier; a damaged or foreign file is refused by name."""
+    """Load a state_dict saved by RunFolder. Raises ValueError that names a missing, damaged or foreign file."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no checkpoint {path}; train first, or fetch it with `dvc pull`")
@@ -94,7 +94,7 @@ def load_model(path: str | Path, classifier: nn.Module) -> None:
 
 
 def _read_json(file: Path) -> Any:
-    """What an unfinished run keeps in this file; a ValueError names one that is damaged."""
+    """The content of a file of an unfinished run. Raises ValueError that names a damaged file."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -104,8 +104,8 @@ def _read_json(file: Path) -> Any:
 def summarize(record: EpochRecord) -> dict[str, Any]:
     """The content of metrics_epoch_N.json: the first seed's keys, then all metrics of every split.
 
-    Accuracies under the seed's keys are those of the test split, null where it has no sample of the rarest classes; the
-    drift is that of the training features.
+    Under the seed's keys, accuracies are those of the test split. "tail_acc" is null if that split has no sample of the
+    rarest classes. The drift is that of the training features.
     """
     train, test = record.analysis["train"].metrics, record.analysis["test"].metrics
     return {
@@ -124,7 +124,7 @@ def summarize(record: EpochRecord) -> dict[str, Any]:
 def collect_geometry(
     analysis: Mapping[str, Evaluation], head: nn.Module, class_counts: Sequence[int], *, save_logits: bool
 ) -> dict[str, Tensor]:
-    """The content of raw_geo_epoch_N.pt: decisions on the test split, geometry of training features and classifier."""
+    """The content of raw_geo_epoch_N.pt: predictions on the test split, geometry of train features and classifier."""
     train, test = analysis["train"], analysis["test"]
     geometry = {
         "predictions": test.predictions,
@@ -140,18 +140,18 @@ def collect_geometry(
 
 
 def _remove_later(folder: Path, epoch: int) -> None:
-    """Delete what a run that goes on after `epoch` is yet to write: the files of later epochs and the final model."""
+    """Delete the files that a run resumed after `epoch` will write: later epochs and the final model."""
     for file in folder.iterdir():
         if file.name == FINAL_MODEL or file.suffix == ".partial" or (epoch_of(file) or 0) > epoch:
             file.unlink()
 
 
 def _free_name(path: Path) -> Path:
-    """path.1, or the next number that is free."""
+    """`path`.1, or the next free number."""
     number = 1
     while path.with_name(f"{path.name}.{number}").exists():
         number += 1
     return path.with_name(f"{path.name}.{number}")
 
 
-NUMBERS = ("epoch", "lr", "loss", "accuracy", "seconds", "images_per_second")  # of a record, in the history
+NUMBERS = ("epoch", "lr", "loss", "accuracy", "seconds", "images_per_second")  # of each record in the history

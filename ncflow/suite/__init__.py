@@ -1,4 +1,4 @@
-"""Many runs on many devices: which are missing, what runs them side by side, how far they are, what became of them."""
+"""Many runs on many devices: find missing runs, run them in parallel, show their progress, report their results."""
 
 from ncflow.suite.engines import ENGINES, Engine, create_engine
 from ncflow.suite.jobs import Claimed, Job, JobState, claimed, make_jobs

@@ -1,4 +1,4 @@
-"""Jobs on Ray, on this machine or across a cluster; the only home of ray, loaded when it is asked for."""
+"""Jobs on Ray, on this machine or on a cluster. Only this module imports ray, and only on demand."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ncflow.suite.process import GRACE, Ending, Task, run_task
 
 
 class RayEngine:
-    """A Ray cluster: a task of Ray for each job, which starts the training process on the machine that has room.
+    """Engine for a Ray cluster: each job is a Ray task, which starts training on a machine with room.
 
-    Ray is joined at `address`, at RAY_ADDRESS or where one runs on this machine, and else started here. Every machine
-    has ncflow installed and sees the project's folder under the same path. Whether a run is done is read from its
-    folder, not from Ray: a lost machine or a killed suite loses what was under way, and the next attempt goes on.
+    It connects to Ray at `address`, at RAY_ADDRESS or on this machine, and else starts Ray here. Every machine needs
+    ncflow and the project's folder under the same path. The run folder, not Ray, shows whether a run is done. After a
+    lost machine or a killed suite, the next attempt resumes the interrupted runs.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class RayEngine:
         if not self._ray.is_initialized():
             asked_to_end = signal.getsignal(signal.SIGTERM)
             self._ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-            if signal.getsignal(signal.SIGTERM) != asked_to_end:  # Ray's would end this process without clearing up
+            if signal.getsignal(signal.SIGTERM) != asked_to_end:  # Ray's handler would end this process without cleanup
                 signal.signal(signal.SIGTERM, asked_to_end)
         self._processes = processes or 1
         self._most = jobs or math.inf
@@ -45,26 +45,26 @@ class RayEngine:
         self._resources = share_of_machine(machines, processes=self._processes, jobs=jobs, jobs_per_gpu=jobs_per_gpu)
 
     def has_room(self) -> bool:
-        """All jobs but what exceeds `jobs` go to Ray at once: it knows what room there is, and may add machines."""
+        """Whether fewer than `jobs` jobs run or wait. Ray queues them: it knows the free room, and may add machines."""
         self._running = [attempt for attempt in self._running if attempt.poll() is None]
         self._say_if_waiting()
         return len(self._running) < self._most
 
     def _say_if_waiting(self) -> None:
-        """Say once what runs request and what is free, where none of them has begun."""
+        """Log once what the runs request and what is free, if no run has started."""
         waiting = [attempt for attempt in self._running if not attempt.has_started()]
         if self._said or not waiting or len(waiting) < len(self._running) or waiting[0].age() < PATIENCE:
             return
         self._said = True
         asked, free = self._resources, self._ray.available_resources()
         logging.getLogger("ncflow").warning(
-            "waiting for Ray: each run asks for %g CPUs and %g GPUs, free are %g CPUs and %g GPUs",
+            "waiting for Ray: each run requests %g CPUs and %g GPUs, free are %g CPUs and %g GPUs",
             asked["num_cpus"], asked["num_gpus"], free.get("CPU", 0), free.get("GPU", 0),
         )  # fmt: skip
 
     def start(self, job: Job) -> RayAttempt:
         threads = max(int(self._resources["num_cpus"]) // self._processes, 1)
-        # Another machine has its own environment: what ncflow and MLflow are told here goes along.
+        # Another machine has another environment: send it the variables of ncflow and MLflow.
         told = {name: value for name, value in os.environ.items() if name.startswith(("NCFLOW_", "MLFLOW_"))}
         task = Task(
             job.arguments,
@@ -80,23 +80,23 @@ class RayEngine:
 
 
 class RayAttempt:
-    """A job's task handed to Ray, waiting there or under way."""
+    """A job's task in Ray, waiting or running."""
 
     def __init__(self, ray: Any, job: Job, task: Task, resources: dict[str, float]) -> None:
         self._ray, self._log = ray, task.log
         task.log.parent.mkdir(parents=True, exist_ok=True)
         task.log.touch()
         self._size, self._since = task.log.stat().st_size, time.monotonic()
-        # Retries are the suite's, which counts them and says why; Ray's own would hide both.
+        # The suite retries: it counts the attempts and logs the reason. Retries by Ray would hide both.
         remote = ray.remote(run_job).options(max_retries=0, name=task.log.stem, **resources)
         self._ref = remote.remote(job, task, dict(IMPORTED))
 
     def age(self) -> float:
-        """Seconds since it was handed over."""
+        """Seconds since the task was submitted."""
         return time.monotonic() - self._since
 
     def has_started(self) -> bool:
-        """Whether its process has written something: until then it may be waiting for room."""
+        """Whether its process has written to the log; before that it may wait for room."""
         return self._log.stat().st_size > self._size
 
     def poll(self) -> Ending | None:
@@ -109,15 +109,15 @@ class RayAttempt:
             return Ending(LOST, f"lost by Ray: {str(error).strip().splitlines()[0]}")
 
     def ask_to_end(self) -> None:
-        self._ray.cancel(self._ref)  # interrupts `run_task`, which ends the process in order
+        self._ray.cancel(self._ref)  # interrupts `run_task`, which ends the process cleanly
 
     def end(self) -> None:
         self._ray.wait([self._ref], timeout=GRACE)
 
 
 def run_job(job: Job, task: Task, imported: dict[str, str]) -> Ending:
-    """Run a job's task, in a process of Ray; while it waited for room there, others may have finished the run."""
-    IMPORTED.update(imported)  # which belong to what a finished run is, and are not imported here
+    """Run a job's task in a Ray process; skip it if others finished the run while it waited."""
+    IMPORTED.update(imported)  # compared with those of a finished run; not imported here
     if job.is_spared():
         return Ending(Exit.TAKEN, "finished by another process")
     return run_task(task)
@@ -126,10 +126,10 @@ def run_job(job: Job, task: Task, imported: dict[str, str]) -> Ending:
 def share_of_machine(
     machines: list[dict[str, float]], *, processes: int, jobs: int | None, jobs_per_gpu: int | None
 ) -> dict[str, float]:
-    """The CPUs and GPUs of Ray that a job takes, so that the jobs of a machine share all of it.
+    """The CPUs and GPUs that a job requests from Ray; together the jobs use the whole machine.
 
-    On GPUs, each process takes one or 1/`jobs_per_gpu` of one, and CPUs in proportion. Without, `jobs` are spread over
-    the machines, one on each by default.
+    With GPUs, each process takes one GPU or 1/`jobs_per_gpu` of one, and CPUs in proportion. Without GPUs, `jobs` are
+    spread over the machines; the default is one per machine. Raises ValueError if no machine has enough GPUs.
     """
     with_gpus = [machine for machine in machines if machine.get("GPU", 0) > 0]
     if with_gpus or jobs_per_gpu:
@@ -148,7 +148,7 @@ def share_of_machine(
 
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run` it would install all of it once more
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would install everything again
     try:
         import ray
     except ModuleNotFoundError:
@@ -156,5 +156,5 @@ def _import_ray() -> Any:
     return ray
 
 
-PATIENCE = 15.0  # seconds in which Ray may start its workers without a word
-LOST = -1  # no exit code came back
+PATIENCE = 15.0  # seconds that Ray may need to start its workers, without a warning
+LOST = -1  # exit code of a task that Ray lost

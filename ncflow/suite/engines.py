@@ -1,4 +1,4 @@
-"""Where jobs run: engines turn a job into a task and start it when there is room. Ray's is loaded on demand."""
+"""Engines turn a job into a task and start it when there is room. Ray's engine is loaded on demand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ncflow.suite.process import Attempt, Ending, Task, cpus
 
 
 class Running(Protocol):
-    """A job under way."""
+    """A running job."""
 
     def has_started(self) -> bool: ...
     def poll(self) -> Ending | None: ...
@@ -21,7 +21,7 @@ class Running(Protocol):
 
 
 class Engine(Protocol):
-    """What a suite needs of an engine: whether there is room for another job, and to start it."""
+    """The interface of an engine: whether it has room for another job, and how to start the job."""
 
     def has_room(self) -> bool: ...
     def start(self, job: Job) -> Running: ...
@@ -35,13 +35,14 @@ def create_engine(
     jobs_per_gpu: int | None = None,
     address: str | None = None,
 ) -> Engine:
-    """An engine by name, for jobs of so many processes each.
+    """Create an engine by name, for jobs of `processes` processes each.
 
-    `jobs` is how many run side by side at most, `jobs_per_gpu` how many share a GPU, `address` a Ray cluster.
+    `jobs` is the highest number of jobs in parallel. `jobs_per_gpu` is how many jobs share a GPU. `address` is that of
+    a Ray cluster. Raises ValueError for an unknown name and for options that contradict each other.
     """
     module, _, factory = lookup(ENGINES, name, "engine").partition(":")
     if address and name != "ray":
-        raise ValueError(f"an address is that of a Ray cluster, got '{address}' for engine {name}; use --engine ray")
+        raise ValueError(f"only engine ray takes an address, got '{address}' for engine {name}; use --engine ray")
     options = {"address": address} if name == "ray" else {}
     create = getattr(importlib.import_module(module), factory)
     if jobs_per_gpu and (processes or 1) > 1:
@@ -51,9 +52,9 @@ def create_engine(
 
 
 class LocalEngine:
-    """This machine, divided into equal slots: each has a share of its CPUs, and of its GPUs one or several.
+    """Engine for this machine, divided into equal slots: each slot has a share of the CPUs and one or more GPUs.
 
-    By default one slot, with a process for each GPU; with `jobs_per_gpu` as many slots as that makes.
+    The default is one slot with one process per GPU. `jobs_per_gpu` sets the number of slots per GPU.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class LocalEngine:
     ) -> None:
         gpus = visible_gpus()
         if jobs_per_gpu and not gpus:
-            raise ValueError(f"{jobs_per_gpu} jobs per GPU were asked for, but this machine has no GPU; use --jobs")
+            raise ValueError(f"expected a GPU for {jobs_per_gpu} jobs per GPU, but this machine has no GPU; use --jobs")
         by_gpu = jobs_per_gpu * len(gpus) if jobs_per_gpu else None
         jobs = min((limit for limit in (jobs, by_gpu) if limit), default=1)
         self._processes = processes or max(len(gpus) // jobs, 1)
@@ -74,7 +75,7 @@ class LocalEngine:
 
     def start(self, job: Job) -> Attempt:
         slot = self._free_slot()
-        assert slot is not None, "asked to start a job without room for it"
+        assert slot is not None, "start a job only if there is room"
         task = Task(
             job.arguments,
             job.root,
@@ -93,19 +94,19 @@ class LocalEngine:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; torch says how many there are."""
+    """The GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES and counted by torch."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None and not named.strip():
         return []
     import torch
 
-    count = torch.cuda.device_count()  # CUDA ends the list at the first name that is no GPU, such as -1
+    count = torch.cuda.device_count()  # CUDA ends the list at the first invalid name, such as -1
     names = [str(gpu) for gpu in range(count)] if named is None else [gpu.strip() for gpu in named.split(",")]
     return names[:count]
 
 
 def _share_of_gpus(gpus: list[str], slot: int, processes: int) -> tuple[str, ...] | None:
-    """The next `processes` GPUs in turn, each slot beginning where the one before it ended; None if there are none."""
+    """The next `processes` GPUs in turn, after those of the slot before; None without GPUs."""
     if not gpus:
         return None
     return tuple(dict.fromkeys(gpus[(slot * processes + rank) % len(gpus)] for rank in range(processes)))

@@ -1,4 +1,4 @@
-"""A job: one configuration to train, the files that tell whether it is done, and the lock of who trains it."""
+"""A job: one configuration to train, the files that show whether it is done, and the lock of its run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ncflow.yaml_files import dump_yaml
 
 
 class Claimed(SystemExit):
-    """Another process trains this run. Not caught, it ends this process with the exit code for that."""
+    """Another process trains this run. If not caught, it ends this process with exit code `Exit.TAKEN`."""
 
     def __init__(self, name: str) -> None:
         super().__init__(Exit.TAKEN)
@@ -32,7 +32,7 @@ class Claimed(SystemExit):
 
 
 class JobState(StrEnum):
-    """How far a job is, in the order of a suite's summary."""
+    """The state of a job, in the order of a suite's summary."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -42,7 +42,7 @@ class JobState(StrEnum):
 
 @dataclass
 class Job:
-    """One configuration, its state, and the reason for that."""
+    """One configuration, its state, and the reason for the state."""
 
     params: Params
     root: Path
@@ -52,9 +52,9 @@ class Job:
     attempts: int = 0
     started: float = 0.0  # seconds of a monotonic clock
     ended: float = 0.0
-    epochs_before: int = 0  # of an interrupted run that is continued
-    replaced: int = 0  # when the history was written that training will move aside, with all of a finished run
-    anew: bool = False  # trained even where it is finished
+    epochs_before: int = 0  # epochs that a resumed run had before
+    replaced: int = 0  # mtime of the history of a finished run that training will move aside
+    anew: bool = False  # train it even if it is finished
 
     @property
     def name(self) -> str:
@@ -70,13 +70,13 @@ class Job:
 
     @property
     def result(self) -> Path:
-        """The file in which its process says how it ended."""
+        """The file to which its process writes how it ended."""
         return self.log.with_name(f"{self.name}.result.json")
 
     def epochs_done(self) -> int:
-        """Epochs in the history that training keeps in the run folder; a waiting job has none.
+        """The number of epochs in the history in the run folder; 0 if there is no history.
 
-        That of a finished run, which is there until training moves it aside, does not count.
+        The history of an earlier finished run does not count. It stays there until training moves it aside.
         """
         with suppress(OSError, ValueError):
             if self._history.stat().st_mtime_ns != self.replaced:
@@ -84,7 +84,7 @@ class Job:
         return 0
 
     def note_replaced(self) -> None:
-        """Before training starts: remember the history that it will replace, if it will."""
+        """Remember the history that training will replace, if any. Call it before training starts."""
         self.replaced = 0
         with suppress(OSError):
             if is_finished(self.folder):
@@ -95,20 +95,20 @@ class Job:
         return self.folder / HISTORY
 
     def has_model(self) -> bool:
-        """Whether the run folder holds the final model of this very configuration."""
+        """Whether the run folder holds the final model of exactly this configuration."""
         return _has_model(self.folder, self.params)
 
     def is_finished(self) -> bool:
-        """Whether there is the final model, and nothing is left to do for it."""
+        """Whether the final model exists, no unfinished state is left, and no process trains the run."""
         unfinished = (self.root / ".ncflow" / "state").glob(f"{self.name}-{run_digest(self.params)}*")
         return self.has_model() and not any(unfinished) and not self.is_claimed()
 
     def is_spared(self) -> bool:
-        """Whether it needs no training, as it is finished, by whomever; one that is trained `anew` does."""
+        """Whether to skip it because its run is finished; false if `anew` is set."""
         return not self.anew and self.is_finished()
 
     def is_claimed(self) -> bool:
-        """Whether a training process, perhaps one that another suite has left behind, is at work on this run."""
+        """Whether a process trains this run now, for example one that another suite left behind."""
         try:
             with claimed(self.root, self.name):
                 return False
@@ -125,9 +125,9 @@ def make_jobs(
     options: Sequence[str] = (),
     command: Sequence[str] = ("-m", "ncflow", "train"),
 ) -> list[Job]:
-    """A job for each configuration, its file written; `command` is what Python is started with to train it.
+    """One job per configuration; writes the configuration files.
 
-    `options` are more options of that command, the same for all jobs.
+    `command` holds the arguments of Python that start training. `options` are more arguments, the same for all jobs.
     """
     tags = ("--group", group, "--suite", suite, *options)
     return [Job(params, root, (*command, "--config", str(_write_config(params, root)), *tags)) for params in configs]
@@ -135,9 +135,9 @@ def make_jobs(
 
 @contextmanager
 def claimed(root: Path, name: str) -> Iterator[None]:
-    """Inside, no other process trains models/<name>; raises Claimed where one does.
+    """Hold the lock on models/<name>: inside, no other process trains it. Raises Claimed if another process does.
 
-    It is a lock on a file, which the system frees however the process ends.
+    It is a file lock. The system releases it when the process ends, even after a crash.
     """
     file = root / ".ncflow" / "locks" / f"{name}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -153,19 +153,19 @@ def claimed(root: Path, name: str) -> Iterator[None]:
 
 
 def _has_model(folder: Path, params: Params) -> bool:
-    """Whether `folder` holds the final model of a configuration that differs from `params` in no more than its name.
+    """Whether `folder` holds the final model of a configuration equal to `params`, except for its name.
 
-    And, where files of the user's own were imported, of the same content of these.
+    Files that the user imports must have the same content, too.
     """
     if not is_finished(folder):
         return False
-    with suppress(ValueError):  # no configuration, or one that this version does not understand
+    with suppress(ValueError):  # no configuration, or one that this version cannot read
         return load_params(folder / CONFIG).digest() == params.digest() and _imported(folder) == IMPORTED
     return False
 
 
 def _imported(folder: Path) -> dict[str, str]:
-    """The digests of the files that a run had imported."""
+    """The digests of the user's files that a run imported."""
     try:
         return read_provenance(folder).imports
     except ValueError:
@@ -173,10 +173,10 @@ def _imported(folder: Path) -> dict[str, str]:
 
 
 def _write_config(params: Params, root: Path) -> Path:
-    """Under a name that only the same configuration has: a waiting job reads it later, beside jobs of other suites."""
+    """Write the configuration to a file named by its digest: a waiting job reads it later, as may other suites."""
     file = root / ".ncflow" / "suite" / f"{params.exp_name}-{params.digest()}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")  # another suite may be writing the same
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")  # another suite may write the same file now
     try:
         temporary.write_text(dump_yaml(params.resolved()))
         temporary.replace(file)

@@ -1,4 +1,4 @@
-"""One run in several processes of this machine: they find each other, and end together."""
+"""One run in several processes of this machine: start them together and end them together."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ncflow.exits import Exit
 from ncflow.interruption import end_if_asked
 from ncflow.suite.process import GRACE, cpus, python
 
-PATIENCE = 10.0  # seconds for the others to say, and log, what ended the first
+PATIENCE = 10.0  # seconds for the other processes to log why the first one ended
 
 
 def is_launched() -> bool:
-    """Whether this process is one of those that a launcher has started: `launch`, torchrun or Accelerate."""
+    """Whether a launcher has started this process: `launch`, torchrun or Accelerate."""
     return "LOCAL_RANK" in os.environ
 
 
 def is_first() -> bool:
-    """Whether this is the first of the processes that a launcher has started, or the only one."""
+    """Whether this is the first process of a launcher, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run Python in so many processes that train together; the exit code is 0, or that of the first that failed.
+    """Run Python in `processes` processes that train together; return 0 or the exit code of the first failure.
 
-    One that fails takes the others with it. SIGTERM, as `interruptible` raises it, reaches all of them.
+    If one process fails, all others end, too. SIGTERM, as `interruptible` raises it, is sent to all of them.
     """
     together = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": _free_port()}
     share = {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in together.items()}}
@@ -42,7 +42,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         while None in (codes := [process.poll() for process in running]) and not any(codes):
             end_if_asked()
             time.sleep(0.1)
-        if {Exit.AGAIN, Exit.TAKEN} & {*codes}:  # nothing is wrong, and the others wait for a process that has gone
+        if {Exit.AGAIN, Exit.TAKEN} & {*codes}:  # no error, but the others would wait for a process that has ended
             _ask_to_end(running)
     except SystemExit:
         _ask_to_end(running)
@@ -53,7 +53,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
 
 
 def _exit_code(failed: Sequence[int]) -> int:
-    """A signal comes first, as shells write it, then codes that ncflow chose: the others only noticed an absence."""
+    """A signal comes first, coded as in shells, then the codes of ncflow: other failures are only consequences."""
     code = min(failed, key=lambda code: (code >= 0, code not in (Exit.CHANGE, Exit.TAKEN), code), default=0)
     return 128 - code if code < 0 else code
 
@@ -65,7 +65,7 @@ def _ask_to_end(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait, ask, and leave nothing."""
+    """Wait, ask all processes to end, wait again, then kill them."""
     _wait(running, PATIENCE)
     _ask_to_end(running)
     _wait(running, GRACE)

@@ -1,4 +1,4 @@
-"""One training process on this machine: its share of it, its output in a log, an orderly end, and why it ended."""
+"""One training process on this machine: its share of CPUs and GPUs, its log, how to end it, and why it ended."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pathlib import Path
 
 from ncflow.exits import RESULT, read_reason
 
-PROCESSES = "NCFLOW_PROCESSES"  # tells training how many processes it should be
-GRACE = 60.0  # seconds between asking a process to end and ending it
+PROCESSES = "NCFLOW_PROCESSES"  # environment variable: the number of training processes
+GRACE = 60.0  # seconds between asking a process to end and killing it
 
 
 @dataclass(frozen=True)
 class Task:
-    """What Python is started with, in how many processes of how many threads: all that another machine must know.
+    """Arguments of Python, number of processes, threads of each: everything another machine needs to start training.
 
-    `gpus` are the GPUs it may see; None leaves that to the machine.
+    `gpus` are the GPUs that it may use; None means all GPUs of the machine.
     """
 
     arguments: tuple[str, ...]
@@ -38,24 +38,24 @@ class Task:
 
 @dataclass(frozen=True)
 class Ending:
-    """An exit code, negative for a signal, and one line that says why."""
+    """An exit code, negative for a signal, and the reason in one line."""
 
     code: int
     reason: str
 
 
 class Attempt:
-    """A task under way on this machine; `poll` gives its ending once there is one."""
+    """A running task on this machine; `poll` returns its ending, None while it runs."""
 
     def __init__(self, task: Task) -> None:
         task.log.parent.mkdir(parents=True, exist_ok=True)
         with task.log.open("ab") as log:
-            # The first line tells a suite on another machine that this one has taken the task up.
+            # A suite on another machine sees by the first line that this machine has started the task.
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(task.arguments)}\n".encode())
             log.flush()
             self._result = task.result
             self._result.unlink(missing_ok=True)  # of an earlier attempt
-            # In a session of its own: Ctrl-C in a terminal reaches the suite alone, which then ends its jobs in order.
+            # In its own session: Ctrl-C in a terminal reaches only the suite, which then ends its jobs in order.
             self._process = subprocess.Popen(
                 python(*task.arguments),
                 cwd=task.cwd,
@@ -67,7 +67,7 @@ class Attempt:
             )
 
     def has_started(self) -> bool:
-        """Whether a machine has taken it up: this one has."""
+        """Whether a machine has started it; always true here."""
         return True
 
     def poll(self) -> Ending | None:
@@ -75,12 +75,12 @@ class Attempt:
         return None if code is None else Ending(code, explain(code, self._result))
 
     def ask_to_end(self) -> None:
-        """As schedulers do: training then saves its state and exits."""
+        """Send SIGTERM, as schedulers do: training then saves its state and exits."""
         if self._process.poll() is None:
             self._process.terminate()
 
     def end(self, grace: float = GRACE) -> None:
-        """Ask, wait, and after `grace` seconds leave nothing of it."""
+        """Ask it to end, wait at most `grace` seconds, then kill its process group."""
         self.ask_to_end()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(grace)
@@ -89,7 +89,7 @@ class Attempt:
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process that leads a session, and what it has started itself; on Windows itself alone."""
+    """Kill a process that leads a session, and its child processes; on Windows only the process itself."""
     with suppress(ProcessLookupError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
@@ -98,8 +98,8 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_task(task: Task) -> Ending:
-    """Run a task to its end; whatever interrupts this ends the task first."""
-    # Where a script started the suite in the background, all ignore SIGINT, and Ray could not interrupt this.
+    """Run a task and return its ending; an interruption ends the task first."""
+    # A script that starts the suite in the background makes it ignore SIGINT. Ray interrupts tasks by SIGINT.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     attempt = Attempt(task)
@@ -112,39 +112,39 @@ def run_task(task: Task) -> Ending:
 
 
 def python(*arguments: str) -> list[str]:
-    """The command that starts Python, which is asked to end when its parent has died."""
-    if sys.platform != "linux":  # only Linux promises it
+    """The command that starts Python; on Linux the process gets SIGTERM when its parent dies."""
+    if sys.platform != "linux":  # only Linux supports it
         return [sys.executable, *arguments]
     return [sys.executable, "-ISc", _END_WITH_PARENT, sys.executable, *arguments]
 
 
 def explain(code: int, result: Path) -> str:
-    """Why a process ended, in one line: the signal that killed it, else what it wrote, else its exit code."""
+    """Why a process ended, in one line: the signal that killed it, else the reason it wrote, else its exit code."""
     if name := _signal(code):
         return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
     return read_reason(result) or f"exit code {code}"
 
 
 def _signal(code: int) -> str:
-    """The signal that an exit code tells of, if it does: below 0, or above 128 of one of several processes."""
+    """The signal of an exit code, else empty: below 0, or above 128 for one of several processes."""
     names = {number.value: number.name for number in signal.Signals}
     return names.get(-code, f"signal {-code}") if code < 0 else names.get(code - 128, "")
 
 
 def cpus() -> int:
-    """The CPUs that this process may use, which on a cluster are fewer than the machine has."""
+    """The number of CPUs that this process may use; on a cluster often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _share(task: Task) -> dict[str, str]:
-    """The environment that holds a task to its share of the machine."""
+    """The environment variables that limit a task to its share of the machine."""
     share = {PROCESSES: str(task.processes), "OMP_NUM_THREADS": str(task.threads), RESULT: str(task.result)}
     if task.gpus is not None:
         share["CUDA_VISIBLE_DEVICES"] = ",".join(task.gpus)
     return task.environment | share
 
 
-# Becomes the task once the system (Linux) has promised to ask it to end, by SIGTERM, when its parent has died.
+# Asks Linux to send SIGTERM to this process when its parent dies, then becomes the task.
 _END_WITH_PARENT = """
 import ctypes, os, sys
 getattr(ctypes.CDLL(None), "prctl", lambda *options: None)(1, 15)

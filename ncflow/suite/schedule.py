@@ -1,4 +1,4 @@
-"""The order of a suite: what is done stays, what is missing starts when there is room, what was killed starts again."""
+"""The schedule of a suite: skip finished jobs, start missing jobs when there is room, and restart killed jobs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def run_suite(
     force: bool = False,
     pause: float = 0.2,
 ) -> Generator[None, None, None]:
-    """Bring every job to its end, done or failed, and yield after every look at them, `pause` seconds apart.
+    """Run every job until it is done or failed, and yield after each check of all jobs.
 
-    Jobs whose run is finished already, or by others before its turn, are not started, unless `force`d; jobs at which
-    another process is at work are left to it. `prepare` makes the snapshot of some parameters, here and before the
-    first job that needs it. A job that ended from outside is started again up to `retries` times; one that says what is
-    wrong is not. Leaving early, by an error or by closing this generator, ends the jobs that are under way in order.
+    `pause` is the time between two checks in seconds. Finished runs are skipped, unless `force` is set; this includes
+    runs that others finish meanwhile. Jobs wait while another process trains their run. `prepare` makes the snapshot
+    for some parameters; it is called in this process before the first job that needs it. A job that was killed or
+    crashed is restarted up to `retries` times. A job that reports an error of the user is not restarted. An error, or
+    closing this generator early, ends all running jobs in order.
     """
     running: dict[str, Running] = {}
     prepare = _once(prepare)
@@ -36,7 +37,7 @@ def run_suite(
         for job in jobs:
             job.anew = force
             if job.is_spared():
-                job.state, job.reason = JobState.DONE, "before; --force trains it anew"
+                job.state, job.reason = JobState.DONE, "before; --force trains it again"
         yield
         while open_jobs := [job for job in jobs if job.state in (JobState.WAITING, JobState.RUNNING)]:
             for job in open_jobs:
@@ -52,12 +53,12 @@ def run_suite(
 
 
 def _start(job: Job, running: dict[str, Running], engine: Engine, prepare: Callable[[Params], str]) -> None:
-    """Start a waiting job, unless another process, perhaps one that a killed suite has left, is or was at it."""
+    """Start a waiting job, unless another process trains or has trained it, for example one of a killed suite."""
     if job.is_claimed():
         job.reason = ELSEWHERE
     elif problem := prepare(job.params):
         job.state, job.reason = JobState.FAILED, problem
-    elif job.is_spared():  # asked last: a snapshot may have taken long
+    elif job.is_spared():  # checked last: a snapshot may take long
         job.state, job.reason = JobState.DONE, "by another process"
     else:
         job.note_replaced()
@@ -67,7 +68,7 @@ def _start(job: Job, running: dict[str, Running], engine: Engine, prepare: Calla
 
 
 def _look_at(job: Job, running: dict[str, Running], retries: int) -> None:
-    """Note that a job has begun or, at a later look, so that each is seen, how it ended: a killed one waits again."""
+    """Record that a job has started or, in a later check, how it ended; a killed job waits again."""
     if job.state == JobState.WAITING and running[job.name].has_started():
         job.state, job.started = JobState.RUNNING, time.monotonic()
         job.epochs_before = 0 if job.replaced else job.epochs_done()
@@ -83,7 +84,7 @@ def _look_at(job: Job, running: dict[str, Running], retries: int) -> None:
 
 
 def _outcome(job: Job, ending: Ending, retries: int) -> tuple[JobState, str]:
-    """State and reason of a job whose process has ended; its exit code alone does not say what it has trained."""
+    """State and reason of a job whose process has ended. Exit code 0 alone does not prove that the model exists."""
     if ending.code == Exit.DONE:
         if job.has_model():
             return JobState.DONE, ""
@@ -96,7 +97,7 @@ def _outcome(job: Job, ending: Ending, retries: int) -> tuple[JobState, str]:
 
 
 def _once(prepare: Callable[[Params], Any]) -> Callable[[Params], str]:
-    """`prepare`, called once for each data set; gives what went wrong with it, or nothing."""
+    """`prepare`, called once for each data set; returns the error as text, empty if there is none."""
     problems: dict[str, str] = {}
 
     def prepare_once(params: Params) -> str:
@@ -105,7 +106,7 @@ def _once(prepare: Callable[[Params], Any]) -> Callable[[Params], str]:
             try:
                 prepare(params)
                 problems[key] = ""
-            except Exception as error:  # whatever it is, the jobs on other data sets go on
+            except Exception as error:  # any error: jobs on other data sets continue
                 problems[key] = f"no snapshot: {error or type(error).__name__}"
         return problems[key]
 
@@ -113,7 +114,7 @@ def _once(prepare: Callable[[Params], Any]) -> Callable[[Params], str]:
 
 
 def _end(running: Sequence[Running]) -> None:
-    """All are asked first, so that they end side by side."""
+    """End all attempts; ask all of them first, so that they end in parallel."""
     for attempt in running:
         attempt.ask_to_end()
     for attempt in running:
@@ -121,5 +122,5 @@ def _end(running: Sequence[Running]) -> None:
 
 
 ELSEWHERE = "another process trains it"
-BARE = "does not hold the final model of its configuration; see its log, then start the same suite again"
-LAG = 60.0  # seconds until a file that another machine has written is seen here: NFS remembers what was not there
+BARE = "does not hold the final model of its configuration; see its log, then rerun the same suite"
+LAG = 60.0  # seconds until a file from another machine is visible here: NFS caches missing files

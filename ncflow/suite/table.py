@@ -1,4 +1,4 @@
-"""What a suite looks like while it runs and when it failed: a live table in a terminal, else a line for each job."""
+"""The progress of a suite: a live table in a terminal, else one line per event; and the list of failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def watch(looks: Iterable[object], jobs: Sequence[Job], *, say: Callable[[str], None], console: Console) -> None:
-    """Go through a suite's looks at its jobs and show them: live if `console` is a terminal, else by lines to `say`."""
+    """Run a suite through its checks and show its jobs: live if `console` is a terminal, else as lines to `say`."""
     view = View(jobs)
     if not console.is_terminal:
         for _ in looks:
@@ -32,13 +32,13 @@ def watch(looks: Iterable[object], jobs: Sequence[Job], *, say: Callable[[str], 
 
 
 def failures(jobs: Iterable[Job]) -> str:
-    """Which jobs failed, why, and where the rest can be read; empty if none did."""
+    """The failed jobs as text, with reason and log file; empty if no job failed."""
     return "\n".join(f"  {job.name}: {job.reason}\n    log: {job.log}" for job in jobs if job.state == JobState.FAILED)
 
 
 @dataclass
 class View:
-    """A suite's jobs and the time since it began."""
+    """The view of a suite: its jobs and its start on a monotonic clock, in seconds."""
 
     jobs: Sequence[Job]
     began: float = field(default_factory=time.monotonic)
@@ -46,7 +46,7 @@ class View:
     _drawn: float = 0.0
 
     def screen(self) -> Group:
-        """How many jobs there are of each state, and a table of those that are under way or have failed."""
+        """The number of jobs in each state, and a table of the running and failed jobs."""
         from rich.console import Group
         from rich.table import Table
 
@@ -58,14 +58,14 @@ class View:
         return Group(self.summary(), *[table] * bool(table.row_count))
 
     def summary(self) -> str:
-        """Such as "3 waiting, 2 running, 1 done, 0 failed, 12.5 epochs/min, 4 min left"."""
+        """The summary, such as "3 waiting, 2 running, 1 done, 0 failed, 12.5 epochs/min, 4 min left"."""
         count = Counter(job.state for job in self.jobs)
         left = self.seconds_left()
         rate = [f"{60 * self.rate():.3g} epochs/min", f"{duration(left)} left"] if left else []
         return ", ".join([*(f"{count[state]} {state}" for state in JobState), *rate])
 
     def news(self) -> list[str]:
-        """A line for each job that has started or ended since the last call."""
+        """One line for each job whose state or reason has changed since the last call."""
         lines = []
         for job in self.jobs:
             now = (job.state, job.reason)
@@ -80,7 +80,7 @@ class View:
         return max(trained, 0) / max(time.monotonic() - self.began, 1e-9)
 
     def seconds_left(self) -> float | None:
-        """What the missing epochs will take at the rate so far; None before there is one, or when none is missing."""
+        """Seconds for the missing epochs at the average rate; None without a rate or without missing epochs."""
         missing = sum(
             job.params.train.epochs - (job.epochs_done() if job.state == JobState.RUNNING else 0)
             for job in self.jobs
@@ -89,7 +89,7 @@ class View:
         return missing / self.rate() if missing and self.rate() else None
 
     def is_due(self) -> bool:
-        """Whether the last drawing is a second old; the files that tell how far a job is may be on a slow disk."""
+        """Whether the last update is a second old; progress is read from files, which may be on a slow disk."""
         due = time.monotonic() - self._drawn > 1
         self._drawn = time.monotonic() if due else self._drawn
         return due
@@ -103,14 +103,14 @@ class View:
 
 
 def duration(seconds: float) -> str:
-    """Such as "40 s", "12 min", "3.5 h"."""
+    """A duration as text, such as "40 s", "12 min", "3.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _news(job: Job) -> str:
-    """What has just become of a job."""
+    """The new state of a job, as text."""
     took = f" in {duration(job.ended - job.started)}" if job.ended and job.started else ""
     return {
         JobState.WAITING: f"waits: {job.reason}",
@@ -121,7 +121,7 @@ def _news(job: Job) -> str:
 
 
 def _rate(job: Job) -> str:
-    """Epochs per minute of this attempt, and the time that it needs for the rest of them."""
+    """Epochs per minute of this attempt, and the time left."""
     done = job.epochs_done()
     rate = (done - job.epochs_before) / max(time.monotonic() - job.started, 1e-9)
     left = (job.params.train.epochs - done) / rate if rate > 0 else None

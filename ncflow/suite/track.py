@@ -1,4 +1,4 @@
-"""What a suite produced, under DVC's control: a small file for each run and snapshot, a folder of them per group."""
+"""Track the results of a suite with DVC: one small file per run and snapshot, one folder of them per group."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ FOLDER, SNAPSHOTS = "suites", "snapshots"
 
 
 def track(group: str, *, root: Path, runs: Iterable[Path], snapshots: Iterable[Path]) -> list[str]:
-    """Let DVC cache run folders and snapshots; returns the folders of their .dvc files, for git and as DVC's targets.
+    """Let DVC cache run folders and snapshots; return the folders of their .dvc files, for git and DVC.
 
-    `dvc push -R` and `dvc pull -R` with these move a group as one: suites/<group> has its runs, suites/snapshots what
-    groups share. Runs of the group that are not here stay tracked as they were.
+    `dvc push -R` and `dvc pull -R` with these folders transfer a whole group. suites/<group> holds its runs, and
+    suites/snapshots the shared snapshots. Runs of the group that are not here stay tracked. Raises ValueError if DVC
+    fails, with its reason.
     """
     files = [_tracked(root, group, folder) for folder in runs] + [_tracked(root, SNAPSHOTS, data) for data in snapshots]
     command = [sys.executable, "-m", "dvc", "commit", "--force", *map(str, files)]
@@ -31,14 +32,14 @@ def track(group: str, *, root: Path, runs: Iterable[Path], snapshots: Iterable[P
 
 
 def _last_words(said: str) -> str:
-    """What DVC says is wrong, without its progress bars and where it offers help."""
+    """The errors that DVC printed, without progress bars and offers of help."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", said) if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return "; ".join(errors) or (lines or ["it does not say why"])[-1]
 
 
 def _tracked(root: Path, name: str, folder: Path) -> Path:
-    """The .dvc file of a folder; it lies apart, as what is beside the folder is hidden from git."""
+    """The .dvc file of a folder, in another place because git ignores the files next to the folder."""
     file = root / FOLDER / name / f"{folder.name}.dvc"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)

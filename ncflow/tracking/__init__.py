@@ -1,4 +1,4 @@
-"""Runs in MLflow, of which this is the only home."""
+"""Runs in MLflow. Only this package imports mlflow."""
 
 from ncflow.tracking.pages import ui, ui_address, ui_command
 from ncflow.tracking.runs import RunLogger, has_finished, start_run

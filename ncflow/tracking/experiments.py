@@ -1,4 +1,4 @@
-"""MLflow's experiments: which one is meant, and what to do where it is not there any more."""
+"""MLflow's experiments: which one to use, and errors for deleted ones."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def find_experiment(mlflow: Any, asked: str | None = None) -> Any:
-    """The experiment of this name or ID, else the one that the environment names, else MLflow's default.
+    """The experiment with the requested name or ID, else that of the environment, else MLflow's default.
 
-    Raises ValueError for one that is not there, and for one that was deleted, with the command that restores it.
+    Raises ValueError if it does not exist. Raises ValueError with the command that restores it if it was deleted.
     """
     if asked is not None:
         found, source = _by_name(mlflow, asked) or _by_id(mlflow, asked), "--experiment"
@@ -20,7 +20,7 @@ def find_experiment(mlflow: Any, asked: str | None = None) -> Any:
         found, source = _by_id(mlflow, asked), "MLFLOW_EXPERIMENT_ID"
     if found is None:
         names = sorted(experiment.name for experiment in mlflow.search_experiments())
-        raise ValueError(f"there is no experiment '{asked}' of {source} in MLflow; there are {', '.join(names)}")
+        raise ValueError(f"no experiment '{asked}' of {source} in MLflow; expected one of {', '.join(names)}")
     if found.lifecycle_stage == "deleted":
         raise ValueError(
             f"experiment '{found.name}' was deleted in MLflow; restore it with `uv run mlflow experiments restore "
@@ -30,13 +30,13 @@ def find_experiment(mlflow: Any, asked: str | None = None) -> Any:
 
 
 def refuse_deleted(mlflow: Any, run_id: str) -> None:
-    """Raise ValueError where a run, or its experiment, was deleted, with the command that restores it."""
+    """Raise ValueError with the command that restores a run or its experiment, if it was deleted."""
     run = mlflow.get_run(run_id)
     find_experiment(mlflow, run.info.experiment_id)
     if run.info.lifecycle_stage == "deleted":
         raise ValueError(
             f"run '{run.info.run_name}' was deleted in MLflow; restore it with `uv run mlflow runs restore --run-id "
-            f"{run_id}` and give the same command again, which then resumes it; without that, it starts a new run"
+            f"{run_id}`, then rerun the same command to resume it; otherwise the command starts a new run"
         )
 
 
@@ -47,5 +47,5 @@ def _by_name(mlflow: Any, name: str) -> Any:
 def _by_id(mlflow: Any, experiment_id: str) -> Any:
     try:
         return mlflow.get_experiment(experiment_id)
-    except mlflow.exceptions.MlflowException:  # no such ID, or text that is none
+    except mlflow.exceptions.MlflowException:  # no such ID, or text that is no ID
         return None

@@ -1,4 +1,4 @@
-"""A store whose project has moved: MLflow keeps absolute paths, which then lead to where the project was before."""
+"""Update the store of a project that has moved: MLflow stores absolute paths, which are then wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 from ncflow.files import write_text
 
 ARTIFACTS = "mlruns"
-# Every column of MLflow's tables that holds where files lie. Experiments come first: they say where new files will go.
+# All columns of MLflow's tables that hold locations. Experiments come first: they locate new files.
 COLUMNS = {
     "experiments": "artifact_location",
     "runs": "artifact_uri",
@@ -26,7 +26,7 @@ PATTERN = re.compile(rf"(?P<project>/.*)/{ARTIFACTS}/(?P<rest>[^/].*)")
 
 @dataclass(frozen=True)
 class _Row:
-    """A location in a table, the project below which it lies, and the way from its artifacts on."""
+    """A location in a table, its project, and its path relative to the project's artifacts."""
 
     table: str
     key: int
@@ -36,11 +36,11 @@ class _Row:
 
 
 def follow_project(database: Path, project: Path, *, writable: bool) -> str | None:
-    """Make the locations in an SQLite store lead to `project`, which holds it; says what was done, if anything.
+    """Update the locations in an SQLite store to `project`, which holds it; return a message, None if none changed.
 
-    A location is changed where the project has moved or was copied: it lies below another project, and its file is
-    here or is there no more. Others stay, such as a folder that the user chose. All changes are one transaction, and
-    the database before it is kept next to it. A store that may not be written stays, and the text says what that means.
+    A location changes if the project has moved or was copied: it is below another project, and its file is here or no
+    longer there. Other locations stay, such as a folder that the user chose. All changes are one transaction. A backup
+    of the database is saved next to it. A read-only store stays unchanged, and the message explains the effect.
     """
     if not database.is_relative_to(project):  # a store that several projects share
         return None
@@ -55,8 +55,8 @@ def follow_project(database: Path, project: Path, *, writable: bool) -> str | No
     before = ", ".join(sorted({row.project for row in moved}))
     if not writable:
         return (
-            f"{database} says that its files lie below {before}, but the project is now {project}, and the store may "
-            "not be written: files of its runs are not shown; open a copy of the project that you may write"
+            f"{database} has paths below {before}, but the project is now {project}, and the store "
+            "may not be written: files of its runs are not shown; open a writable copy of the project"
         )
     for row in moved:
         if row.table == "logged_models":
@@ -69,18 +69,18 @@ def follow_project(database: Path, project: Path, *, writable: bool) -> str | No
                 change = f"UPDATE {row.table} SET {COLUMNS[row.table]} = ? WHERE rowid = ?"
                 connection.execute(change, (location_of(here / row.rest), row.key))
     return (
-        f"the project has moved from {before} to {project}: {len(moved)} paths in {database.name} follow it; the store "
-        f"before is {backup.name}"
+        f"the project has moved from {before} to {project}: {len(moved)} paths in {database.name} were updated; "
+        f"the backup of the store is {backup.name}"
     )
 
 
 def location_of(path: Path) -> str:
-    """A path as MLflow keeps it: plain, or a URI where MLflow would take a part of the path for something else."""
+    """A path as MLflow stores it: plain, or a URI if the path has characters that MLflow would misread."""
     return path.as_uri() if any(sign in str(path) for sign in "%?#") else str(path)
 
 
 def _rows(connection: sqlite3.Connection, project: Path) -> Iterator[_Row]:
-    """All locations below the artifacts of another project; none where no experiment lies there."""
+    """All locations below the artifacts of another project; none if no experiment is there."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     for table, column in COLUMNS.items():
         if table not in tables:
@@ -91,12 +91,12 @@ def _rows(connection: sqlite3.Connection, project: Path) -> Iterator[_Row]:
             if match and match["project"] != str(project):
                 found = True
                 yield _Row(table, key, location, match["project"], match["rest"])
-        if table == "experiments" and not found:  # of thousands of runs none needs to be looked at
+        if table == "experiments" and not found:  # skip thousands of runs
             return
 
 
 def _path(location: str) -> str:
-    """The local path of a location; empty for one on a server."""
+    """The local path of a location; empty for a location on a server."""
     parts = urlsplit(location)
     if parts.scheme == "file":
         return unquote(parts.path)
@@ -104,12 +104,12 @@ def _path(location: str) -> str:
 
 
 def _follows(row: _Row, here: Path) -> bool:
-    """Whether this location is to be changed: always where new files go, else where the file is here or nowhere."""
+    """Whether to change a location: always for experiments, else if the file is here or does not exist."""
     return row.table == "experiments" or (here / row.rest).exists() or not _exists(Path(_path(row.location)))
 
 
 def _exists(path: Path) -> bool:
-    """Whether something is there that this user may see."""
+    """Whether a path exists and the user may read it."""
     try:
         return path.exists()
     except PermissionError:
@@ -117,7 +117,7 @@ def _exists(path: Path) -> bool:
 
 
 def _rewrite_model(file: Path, before: str, after: str) -> None:
-    """The description of a logged model names its place, too."""
+    """Update the path in the description of a logged model."""
     if file.is_file():
         text = file.read_text(encoding="utf-8")
         changed = re.sub(rf"(?m)^(artifact_path: ).*{re.escape(before)}.*$", lambda line: f"{line[1]}{after}", text)

@@ -1,4 +1,4 @@
-"""MLflow's UI on the project's store, opened on a page that lines the runs up."""
+"""MLflow's UI on the project's store, opened on the table of runs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ncflow.interruption import interruptible
 from ncflow.tracking.experiments import find_experiment
 from ncflow.tracking.stores import artifact_root, is_writable, sqlite_file, sqlite_uri, store, tracking_uri
 
-VIEW = "mlflow.sharedViewState.ncflow"  # the tag in which MLflow keeps a view that users share
-EVERYWHERE = ("0.0.0.0", "::", "")  # a server that answers at all addresses of its machine
+VIEW = "mlflow.sharedViewState.ncflow"  # the tag in which MLflow stores a shared view
+EVERYWHERE = ("0.0.0.0", "::", "")  # hosts that mean all addresses of the machine
 
 
 def ui_address(port: int = 5000, *, host: str = "127.0.0.1", experiment_id: str = "0") -> str:
-    """The address that opens MLflow straight on the runs of an experiment, with the columns that `ui` was given."""
+    """The address that opens MLflow on the runs of an experiment, with the columns that `ui` was given."""
     host = socket.gethostname() if host in EVERYWHERE else f"[{host}]" if ":" in host else host
     return f"http://{host}:{port}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=ncflow"
 
 
 def ui_command(root: Path) -> str:
-    """The command that opens the UI on the runs that commands in this environment write, to be typed in `root`."""
+    """The command, to run in `root`, that opens the UI on the runs written in this environment."""
     uri, words = os.environ.get("MLFLOW_TRACKING_URI"), ["uv run ncflow ui"]
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
     if urlsplit(uri or "").scheme in ("http", "https"):
@@ -45,7 +45,7 @@ def ui_command(root: Path) -> str:
 
 
 def _without_password(uri: str) -> str:
-    """An address that may be shown: of what stands before its @ only the name."""
+    """An address without the password before its @."""
     return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:…@", uri)
 
 
@@ -58,23 +58,23 @@ def ui(
     columns: Sequence[str] = ("attributes.Dataset",),
     experiment: str | None = None,
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """MLflow's server on the project's store and the address that it answers at, stopped on leaving.
+    """Start MLflow's server on the project's store and yield it with its address; stop it on exit.
 
-    `columns` of the runs table read like `metrics.test/acc/few`, `params.cfg.seed`, `tags.head`. `experiment` is a name
-    or an ID; default: the one that the environment names, else MLflow's default. A store that may not be written to is
-    shown as it is, without these columns unless they are kept in it. Raises ValueError for an experiment that is not
-    there, a port in use, and runs that are on a server already.
+    `columns` of the runs table have the form `metrics.test/acc/few`, `params.cfg.seed`, `tags.head`. `experiment` is a
+    name or an ID; the default is that of the environment, else MLflow's default. A read-only store is shown unchanged,
+    without these columns unless it already has them. Raises ValueError for an unknown experiment, for a port in use,
+    and if the runs are already on a server.
     """
     uri, cwd = tracking_uri(root), None
     if urlsplit(uri).scheme in ("http", "https"):
-        raise ValueError(f"the runs are on a server already: open {_without_password(uri)}")
+        raise ValueError(f"the runs are already on a server: open {_without_password(uri)}")
     if _answers(host, port):
-        raise ValueError(f"port {port} of {host} is in use; stop what answers there or take another, e.g. {port + 1}")
+        raise ValueError(f"port {port} of {host} is in use; stop its program or use another port, e.g. {port + 1}")
     if uri.startswith("sqlite:///"):
         file = sqlite_file(uri)
         if not file.exists() and not is_writable(uri):
-            raise ValueError(f"{file} is not there, and may not be made: expected a project with runs in MLflow")
-        server_uri, cwd = sqlite_uri(Path(file.name)), file.parent  # relative, as MLflow would quote the folder's name
+            raise ValueError(f"{file} does not exist and cannot be created: expected a project with runs in MLflow")
+        server_uri, cwd = sqlite_uri(Path(file.name)), file.parent  # relative: MLflow would quote the folder's name
     else:
         server_uri = uri
     where = ["--backend-store-uri", server_uri, "--default-artifact-root", artifact_root(root)]
@@ -85,7 +85,7 @@ def ui(
         if is_writable(uri) and found.tags.get(VIEW) != view:
             mlflow.MlflowClient().set_experiment_tag(found.experiment_id, VIEW, view)
         silent = subprocess.DEVNULL
-        # The environment as the store has made it, without telemetry; and without jobs, which saves four processes.
+        # The store has turned off telemetry in the environment. No job execution saves four processes.
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         server = subprocess.Popen(
             command, cwd=cwd, env=environment, stdout=silent, stderr=silent, start_new_session=True
@@ -98,24 +98,24 @@ def ui(
 
 
 def _view(columns: Sequence[str]) -> str:
-    """A view as MLflow keeps those that users share, in a tag of the experiment; left to itself it shows no metric."""
+    """A shared view, as MLflow stores it in a tag of the experiment; the default view shows no metric."""
     parts = (column.partition(".") for column in columns)
     return json.dumps({"selectedColumns": [f"{kind}.`{name}`" for kind, _, name in parts]})
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether something listens there."""
+    """Whether a server listens at this address."""
     try:
         with socket.create_connection(("localhost" if host in EVERYWHERE else host, port), timeout=5):
             return True
     except socket.gaierror as error:
-        raise ValueError(f"expected the name or the address of this machine, got --host {host}: {error}") from error
+        raise ValueError(f"expected a name or an address of this machine, got --host {host}: {error}") from error
     except OSError:
         return False
 
 
 def _wait_for(server: subprocess.Popen[bytes], command: str, host: str, port: int) -> None:
-    """Return when the server answers; it says nothing itself, so the error tells how to hear it."""
+    """Return when the server answers. Its output is hidden, so the error names the command that shows it."""
     while not _answers(host, port):
         if server.poll() is not None:
             raise RuntimeError(f"MLflow's server stopped with status {server.returncode}; to see why, run: {command}")
@@ -123,7 +123,7 @@ def _wait_for(server: subprocess.Popen[bytes], command: str, host: str, port: in
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server with the worker it has started, which is why it leads a process group of its own."""
+    """End the server and its worker, which share a process group."""
     with suppress(ProcessLookupError):
         if hasattr(os, "killpg"):
             os.killpg(server.pid, signal.SIGTERM)

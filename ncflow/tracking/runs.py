@@ -1,4 +1,4 @@
-"""A training run as a run in MLflow: what it logs, each step once, and how it ends."""
+"""A training run as an MLflow run: it logs each step once, and its end sets the status."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ def start_run(
     attempt: str | None = None,
     enabled: bool = True,
 ) -> Iterator[RunLogger]:
-    """One flat MLflow run around one configuration, in MLflow's default experiment or the one its environment names.
+    """Open one MLflow run for one configuration and yield its logger.
 
-    A run that was opened before for the same `attempt`, and killed or not, is continued; otherwise the run that `mlflow
-    run` opened is taken, once, and else a new one is made. `color` is that of its curves in the UI, such as "#0072B2".
-    Leaving normally ends the run FINISHED; an error ends it FAILED; an interruption, exit or SIGTERM ends it KILLED,
-    each with the message in the tag `error`. `enabled=False`, for all processes but the main one, logs nothing
-    anywhere.
+    The run is in MLflow's default experiment, or in the one that MLflow's environment variables name. A run that an
+    earlier process opened for the same `attempt` is resumed. Otherwise the run that `mlflow run` opened is used, once.
+    Otherwise a new run is created. `color` is the color of its curves in the UI, such as "#0072B2".
+
+    A normal exit ends the run as FINISHED. An error ends it as FAILED. An interruption, an exit or SIGTERM ends it as
+    KILLED. The tag `error` holds the message. `enabled=False` logs nothing; all processes except the main one use it.
     """
     if not enabled:
         yield RunLogger(_Nothing(), run_id=None)
@@ -49,7 +50,7 @@ def start_run(
     with store(root) as mlflow, interruptible():
         all_tags = _strings({**(tags or {}), **_NOBODY, "mlflow.runColor": color, "attempt": attempt})
         failed_store = mlflow.exceptions.MlflowException
-        writing = undisturbed if _is_database(mlflow) else nullcontext  # a server may make one wait for minutes
+        writing = undisturbed if _is_database(mlflow) else nullcontext  # only a database: a server may take minutes
         run = None
         try:
             with writing():
@@ -57,14 +58,14 @@ def start_run(
                 if run_id is None:
                     find_experiment(mlflow)
                 run = mlflow.start_run(run_id, run_name=name, tags=all_tags)
-                if "error" in run.data.tags:  # a run that is continued has not failed after all
+                if "error" in run.data.tags:  # a resumed run has not failed
                     mlflow.delete_tag("error")
                 mlflow.log_params(_strings(flatten(config, "cfg.")))
             logged = {metric.key: metric.step for metric in run.data.to_proto().metrics}
             yield RunLogger(mlflow, run.info.run_id, logged=logged, writing=writing)
         except BaseException as error:
             if run is not None:
-                # What fails may be the store itself: the first failure is the one to hear of.
+                # The store itself may be what fails. Report the first failure.
                 with _in_haste(), suppress(failed_store):
                     mlflow.set_tags(_strings({"error": f"{type(error).__name__}: {error}"}))
                 with _in_haste(), suppress(failed_store):
@@ -78,7 +79,7 @@ def start_run(
 
 
 def has_finished(root: Path, tags: Mapping[str, str]) -> bool:
-    """Whether the store has a finished run with all of these tags."""
+    """Whether the store has a finished run with all of these tags (name -> value)."""
     with store(root) as mlflow:
         asked = [f"tags.{name} = '{value}'" for name, value in tags.items()]
         filter_string = " AND ".join([*asked, "attributes.status = 'FINISHED'"])
@@ -87,11 +88,10 @@ def has_finished(root: Path, tags: Mapping[str, str]) -> bool:
 
 @dataclass(frozen=True)
 class RunLogger:
-    """What a run can say to MLflow while `start_run` holds it open.
+    """Logger of the MLflow run that `start_run` holds open.
 
-    Whatever has a step is there once for each step, even if it is said again after an interruption: `logged` holds the
-    last step of each metric that a continued run has already. Inside of `writing` signals wait, where they would leave
-    a database locked.
+    Each step is logged once, even if training resumes and logs it again. `logged` holds the last step of each metric
+    that a resumed run already has. Inside `writing`, signals wait where they would leave a database locked.
     """
 
     mlflow: Any
@@ -100,19 +100,19 @@ class RunLogger:
     writing: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """All metrics of one step in one call, which is an order of magnitude faster than one by one."""
+        """Log all metrics of one step in one call, which is about ten times faster than one call per metric."""
         new = {key: v for key, v in values.items() if step > self.logged.get(key, -1)}
         with self.writing():
             self.mlflow.log_metrics(new, step=step)
 
     def images(self, images: Mapping[str, np.ndarray], step: int) -> None:
-        """Images (H,W,3) uint8, each key a row of the run's image grid with a slider over the steps."""
+        """Log images (H,W,3) uint8. Each key is a row of the run's image grid, with a slider over the steps."""
         from PIL import Image
 
         with TemporaryDirectory() as folder:
             for key, pixels in images.items():
-                # The names by which MLflow's grid knows images, but the same each time: then the second replaces the
-                # first. MLflow's own `log_image` invents new ones, and returns before the files are written.
+                # MLflow's grid finds images by names of this form. A fixed name lets a second image replace the first.
+                # MLflow's `log_image` creates a new name each time, and returns before the files are written.
                 file = Path(folder) / f"{key}+step+{step}+timestamp+{step}+{uuid.uuid5(uuid.NAMESPACE_OID, key)}.png"
                 image = Image.fromarray(pixels)
                 image.save(file)
@@ -124,29 +124,29 @@ class RunLogger:
             self.mlflow.set_tag("mlflow.loggedImages", True)
 
     def table(self, columns: Mapping[str, Iterable[Any]], artifact_file: str, step: int) -> None:
-        """Columns of equal length, as rows of a step; MLflow compares those of the same `artifact_file` across runs."""
-        if not (self.logged and step in self._steps_of(artifact_file)):  # a run that is new has no rows yet
+        """Log columns of equal length as rows of a step; MLflow compares tables of one `artifact_file` across runs."""
+        if not (self.logged and step in self._steps_of(artifact_file)):  # a new run has no rows yet
             rows = {name: list(column) for name, column in columns.items()}
             with self._writing():
                 self.mlflow.log_table({"step": [step] * len(next(iter(rows.values()))), **rows}, artifact_file)
 
     def artifacts(self, folder: Path, artifact_path: str | None = None) -> None:
-        """A copy of every file in `folder`."""
+        """Log a copy of every file in `folder`."""
         with self._writing():
             self.mlflow.log_artifacts(str(folder), artifact_path)
 
     def keep(self, folder: Path) -> None:
-        """As `artifacts`, of a run that has failed: in haste, and hiding no failure by another one."""
+        """Log the files of a failed run as `artifacts` does, without retries and without a second error."""
         with _in_haste(), suppress(OSError):
             self.artifacts(folder)
 
     def artifact(self, file: Path, artifact_path: str | None = None) -> None:
-        """A copy of one file."""
+        """Log a copy of one file."""
         with self._writing():
             self.mlflow.log_artifact(str(file), artifact_path)
 
     def dataset(self, name: str, digest: str, source: Path, context: str = "training") -> None:
-        """The data version, shown in the runs table as `name (digest)`; MLflow keeps 36 characters of the digest."""
+        """Log the data version; the runs table shows `name (digest)`. MLflow keeps 36 characters of the digest."""
         data = self.mlflow.data
         origin = data.sources.LocalArtifactDatasetSource(source.resolve().as_uri())
         version = data.meta_dataset.MetaDataset(origin, name=name, digest=digest[:36])
@@ -154,11 +154,11 @@ class RunLogger:
             self.mlflow.log_input(version, context=context)
 
     def model(self, classifier: torch.nn.Module, images: torch.Tensor, *, name: str = "model", step: int = 0) -> str:
-        """The classifier as the run's logged model; returns its URI. `images` (B,3,S,S) show the input's shape.
+        """Log the classifier as the run's model and return its URI. `images` (B,3,S,S) give the input's shape.
 
-        `mlflow.pytorch.load_model(uri)` gives back images (B,3,S,S) -> logits (B,K) in evaluation mode, for any B and
-        without ncflow installed. It is a traced graph and runs no foreign code when loaded, as a pickle would; features
-        are had from the run folder's checkpoint.
+        `mlflow.pytorch.load_model(uri)` returns a model images (B,3,S,S) -> logits (B,K) in evaluation mode. It takes
+        any B and does not need ncflow. It is a traced graph; unlike a pickle it runs no foreign code when loaded. For
+        features, use the checkpoint in the run folder.
         """
         import torch
 
@@ -169,7 +169,7 @@ class RunLogger:
         classifier.register_forward_hook(lambda module, inputs, output: output.logits)
         with torch.no_grad():
             signature = self.mlflow.models.infer_signature(pair.numpy(), classifier(pair).numpy())
-        with self._writing(), warnings.catch_warnings():  # of shared weights that may be on a GPU: these are on the CPU
+        with self._writing(), warnings.catch_warnings():  # of shared weights on a GPU: here all are on the CPU
             warnings.filterwarnings("ignore", message="No complete tensor found")
             logged = self.mlflow.pytorch.log_model(
                 classifier,
@@ -184,7 +184,7 @@ class RunLogger:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Inside, what a disk or a server refuses is said with the place of the artifacts."""
+        """Inside, an error of the disk or the server names the place of the artifacts."""
         try:
             with self.writing():
                 yield
@@ -193,14 +193,14 @@ class RunLogger:
             raise unwritable(f"MLflow's artifacts to {where}", reason) from error
 
     def _steps_of(self, artifact_file: str) -> set[int]:
-        """The steps that a table has rows of."""
+        """The steps that have rows in a table."""
         files = [file.path for file in self.mlflow.artifacts.list_artifacts(run_id=self.run_id)]
         if artifact_file not in files:
             return set()
         return set(self.mlflow.load_table(artifact_file, run_ids=[self.run_id])["step"])
 
     def _whole_model(self, name: str) -> str | None:
-        """The URI of the model logged before an interruption; one that the interruption left incomplete is deleted."""
+        """The URI of the model logged before an interruption; deletes a model that is incomplete."""
         where = [self.mlflow.active_run().info.experiment_id]
         ours = f"source_run_id = '{self.run_id}' AND name = '{name}'"
         for model in self.mlflow.search_logged_models(where, filter_string=ours, output_format="list"):
@@ -212,7 +212,7 @@ class RunLogger:
 
 @contextmanager
 def _in_haste() -> Iterator[None]:
-    """Inside, a server that does not answer is not waited for: for what led here, that has been done."""
+    """Inside, MLflow does not retry much: the call that failed has already waited for the server."""
     patience = os.environ.get(_RETRIES)
     os.environ[_RETRIES] = "1"
     try:
@@ -224,12 +224,12 @@ def _in_haste() -> Iterator[None]:
 
 
 def _is_database(mlflow: Any) -> bool:
-    """Whether the store is a database on this machine, whose transactions an exception may leave open."""
+    """Whether the store is a database on this machine; an exception may leave its transactions open."""
     return str(mlflow.get_tracking_uri()).startswith("sqlite:")
 
 
 def _lost_run(mlflow: Any, attempt: str | None) -> str | None:
-    """The run that an earlier process opened for this attempt, even if it was killed before it could note the ID."""
+    """The run that an earlier process opened for this attempt, even if it was killed before it saved the ID."""
     if attempt is None:
         return None
     filter_string = f"tags.attempt = '{attempt}'"
@@ -238,7 +238,7 @@ def _lost_run(mlflow: Any, attempt: str | None) -> str | None:
 
 
 def _opened_run(mlflow: Any) -> str | None:
-    """The run that `mlflow run` opened for this process, unless another configuration has taken it already."""
+    """The run that `mlflow run` opened for this process, unless another configuration already uses it."""
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     if not run_id:
         return None
@@ -248,19 +248,19 @@ def _opened_run(mlflow: Any) -> str | None:
         if "RESOURCE_DOES_NOT_EXIST" not in str(getattr(error, "error_code", "")):
             raise
         raise ValueError(
-            f"expected MLFLOW_RUN_ID to name a run in {mlflow.get_tracking_uri()}, got '{run_id}', which is not there; "
-            "unset it, or name the store of that run in MLFLOW_TRACKING_URI"
+            f"expected MLFLOW_RUN_ID to name a run in {mlflow.get_tracking_uri()}, got '{run_id}', which does "
+            "not exist; unset it, or name the store of that run in MLFLOW_TRACKING_URI"
         ) from error
     return None if any(key.startswith("cfg.") for key in params) else run_id
 
 
 def _strings(values: Mapping[str, object]) -> dict[str, str]:
-    """Values as MLflow stores them: text, cut where it would refuse more; what is None is left out."""
+    """Values as text, cut to the length that MLflow accepts; None is left out."""
     return {key: str(value)[:_LONGEST] for key, value in values.items() if value is not None}
 
 
 class _Nothing:
-    """Stands in for mlflow in processes that do not log: any attribute, any call, no effect."""
+    """Replacement for mlflow in processes that do not log: accepts any attribute and any call, without effect."""
 
     def __getattr__(self, name: str) -> _Nothing:
         return self
@@ -272,8 +272,8 @@ class _Nothing:
         return iter(())
 
 
-# MLflow would note the user's name and the path of ncflow's files on this machine.
+# Without these, MLflow stores the user's name and the path of ncflow's files on this machine.
 _NOBODY = {"mlflow.user": "", "mlflow.source.name": "ncflow", "mlflow.source.type": "LOCAL"}
-_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow's default, 7, takes some four minutes
-_THUMBNAIL = 256  # pixels, as MLflow's
-_LONGEST = 5000  # characters; MLflow takes 6,000 in a parameter and 8,000 in a tag, its older servers 5,000
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow's default, 7, takes about four minutes
+_THUMBNAIL = 256  # pixels, as in MLflow
+_LONGEST = 5000  # characters; MLflow takes 6,000 in a parameter and 8,000 in a tag, older servers take 5,000

@@ -1,4 +1,4 @@
-"""Where runs are kept: the project, its store, and a database that many processes may open at once."""
+"""The store of runs: its address, and how many processes open its database at the same time."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ncflow.tracking.moved import ARTIFACTS, follow_project, location_of
 
 
 def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI if set, a relative file or folder in it taken from `root`; else `mlflow.db` in `root`.
+    """The URI of the store: MLFLOW_TRACKING_URI if set, else `mlflow.db` in `root`.
 
-    The default is the store that MLflow's own commands use when typed in `root`. DVC runs temporary and queued
-    experiments in a copy of the project below `.dvc/tmp/exps`, which it deletes: there the store is that of the project
-    itself, so that what was tracked outlives the copy.
+    A relative file or folder in MLFLOW_TRACKING_URI is relative to `root`. MLflow's own commands use the same default
+    when they run in `root`. DVC runs temporary and queued experiments in a copy of the project below `.dvc/tmp/exps`
+    and deletes the copy. Such a copy uses the store of the original project, so its runs are kept.
     """
     root = _original(root)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
@@ -36,17 +36,17 @@ def tracking_uri(root: Path) -> str:
 
 
 def sqlite_uri(file: Path) -> str:
-    """A database's address, in which only what SQLAlchemy takes for something else is quoted."""
+    """The URI of a database file; only the characters that SQLAlchemy would misread are quoted."""
     return f"sqlite:///{str(file).replace('%', '%25').replace('?', '%3F')}"
 
 
 def sqlite_file(uri: str) -> Path:
-    """The file of such an address, relative or not."""
+    """The file of a URI from `sqlite_uri`; may be relative."""
     return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
 
 
 def is_writable(uri: str) -> bool:
-    """Whether a store may be written to, as far as one can tell: a database needs its file and its folder."""
+    """Whether the user may write to a store: a database needs its file and its folder; a server counts as writable."""
     if not uri.startswith("sqlite:///"):
         return True
     file = sqlite_file(uri)
@@ -55,11 +55,12 @@ def is_writable(uri: str) -> bool:
 
 @contextmanager
 def store(root: Path) -> Iterator[Any]:
-    """Inside, the module mlflow, which is yielded, reads and writes the project's store; outside, what it did before.
+    """Yield the module mlflow, set to the project's store; the earlier setting returns on exit.
 
-    The first to come creates the database while the others wait: MLflow's own creation breaks it for good when several
-    processes start together. A store that may not be written to is opened as it is, to be looked at. One that fails is
-    an OSError that says so.
+    The first process creates the database while the others wait. MLflow's own creation destroys the database when
+    several processes start together. A read-only store is opened without changes.
+
+    Raises OSError for a store that fails, and ValueError where the store needs a package that is not installed.
     """
     mlflow, uri = _import_mlflow(), tracking_uri(root)
     before = os.environ.get("MLFLOW_TRACKING_URI")
@@ -72,34 +73,34 @@ def store(root: Path) -> Iterator[Any]:
         if error.name not in DRIVERS:
             raise
         raise ValueError(
-            f"MLflow's store {urlsplit(uri).scheme}://… needs the package {error.name}, which is not here; install it "
-            f"with `uv pip install {DRIVERS[error.name]}`"
+            f"MLflow's store {urlsplit(uri).scheme}://… needs the package {error.name}, which is not "
+            f"installed; install it with `uv pip install {DRIVERS[error.name]}`"
         ) from error
     except mlflow.exceptions.MlflowException as error:
-        reason = getattr(error.__cause__, "orig", error)  # of a database, without the statement that it refused
-        raise OSError(f"MLflow's store failed, mend it and give the same command again: {reason}") from error
+        reason = getattr(error.__cause__, "orig", error)  # of a database: without the SQL statement
+        raise OSError(f"MLflow's store failed, fix it and rerun the same command: {reason}") from error
     finally:
         mlflow.set_tracking_uri(before)
 
 
 def artifact_root(root: Path) -> str:
-    """Where MLflow would put artifacts if it ran in `root`; left to itself it takes the folder it happens to run in."""
+    """The folder of artifacts, `mlruns` in the project; MLflow alone would use the current folder."""
     return location_of(_original(root) / ARTIFACTS)
 
 
 def _import_mlflow() -> Any:
-    """MLflow, imported on first use, without telemetry and chatter unless the user asked for them."""
+    """MLflow, imported on first use; telemetry and messages are off unless the user turns them on."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import mlflow
 
-    # Of a database that fails it would print the statements and its own insides, beside the error that says all.
+    # For a database error MLflow would also print SQL statements and a traceback. The error is enough.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow
 
 
 def _make_real_parents() -> None:
-    """Have MLflow make the folder of a database under its own name; it takes the quoted one, next to it."""
+    """Make MLflow create the folder of a database under its real name; MLflow would use the quoted name."""
     from mlflow.store.db import utils
 
     make = getattr(utils._make_parent_dirs_if_sqlite, "__wrapped__", utils._make_parent_dirs_if_sqlite)
@@ -107,9 +108,9 @@ def _make_real_parents() -> None:
 
 
 def _open_database(uri: str, root: Path) -> None:
-    """Tables, default experiment and the one MLFLOW_EXPERIMENT_NAME asks for, where missing; one process at a time.
+    """Create missing tables, the default experiment and MLFLOW_EXPERIMENT_NAME's; one process at a time.
 
-    Locations follow a project that has moved. Where nothing may be written, nothing is.
+    Update the locations if the project has moved. Write nothing to a read-only store.
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy import Engine, event
@@ -130,7 +131,7 @@ def _open_database(uri: str, root: Path) -> None:
             _tell(follow_project(file, project, writable=True))
             tables = SqlAlchemyStore(uri, artifact_root(root))
         except (DatabaseError, sqlite3.DatabaseError) as error:
-            reason = f"{getattr(error, 'orig', error)}; mend it, and give the same command again"
+            reason = f"{getattr(error, 'orig', error)}; fix it, then rerun the same command"
             raise OSError(f"MLflow's store {file} cannot be opened: {reason}") from error
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
         if experiment and tables.get_experiment_by_name(experiment) is None:
@@ -138,12 +139,12 @@ def _open_database(uri: str, root: Path) -> None:
 
 
 def _create_tables(file: Path, root: Path) -> None:
-    """A new database, complete or not there: killed between two of MLflow's migrations it would never open again."""
+    """Create a database completely or not at all: one killed between two migrations of MLflow never opens again."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     partial = file.with_name(f"{file.name}.partial")
     try:
-        # A journal that outlived its database would be played back into the new one of that name.
+        # SQLite would apply a left-over journal to the new database of the same name.
         for name, ending in itertools.product((partial, file), ("-journal", "-wal", "-shm")):
             name.with_name(name.name + ending).unlink(missing_ok=True)
         partial.unlink(missing_ok=True)
@@ -159,15 +160,15 @@ def _tell(text: str | None) -> None:
 
 
 def _wait_for_others(connection: Any, record: object) -> None:
-    """Let SQLite wait for the locks of others from the first look on, as long as MLflow's sessions do afterwards."""
+    """Let SQLite wait for the locks of others from the first query, as long as MLflow's later sessions do."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA busy_timeout = 20000")
 
 
 def _original(root: Path) -> Path:
-    """The project of which `root` is, if DVC made it, a temporary copy; else `root`.
+    """The original project if `root` is a temporary copy by DVC; else `root`.
 
-    DVC copies the whole git repository. Of a project in a subfolder of it, the copy therefore has that subfolder again.
+    DVC copies the whole git repository. If the project is a subfolder of it, the copy has the same subfolder.
     """
     root = root.resolve()
     if not (copy := _DVC_COPY.fullmatch(root.as_posix())):
@@ -178,7 +179,7 @@ def _original(root: Path) -> Path:
     return project / (rest.relative_to(below) if rest.is_relative_to(below) else rest)
 
 
-# What SQLAlchemy and MLflow import for a store, and what brings it.
+# Module that SQLAlchemy or MLflow imports for a store -> the package to install.
 DRIVERS = {
     "psycopg2": "psycopg2-binary",
     "psycopg": "'psycopg[binary]'",
@@ -191,7 +192,7 @@ DRIVERS = {
     "databricks": "databricks-sdk",
 }
 _DVC_COPY = re.compile(r"(?P<project>.*?)/\.dvc/tmp/exps/(standalone/)?[^/]+(?P<rest>(/.*)?)")
-_NAMED_STORES = ("databricks", "databricks-uc", "uc")  # what MLflow takes for a store although it looks like a folder
+_NAMED_STORES = ("databricks", "databricks-uc", "uc")  # stores of MLflow that look like folders
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",

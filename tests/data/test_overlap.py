@@ -54,7 +54,7 @@ def test_a_source_in_code_says_that_test_is_training_on_purpose(tmp_path, monkey
         return ImageSource("same", pixels, np.arange(10) % 2, ["a", "b"], is_training=on_purpose and split == "test")
 
     monkeypatch.setitem(SOURCES, "same", load)
-    refused = pytest.raises(ValueError, match="says so: ImageSource.is_training")
+    refused = pytest.raises(ValueError, match="set ImageSource.is_training")
     with nullcontext() if on_purpose else refused:
         Snapshot.create(tmp_path / "snapshot", name="same", imb_type="none")
 
