@@ -35,7 +35,8 @@ def longtail_counts(
     requested. `names` (K,), most frequent first, are for that message; default: their numbers.
     """
     profile = lookup(PROFILES, imb_type, "imb_type")
-    check_whole(least=-(2**63), most=2**63, n_max=n_max, num_classes=num_classes, n_min=n_min)
+    check_whole(least=-(2**63), most=2**63, n_max=n_max, n_min=n_min)
+    check_whole(least=-(2**63), num_classes=num_classes)
     if n_max < 1 or num_classes < 2:
         raise ValueError(f"expected n_max >= 1 and at least 2 classes, got n_max {n_max} and {num_classes} classes")
     if not 0 <= n_min <= n_max:

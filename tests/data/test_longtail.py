@@ -249,3 +249,8 @@ def test_the_order_of_classes_says_which_become_rare(seed):
     usual = tail_counts(targets, 5, imb_type="exp", imb_factor=0.1)
     turned = tail_counts(targets, 5, imb_type="exp", imb_factor=0.1, order=order)
     assert [turned[k] for k in order] == usual
+
+
+def test_more_classes_than_memory_holds_are_refused():
+    with pytest.raises(ValueError, match="num_classes must be a whole number"):
+        longtail_counts(100, 2**63)
