@@ -24,6 +24,12 @@ def counted() -> dict[str, int]:
     return dict(sys.modules["thrown"].COUNTS) if "thrown" in sys.modules else {}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """SIGTERM ends the session as Ctrl-C does, with its workers. Without workers the tests need its default action."""
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", 0):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_readme.py")  # the longest file, beside all others
 

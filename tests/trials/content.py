@@ -20,7 +20,7 @@ def snapshot_bit(project: Project) -> str:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    refused = project.ncflow("train").wait(1, saying="train.parquet is damaged … Delete the folder … ncflow snapshot")
+    refused = project.ncflow("train").wait(65, saying="train.parquet is damaged … rename the folder … ncflow snapshot")
     project.nothing_half_written(states=False)
     shutil.rmtree(project.root / SNAPSHOT)
     project.finishes_as_if_nothing_had_been()
@@ -31,9 +31,9 @@ def source_missing(project: Project) -> str:
     """the folder named that should be there and what it should hold, for each split; then the same command trains"""
     options = ("dataset.name=imagefolder", "dataset.root=pictures", "dataset.imb_factor=0.1", "train.epochs=1")
     words = ("train", *(word for option in options for word in ("--set", option)))
-    first = project.ncflow(*words).wait(1, saying="pictures")
+    first = project.ncflow(*words).wait(65, saying="pictures")
     _draw(project.root / "pictures" / "train")
-    second = project.ncflow(*words).wait(1, saying="pictures … test")
+    second = project.ncflow(*words).wait(65, saying="pictures … test")
     project.nothing_half_written(states=False)
     _draw(project.root / "pictures" / "test")
     project.ncflow(*words).wait()

@@ -44,7 +44,7 @@ def database(project: Project) -> str:
 def snapshot(project: Project) -> str:
     """the snapshot named, no half snapshot under data/, and the same command makes it and trains"""
     with mounted(project, "data", "-t", "tmpfs", "-o", "size=16k", "tmpfs"):
-        ended = project.ncflow("train").wait(1, saying="cannot write … data … No space left … the same command")
+        ended = project.ncflow("train").wait(65, saying="cannot write … data … No space left … the same command")
         project.nothing_half_written(states=False)
         expect(not (project.root / SNAPSHOT).exists(), "half a snapshot is left")
     project.finishes_as_if_nothing_had_been()
@@ -56,7 +56,7 @@ def read_only(project: Project) -> str:
     (project.root / "models").mkdir()
     with mounted(project, "models", "--bind", str(project.root / "models")) as models:
         _run("mount", "-o", "remount,ro,bind", str(models))
-        ended = project.ncflow("train").wait(1, saying="cannot write … models … Read-only … the same command")
+        ended = project.ncflow("train").wait(65, saying="cannot write … models … Read-only … the same command")
     project.nothing_half_written(states=False)
     project.finishes_as_if_nothing_had_been()
     return ended.message
@@ -67,7 +67,7 @@ def _fills_up(project: Project, where: str, saying: str, *, room: int = 0, megab
     with mounted(project, where, "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs") as disk:
         training = project.ncflow("train").freeze_at(f"{STATE}/run-*/epoch_2.pt", project.root)
         filler = _fill(disk / "filler", room)
-        ended = training.thaw().wait(1, saying=saying)
+        ended = training.thaw().wait(65, saying=saying)
         project.nothing_half_written()
         filler.unlink()
         project.finishes_as_if_nothing_had_been()

@@ -18,7 +18,7 @@ def not_a_number(project: Project) -> str:
     # Weight decay at a high rate grows the weights tenfold a step, until they overflow in a later epoch.
     rates = [f"train.{option}" for option in ("lr=10", "weight_decay=10", "schedule=none", "epochs=40", "momentum=0")]
     ended = project.ncflow("train", *(word for rate in rates for word in ("--set", rate)))
-    ended.wait(1, saying="the loss is … at epoch … step … learning rate 10; try a smaller train.lr")
+    ended.wait(65, saying="the loss is … at epoch … step … learning rate 10; try a smaller train.lr")
     project.nothing_half_written()
     history = json.loads((project.root / "models" / "run" / "history.json").read_text())
     run = mlflow_outcome(project.root, "run")
@@ -31,7 +31,7 @@ def not_a_number(project: Project) -> str:
 def diverged_at_once(project: Project) -> str:
     """a rate that is beyond all: the same in the first epoch"""
     ended = project.ncflow("train", "--set", "train.lr=1e9")
-    ended.wait(1, saying="the loss is … at epoch 1, step … learning rate 1e+09; try a smaller train.lr")
+    ended.wait(65, saying="the loss is … at epoch 1, step … learning rate 1e+09; try a smaller train.lr")
     project.nothing_half_written(states=False)
     expect(mlflow_outcome(project.root, "run")["status"] == "FAILED", "not FAILED")
     return ended.message
@@ -40,7 +40,7 @@ def diverged_at_once(project: Project) -> str:
 def out_of_memory(project: Project) -> str:
     """the batch size named and a smaller one, or bfloat16, proposed; with a small one it trains in the same memory"""
     ended = project.ncflow("train", *WIDE, "train.batch_size=full", limit=_short_of_memory)
-    ended.wait(1, saying="out of memory with train.batch_size=full; try train.batch_size=256, or train.precision=bf16")
+    ended.wait(65, saying="out of memory with train.batch_size=full; try train.batch_size=256, or train.precision=bf16")
     project.nothing_half_written(states=False)
     expect(mlflow_outcome(project.root, "run")["status"] == "FAILED", "not FAILED")
     project.ncflow("train", *WIDE, "train.batch_size=16", limit=_short_of_memory).wait()

@@ -43,7 +43,7 @@ def server_lost(project: Project) -> str:
     with serving(project) as server:
         training = project.ncflow("train").freeze_at(f"{stages.STATES}/run-*/epoch_2.pt", project.root)
         server.stop()
-        ended = training.thaw().wait(1, saying="MLflow's store failed, fix it and rerun the same command")
+        ended = training.thaw().wait(65, saying="MLflow's store failed, fix it and rerun the same command")
         project.nothing_half_written()
         server.start()
         project.finishes_as_if_nothing_had_been()
