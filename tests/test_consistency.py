@@ -70,7 +70,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["model.pretrained=true", "model.affine=false"],
         ["model.pretrained=false"],
     ),
-    "an option is said in one place": (
+    "an option is set in one place": (
         ["train.optimizer_options={lr: 0.1, momentum: 0.5}"],
         ["train.optimizer_options={}", "train.lr=0.1", "train.momentum=0.5"],
     ),
@@ -78,7 +78,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["train.decay=matrices", "train.weight_decay=null"],
         ["train.weight_decay=5e-4"],
     ),
-    "what is built in has no folder": (["dataset.root=pictures"], ["dataset.root=null"]),
+    "built-in data has no folder": (["dataset.root=pictures"], ["dataset.root=null"]),
 }
 
 

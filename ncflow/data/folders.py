@@ -64,7 +64,7 @@ def class_folders(folder: Path) -> list[Path]:
     """The folders of the classes, including links, sorted by name. Raises ValueError for a broken link."""
     entries = sorted(folder.iterdir())
     if broken := [entry for entry in entries if not is_hidden(entry.name) and is_broken(entry)]:
-        raise ValueError(f"{printable(str(broken[0]))} is a link to nothing; restore its target, or remove the link")
+        raise ValueError(f"{printable(str(broken[0]))} is a link to nothing; restore its target, or take the link out")
     return [entry for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
 
 
@@ -74,7 +74,7 @@ def pictures_below(folder: Path) -> list[Path]:
     if broken := [path for path in pictures if is_broken(path)]:
         raise ValueError(
             f"{printable(str(broken[0]))} is a link to nothing, one of {len(broken)} below {printable(str(folder))}; "
-            "restore its target, or remove the link"
+            "restore its target, or take the link out"
         )
     return sorted(pictures)
 

@@ -141,7 +141,7 @@ def tail_counts(
     if without := [names[int(k)] for k in np.flatnonzero(sizes == 0)]:
         raise ValueError(
             f"the tail cannot be cut: class {', '.join(without[:5])} has no training sample; keep the classes as they "
-            f"are with dataset.imb_factor={NATIVE}, or remove the empty classes"
+            f"are with dataset.imb_factor={NATIVE}, or leave the empty classes out"
         )
     places = range(num_classes) if order is None else order
     profile = longtail_counts(

@@ -247,7 +247,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_written_file(tmp_path):
 
     path = write_tensors(tmp_path / "model.pth", {"a": torch.zeros(3)})
     before = path.read_bytes()
-    with pytest.raises(OSError, match=rf"cannot write {path}: No space left on device; .* the same command again"):
+    with pytest.raises(OSError, match=rf"cannot write {path}: No space left on device; .* the same command"):
         write_atomically(path, lambda file: torch.save({"a": torch.zeros(10_000)}, Full(file)))
     assert names(tmp_path) == {"model.pth"} and path.read_bytes() == before
 
