@@ -6,7 +6,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the twin of HOMES for type checkers
+if TYPE_CHECKING:  # the same names as HOMES, for type checkers
     from ncflow.data import (
         SOURCES,
         Batches,
@@ -58,10 +58,10 @@ if TYPE_CHECKING:  # the twin of HOMES for type checkers
 __version__ = "0.1.0"
 
 
-if not TYPE_CHECKING:  # to a checker, a module with __getattr__ has every name
+if not TYPE_CHECKING:  # type checkers accept any name from a module with __getattr__
 
     def __getattr__(name: str) -> Any:
-        """Load a public name from its home on first use, so that `import ncflow` costs nothing."""
+        """Load a public name from its module on first use, which keeps `import ncflow` fast."""
         if name in RENAMED:
             warnings.warn(f"ncflow.{name} is now ncflow.{RENAMED[name]}", DeprecationWarning, stacklevel=2)
             name = RENAMED[name]

@@ -1,4 +1,4 @@
-"""Parameters become the parts of a run: classifier, batches of every split, and training that is about to begin."""
+"""Build the parts of a run from its parameters: classifier, batches of every split, and a training ready to start."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MEASURED_AT_ONCE = 256  # samples per process, where training takes the whole sp
 
 @dataclass(frozen=True)
 class Built:
-    """A classifier with the first weights of a run, and the random numbers that come after these."""
+    """A classifier with its initial weights, and the state of the random generators after initialization."""
 
     classifier: Classifier
     num_classes: int
@@ -53,10 +53,10 @@ class Built:
 
 
 def check(params: Params) -> Built | None:
-    """Refuse unknown names, wrong options and contradictions before anything is loaded or trained.
+    """Reject unknown names, wrong options and contradictions before anything is loaded or trained.
 
-    Some sources have a number of classes that is known only after reading. Their widths are checked after the snapshot.
-    Returns the classifier for `start`, None where training builds another one.
+    The number of classes of some sources is known only after reading. Their widths are checked after the snapshot.
+    Returns the classifier for `start`, or None where training builds another one. Raises ValueError for wrong options.
     """
     lookup(SOURCES, params.dataset.name, "data set")
     lookup(AUGMENTATIONS, params.train.augment, "augmentation")
@@ -76,14 +76,14 @@ def check(params: Params) -> Built | None:
     criterion = _criterion(params, torch.ones(num_classes), reweight=params.train.reweight)
     try:
         rehearsed = deepcopy(classifier)
-    except Exception:  # a module of the user's own may not be made to be copied
+    except Exception:  # a user's module may not support copying
         rehearsed, built = classifier, None
     rehearse(rehearsed, criterion, image_size=params.model.image_size, num_classes=num_classes)
     return None if params.model.pretrained else built
 
 
 def _tried_classifier(params: Params, num_classes: int) -> Classifier:
-    """The classifier, or OutOfMemory with the options that size it: no batch is at fault yet."""
+    """Build the classifier. Running out of memory here raises OutOfMemory with the options that set its size."""
     try:
         return build_classifier(params, num_classes)
     except (MemoryError, RuntimeError) as error:
@@ -99,7 +99,7 @@ def _tried_classifier(params: Params, num_classes: int) -> Classifier:
 def build_classifier(params: Params, num_classes: int, *, pretrained: bool = False) -> Classifier:
     """The backbone and head of these parameters, freshly initialized from torch's global generator.
 
-    `pretrained` downloads the published weights that the parameters ask for; without, they only shape the model.
+    `pretrained` downloads the published weights that the parameters name. Without it, they only set the shapes.
     """
     options = params.model.keywords(num_classes)
     backbone = create_backbone(params.model.name, **options if pretrained else options | {"pretrained": None})
@@ -117,7 +117,7 @@ def snapshot_name(params: Params) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """A training that is about to begin, or to resume after epoch `done`."""
+    """A training that is ready to start, or to resume after epoch `done`."""
 
     classifier: Classifier
     splits: Splits
@@ -133,9 +133,9 @@ def start(
     states: StateFolder | None = None,
     built: Built | None = None,
 ) -> Training:
-    """Everything that a run trains with. A state of another classifier or optimizer is left out with a warning.
+    """The training of a run, ready to start. A state of another classifier or optimizer is skipped with a warning.
 
-    `built`, from `check`, is used where it has the classes of the images.
+    `built`, from `check`, is used where it has as many classes as the images.
     """
     resume = states.newest(accelerator) if states else None
     how = params.train
@@ -147,7 +147,7 @@ def start(
         classifier = build_classifier(params, images.num_classes, pretrained=True)
     initialize(how.optimizer, classifier)
     classifier.to(accelerator.device)
-    if accelerator.process_index:  # all begin with the same weights; what layers draw from here on is each one's own
+    if accelerator.process_index:  # equal initial weights, then other random numbers in each process
         set_seed((params.seed + accelerator.process_index) % 2**32)
     splits = load_splits(params, images, accelerator)
     optimizer = _optimizer(params, classifier)
@@ -170,7 +170,7 @@ def start(
 
 
 def analysis(params: Params, classifier: Classifier, class_counts: Sequence[int]) -> Analysis:
-    """The measurements that a run asks for."""
+    """The measurements that the parameters select."""
     how = params.train
     return Analysis(
         every=how.analyze_freq,
@@ -182,9 +182,10 @@ def analysis(params: Params, classifier: Classifier, class_counts: Sequence[int]
 
 
 def refuse_to_extend(params: Params, done: int) -> None:
-    """Raise where a run of `done` epochs is not the start of these parameters' longer run, with the reason.
+    """Check that a run of `done` epochs is the start of the longer run of these parameters.
 
     It is the start if every finished epoch has the same learning rate and the same loss in both.
+    Raises ValueError with the reason where it is not.
     """
     how, schedule = params.train, _schedule(params)
     shares = [(epoch / done, epoch / how.epochs) for epoch in range(done)]
@@ -204,7 +205,7 @@ def refuse_to_extend(params: Params, done: int) -> None:
 
 
 def is_extendable(params: Params) -> bool:
-    """Whether a run of twice as many epochs would begin as this run does."""
+    """Whether a run of twice as many epochs would start with the same epochs as this run."""
     longer = params.model_copy(update={"train": params.train.model_copy(update={"epochs": 2 * params.train.epochs})})
     try:
         refuse_to_extend(longer, params.train.epochs)
@@ -214,17 +215,17 @@ def is_extendable(params: Params) -> bool:
 
 
 def feature_objective(params: Params, classifier: Classifier, class_counts: Sequence[int]) -> FeatureObjective | None:
-    """The objective of unconstrained features, where these parameters train just that; None for any other.
+    """The objective of unconstrained features, if these parameters train exactly that; otherwise None.
 
-    Its gap to theory is measured where `exact_optimum` has the minimum.
+    Its gap to theory is measured where `exact_optimum` gives the minimum.
     """
     how, free = params.train, params.model.name == "free_features"
-    if not free and how.decay != "head":  # then the backbone's weights are part of it, and no features alone
+    if not free and how.decay != "head":  # then the decay of the backbone's weights is part of the objective
         return None
     if how.optimizer not in L2_DECAY or params.head.option("temperature") is not None:
-        return None  # another objective; features that are not those that decay
+        return None  # another objective, or other features than those that decay
     if fact(HEADS[params.head.name], "rows") not in ("learned", "fixed"):
-        return None  # rows that follow the batch, or that nothing is known of
+        return None  # rows that follow the batch, or unknown ones
     if how.reweight is not None or how.sampling == "class_balanced" or how.augment != "none":
         return None
     counts = torch.tensor(class_counts)
@@ -266,7 +267,7 @@ def load_splits(params: Params, images: Snapshot, accelerator: Any) -> Splits:
 
 
 def _batch_size(params: Params, split: str, num_processes: int) -> int | None:
-    """Samples per batch; None for the whole of the training split. The others, only measured, need not fit at once."""
+    """Samples per batch; None for the whole training split. Other splits are only measured, so in smaller batches."""
     size = params.train.batch_size
     if size != "full":
         return cast(int, size)

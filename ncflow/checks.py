@@ -1,4 +1,4 @@
-"""Argument checks: tensors, whole numbers, class sizes, and whether features, targets and classifier fit together."""
+"""Check arguments: tensors, whole numbers, class sizes, and whether features, targets and classifier fit."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import torch
 from torch import Tensor
 
 LARGEST = 2**17  # a square float64 matrix of this size takes 137 GB: larger numbers are mistakes
-WITHOUT_FLOAT64 = {"mps"}  # types of devices
+WITHOUT_FLOAT64 = {"mps"}  # device types
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 class OutOfRange(ValueError):
-    """Numbers that are not finite, or too large to square. A training that diverges produces them."""
+    """Error for numbers that are not finite, or too large to square. A training that diverges produces them."""
 
     def __str__(self) -> str:
         return f"{self.args[0]}; did the training diverge?"
 
 
 def has_float64(tensor: Tensor) -> bool:
-    """Whether the device of a tensor computes in float64. Apple's MPS does not: work in it is done on the CPU."""
+    """Whether the device of a tensor computes in float64. Apple's MPS does not: ncflow then uses the CPU."""
     return tensor.device.type not in WITHOUT_FLOAT64
 
 
 def where_float64_is(tensor: Tensor) -> Tensor:
-    """The tensor on its device, or on the CPU where that has no float64."""
+    """The tensor on its device, or on the CPU where the device has no float64."""
     return tensor if has_float64(tensor) else tensor.cpu()
 
 
 def check_tensors(**values: object) -> None:
-    """Raise where a value, called by its name, is no tensor of real numbers."""
+    """Check that each value is a tensor of real numbers. Raises ValueError with its name where it is not."""
     for name, value in values.items():
         if not isinstance(value, Tensor) or value.is_complex():
             found = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -43,17 +43,17 @@ def check_tensors(**values: object) -> None:
 
 
 def check_whole(*, least: int = 1, most: int = LARGEST, **values: object) -> None:
-    """Raise where a value, called by its name, is no whole number in this range."""
+    """Check that each value is a whole number from `least` to `most`. Raises ValueError with its name if not."""
     for name, value in values.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= most:
             raise ValueError(f"{name} must be a whole number from {least} to {most}, got {shortened(value)}")
 
 
 def check_batch(rows: Tensor, targets: object, num_classes: int) -> None:
-    """Raise where targets are neither whole numbers (B,) below K nor soft ones (B, K), for rows (B, ...), B >= 1.
+    """Check targets for rows (B, ...), B >= 1: whole numbers (B,) below K, or soft targets (B, K).
 
-    Soft targets are shares of the K classes: not negative, and one in all for each sample. On an accelerator their
-    range is left to the kernels that use them: to look at it here is to wait for it.
+    Soft targets are shares of the K classes: not negative, with sum 1 for each sample. Raises ValueError otherwise.
+    On an accelerator the kernels check the range: a check here would wait for the device.
     """
     kind = _kind_of_targets(targets, rows, num_classes)
     if kind is None:
@@ -66,9 +66,8 @@ def check_batch(rows: Tensor, targets: object, num_classes: int) -> None:
     if kind == "soft":
         _check_shares(targets)
     elif targets.device.type == "cpu":
-        low, high = (
-            int(end) for end in targets.long().aminmax()
-        )  # torch cannot compare unsigned numbers of all widths
+        # torch cannot compare unsigned numbers of all widths
+        low, high = (int(end) for end in targets.long().aminmax())
         if not 0 <= low <= high < num_classes:
             raise ValueError(f"targets must lie in 0..{num_classes - 1} for {num_classes} classes, got {low} to {high}")
 
@@ -83,20 +82,20 @@ def _kind_of_targets(targets: object, rows: Tensor, num_classes: int) -> str | N
 
 
 def _check_shares(targets: Tensor) -> None:
-    """Raise where soft targets (B, K) on a CPU are no shares."""
+    """Raise where soft targets (B, K) on a CPU are not shares."""
     if targets.device.type != "cpu":
         return
     sums = targets.sum(1)
     close = (sums - 1).abs() <= max(1e-3, 4 * torch.finfo(targets.dtype).eps)
-    if not bool(close.all() and (targets >= 0).all()):  # nor NaN
+    if not bool(close.all() and (targets >= 0).all()):  # also rejects NaN
         raise ValueError(
-            f"soft targets must be shares of the classes, >= 0 and one in all, got sums from {sums.min().item():g} to "
+            f"soft targets must be shares of the classes, >= 0 with sum 1, got sums from {sums.min().item():g} to "
             f"{sums.max().item():g} and a smallest share of {targets.min().item():g}"
         )
 
 
 def counts_tensor(class_counts: Sequence[float] | Tensor) -> Tensor:
-    """Class sizes (K,) in float64, on their device; a ValueError for what holds no finite number for each class."""
+    """Class sizes (K,) in float64, on their device. Raises ValueError where a size is not a finite number."""
     try:
         if isinstance(class_counts, Tensor):
             class_counts = where_float64_is(class_counts)
@@ -117,7 +116,7 @@ def check_inputs(
     class_counts: Sequence[int] | Tensor | None,
     train_means: Tensor | None,
 ) -> int:
-    """Return the number of classes. Raises ValueError, with expected and given shape, where inputs do not fit."""
+    """Return the number of classes. Raises ValueError with the expected and the given shape where inputs do not fit."""
     optional = {"weight": weight, "bias": bias, "train_means": train_means}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}
     check_tensors(**given)
@@ -137,10 +136,10 @@ def check_inputs(
 
 
 def as_tensors(*values: Any) -> list[Any]:
-    """NumPy arrays as tensors over the same memory; anything else as it is.
+    """NumPy arrays as tensors over the same memory; other values unchanged.
 
-    Unsigned tensors wider than uint8, of which torch knows neither minimum nor order, become int64. Tensors on a device
-    without float64 move to the CPU.
+    Unsigned tensors wider than uint8 become int64, because torch has neither minimum nor order for them. Tensors on a
+    device without float64 move to the CPU.
     """
     tensors = [_from_numpy(value) if isinstance(value, np.ndarray) else value for value in values]
     return [_usable(value) if isinstance(value, Tensor) else value for value in tensors]
@@ -152,9 +151,9 @@ def _usable(tensor: Tensor) -> Tensor:
 
 
 def _from_numpy(array: npt.NDArray[Any]) -> Any:
-    """A tensor of an array, copied where torch cannot share it: reversed, read-only, or of the other byte order.
+    """A tensor of an array. Copies it where torch cannot share it: reversed, read-only, or of the other byte order.
 
-    An array of anything but numbers stays one, for the checks to refuse.
+    An array of other things than numbers stays an array. The checks reject it.
     """
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         return array
@@ -165,7 +164,7 @@ def _from_numpy(array: npt.NDArray[Any]) -> Any:
 
 
 def check_samples(features: Tensor, targets: Tensor, *, fewest: int = 0) -> None:
-    """Raise where these are not features (N, d), N >= `fewest` and d >= 1, and as many targets (N,)."""
+    """Check features (N, d), N >= `fewest` and d >= 1, and as many targets (N,). Raises ValueError if they are not."""
     check_tensors(features=features, targets=targets)
     if features.ndim != 2 or not features.is_floating_point() or not features.shape[1] or len(features) < fewest:
         raise ValueError(f"features must be floats (N, d), N and d >= 1, got {tuple(features.shape)} {features.dtype}")
@@ -175,7 +174,7 @@ def check_samples(features: Tensor, targets: Tensor, *, fewest: int = 0) -> None
 
 
 def check_ood(ood_features: Tensor, features: Tensor) -> None:
-    """Raise where these are not floats (M, d), M >= 1, of the same d as the features (N, d), and all finite."""
+    """Check for finite floats (M, d), M >= 1, with d of the features (N, d). Raises ValueError if they are not."""
     check_tensors(ood_features=ood_features)
     shape, width = tuple(ood_features.shape), features.shape[1]
     if len(shape) != 2 or not ood_features.is_floating_point() or not shape[0] or shape[1] != width:
@@ -185,7 +184,7 @@ def check_ood(ood_features: Tensor, features: Tensor) -> None:
 
 
 def check_targets(targets: Tensor, num_classes: int) -> None:
-    """Raise where this is no number of classes, or where a target is not below it."""
+    """Check the number of classes, and that every target is below it. Raises ValueError otherwise."""
     check_whole(num_classes=num_classes)
     low, high = (int(targets.min()), int(targets.max())) if len(targets) else (0, 0)
     if not 0 <= low <= high < num_classes:
@@ -193,7 +192,7 @@ def check_targets(targets: Tensor, num_classes: int) -> None:
 
 
 def check_counts(class_counts: Sequence[int] | Tensor, num_classes: int) -> Tensor:
-    """The sizes (K,) of the classes as a tensor; raises where they are not K sizes >= 0."""
+    """The sizes (K,) of the classes as a tensor. Raises ValueError where they are not K sizes >= 0."""
     counts = counts_tensor(class_counts)
     if counts.shape != (num_classes,) or not bool((counts >= 0).all()):
         raise ValueError(f"class_counts must hold {num_classes} sizes >= 0, got {counts.tolist()}")
@@ -201,7 +200,7 @@ def check_counts(class_counts: Sequence[int] | Tensor, num_classes: int) -> Tens
 
 
 def _check_rows(name: str, tensor: Tensor, shape: tuple[int, int]) -> None:
-    """Raise where a tensor is not of this shape (K, d), a bias of (K,), or not finite; absent means may be NaN."""
+    """Raise where a tensor does not have this shape (K, d), a bias (K,), or is not finite. Absent means may be NaN."""
     expected = shape[:1] if name == "bias" else shape
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")

@@ -1,4 +1,4 @@
-"""The command line. A command imports its stage when it is called, which keeps `ncflow --help` fast."""
+"""The command line. Each command imports its stage only when it runs, which keeps `ncflow --help` fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-TABLES = {  # those of named rows with options; models, datasets, metrics and experiments have commands of their own
+TABLES = {  # of named rows with options; models, datasets, metrics and experiments also have own commands
     "heads": "ncflow.nn:HEADS",
     "losses": "ncflow.nn:LOSSES",
     "optimizers": "ncflow.training:OPTIMIZERS",
@@ -29,11 +29,11 @@ TABLES = {  # those of named rows with options; models, datasets, metrics and ex
     "models": "ncflow.nn:BACKBONES",
     "datasets": "ncflow.data:SOURCES",
 }
-PROCESSES = "NCFLOW_PROCESSES"  # how many of them a suite wants for each run
-IMPORT = "NCFLOW_IMPORT"  # the files of --import, for `dvc repro`, `mlflow run` and every process that these start
-Config = Annotated[Path | None, typer.Option(help="YAML file; default: the project's params.yaml, if there is one.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated.")]
-Head = Annotated[str, typer.Option(help="This head in every run.")]
+PROCESSES = "NCFLOW_PROCESSES"  # the number of processes that a suite sets for each run
+IMPORT = "NCFLOW_IMPORT"  # the files of --import, for `dvc repro`, `mlflow run` and all their child processes
+Config = Annotated[Path | None, typer.Option(help="YAML file; default: the project's params.yaml, if it exists.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; can be repeated.")]
+Head = Annotated[str, typer.Option(help="Use this head in every run.")]
 Data = Annotated[Path | None, typer.Option("--snapshot", help="Snapshot folder; default: data/<its name>.")]
 Extend = Annotated[
     bool, typer.Option("--extend", help="Resume from the finished run that differs only in having fewer train.epochs.")
@@ -66,7 +66,7 @@ def rows_of_your_own(
 
     for file in files:
         import_file(file)
-    os.environ[IMPORT] = os.pathsep.join(map(str, files))  # the processes that this one starts import them, too
+    os.environ[IMPORT] = os.pathsep.join(map(str, files))  # child processes import them as well
 
 
 @app.command()
@@ -94,7 +94,7 @@ def train(
     config: Config = None,
     set_: Set = None,
     data: Data = None,
-    group: Annotated[str | None, typer.Option(help="Tag that holds the runs of one comparison together.")] = None,
+    group: Annotated[str | None, typer.Option(help="Tag shared by the runs of one comparison.")] = None,
     suite: Annotated[str | None, typer.Option(help="Tag of the suite that starts this run.")] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, envvar=PROCESSES, help="Processes that train it together; default: one.")
@@ -118,9 +118,9 @@ def train(
 
     if processes and processes > 1 and not (check or is_launched()):
         with claimed(_root(), params.exp_name):
-            pass  # a run that is taken is refused here, before several processes wait for each other
+            pass  # reject a run in training before several processes wait for each other
         sys.exit(launch(["-m", "ncflow", *sys.argv[1:]], processes))
-    from ncflow import assembly, stages  # after the parameters, whose errors need not wait for torch
+    from ncflow import assembly, stages  # imports torch: report errors in the parameters first
     from ncflow.runs.layout import run_folder
 
     if check:
@@ -146,7 +146,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="JSON file for the metrics.")] = None,
     pipeline: Pipeline = False,
 ) -> None:
-    """Recompute every metric from the checkpoint; fail if it is not the model that was trained."""
+    """Recompute every metric from the checkpoint; fail if it is not the trained model."""
     from ncflow import stages
     from ncflow.suite import is_first
 
@@ -173,7 +173,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder for the page; default: reports/<exp_name>.")] = None,
     pipeline: Pipeline = False,
 ) -> None:
-    """Put runs side by side: a table here, figures and one self-contained page on disk."""
+    """Compare runs: print a table, and write figures and one self-contained page."""
     from ncflow.experiments import quickstart
     from ncflow.experiments.pipeline import forget_earlier_grids
     from ncflow.runs.layout import run_folder
@@ -182,7 +182,7 @@ def report(
     if pipeline:
         _refuse_beside_pipeline(folders=folders, config=config, out=out)
         if left := forget_earlier_grids(params, _root()):
-            _say(f"not in the grid of params.yaml any more, delete what you do not need: {', '.join(map(str, left))}")
+            _say(f"no longer in the grid of params.yaml; delete what you do not need: {', '.join(map(str, left))}")
     folders = folders or [run_folder(_root(), run.exp_name) for run in quickstart(params)]
     _report(folders, out or _root() / "reports" / params.exp_name, params.exp_name)
 
@@ -191,7 +191,7 @@ def report(
 def sync(
     folders: Annotated[list[Path] | None, typer.Argument(help="Run folders; default: all in models/.")] = None,
 ) -> None:
-    """Log finished run folders to MLflow's store, such as those that `dvc pull` brought; each of them once."""
+    """Log finished run folders to MLflow's store, for example after `dvc pull`; each folder once."""
     from ncflow import stages
     from ncflow.runs.layout import finished_runs
     from ncflow.tracking import ui_command
@@ -213,19 +213,19 @@ def suite(
     set_: Set = None,
     head: Head = "",
     processes: Annotated[str, typer.Option(help="Processes per run; default: one per GPU, or one.")] = "",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; default: one, on Ray all.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: one, on Ray all.")] = None,
     jobs_per_gpu: Annotated[int | None, typer.Option(min=1, help="Runs that share a GPU.")] = None,
-    engine: Annotated[str, typer.Option(help="Where the runs go: local or ray.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: one here.")] = None,
-    retries: Annotated[int, typer.Option(min=0, help="How often a run that was killed is started again.")] = 1,
-    force: Annotated[bool, typer.Option("--force", help="Train finished runs again, too.")] = False,
+    engine: Annotated[str, typer.Option(help="Where the runs execute: local or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: start one.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often to restart a killed run.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Also train finished runs again.")] = False,
     extend: Extend = False,
     track: Annotated[bool, typer.Option("--track", help="Put snapshots and runs under DVC's control.")] = False,
 ) -> None:
     """Run the missing runs of a group of experiments, several at a time, and write the report of the group.
 
-    Finished runs are skipped and interrupted runs resume. A failed run stops no other; the exit code is then 65.
-    On SIGTERM the suite stops its runs and exits with 75. The same command resumes it.
+    Finished runs are skipped and interrupted runs resume. After a failed run the others continue; the exit code is
+    then 65. On SIGTERM the suite stops its runs and exits with 75. The same command resumes it.
     """
     from ncflow.experiments import expand
     from ncflow.params import split_overrides
@@ -234,7 +234,7 @@ def suite(
     overrides = split_overrides(set_ or [])
     configs = expand(group, _load(config, None), head=head or None, overrides=overrides, announce=_say)
     machines = create_engine(engine, processes=_count(processes), jobs=jobs, jobs_per_gpu=jobs_per_gpu, address=address)
-    from ncflow.group import run_group  # after what may be wrong with the options, which need not wait for torch
+    from ncflow.group import run_group  # imports torch: report errors in the options first
 
     run_group(
         group,
@@ -296,7 +296,7 @@ def models() -> None:
 def rows(
     table: Annotated[str | None, typer.Argument(help="List the rows of this table and their options.")] = None,
 ) -> None:
-    """List the tables, or the rows of one: names, options with their defaults, what they are."""
+    """List the tables, or the rows of one: names, options with their defaults, descriptions."""
     import importlib
 
     from ncflow.lookup import lookup, options_of
@@ -332,12 +332,12 @@ def datasets() -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str | None, typer.Argument(help="Run this one.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Run this benchmark.")] = None,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of measurements per case.")] = 5,
-    quick: Annotated[bool, typer.Option("--quick", help="Small cases only: does it work, not how fast is it.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small cases only: test function, not speed.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: benchmarks/results.")] = None,
 ) -> None:
-    """List the benchmarks, or run one: ncflow and a baseline alternately, into a dated page."""
+    """List the benchmarks, or run one: measure ncflow and a baseline in turn, and write a dated page."""
     import subprocess
 
     from ncflow.lookup import lookup
@@ -355,13 +355,13 @@ def bench(
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the UI answers at.")] = 5000,
-    host: Annotated[str, typer.Option(help="Address that it answers at; 0.0.0.0: all of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the UI.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address of the UI; 0.0.0.0: all addresses of this machine.")] = "127.0.0.1",
     experiment: Annotated[
-        str | None, typer.Option(metavar="NAME", help="MLflow experiment to open; default: that of the environment.")
+        str | None, typer.Option(metavar="NAME", help="MLflow experiment to open; default: set by the environment.")
     ] = None,
 ) -> None:
-    """Start the MLflow UI on this machine and print the address that opens straight on the runs."""
+    """Start the MLflow UI on this machine and print the address of the page with the runs."""
     from ncflow import tracking
     from ncflow.reports.highlights import highlights
 
@@ -372,7 +372,7 @@ def ui(
 
 
 def main() -> None:
-    """Run the command line. Errors that the user can fix are one message; `Exit` lists the exit codes."""
+    """Run the command line. Errors that the user can fix are printed as one message. `Exit` lists the exit codes."""
     from ncflow.exits import Exit, leave_result
     from ncflow.interruption import interruptible
 
@@ -385,7 +385,7 @@ def main() -> None:
         sys.exit(Exit.CHANGE)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        ours = type(stop) is not SystemExit  # Interrupted and Claimed say why
+        ours = type(stop) is not SystemExit  # Interrupted and Claimed contain the reason
         leave_result(code, str(stop) if ours else "")
         if ours:
             print(f"ncflow: {stop}", file=sys.stderr)
@@ -398,7 +398,7 @@ def main() -> None:
 
 
 def _shown(folder: Path) -> str:
-    """A folder as one would type it here."""
+    """A folder as the user would type it in the current folder."""
     here = Path.cwd()
     return shlex.quote(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
 
@@ -416,9 +416,9 @@ def _load(config: Path | None, overrides: list[str] | None) -> Params:
 
 
 def _refuse_beside_pipeline(**options: object) -> None:
-    """A stage of dvc.yaml reads everything from params.yaml; what would be ignored is an error."""
+    """A stage of dvc.yaml reads everything from params.yaml. Options that it would ignore are an error."""
     if given := [name for name, value in options.items() if value]:
-        raise ValueError(f"--pipeline takes everything from params.yaml: leave out {', '.join(given)}")
+        raise ValueError(f"--pipeline reads everything from params.yaml; leave out {', '.join(given)}")
 
 
 def _root() -> Path:
@@ -434,7 +434,7 @@ def _snapshot_path(params: Params) -> Path:
 
 
 def _benchmarks() -> dict[str, str]:
-    """Name -> first line of the scripts in benchmarks/, which are part of a clone and not of the package."""
+    """Name -> first line of the scripts in benchmarks/. They are part of a clone, not of the package."""
     import ast
 
     folder = _root() / "benchmarks"

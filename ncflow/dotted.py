@@ -1,6 +1,6 @@
-"""Dotted keys: {"train.lr": 0.1} for {"train": {"lr": 0.1}}, as --set, grids, MLflow and tables write them.
+"""Dotted keys: {"train.lr": 0.1} for {"train": {"lr": 0.1}}, as --set, grids, MLflow and tables use them.
 
-OmegaConf would do the same, but takes "${" in a value, such as a path, for a reference to another key.
+OmegaConf would do the same. But it reads "${" in a value, such as a path, as a reference to another key.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def assign(values: Any, key: str, value: Any) -> None:
-    """Set the value at a dotted key in place; missing sections are made. Raises ValueError where a part is no section.
+    """Set the value at a dotted key in place; add missing sections. Raises ValueError where a part is no section.
 
     >>> values = {"seed": 0}
     >>> assign(values, "train.loss_options.gamma", 2)

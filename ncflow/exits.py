@@ -1,4 +1,4 @@
-"""How a process reports its end: an exit code, and a file with the reason. No program reads sentences in a log.
+"""How a process reports its end: an exit code, and a file with the reason. No program has to parse a log.
 
 A suite names the file in the environment. The first process of a run that ends writes it.
 """
@@ -19,12 +19,12 @@ class Exit(IntEnum):
 
     DONE = 0
     CHANGE = 65  # the user must change something first (EX_DATAERR)
-    AGAIN = 75  # interrupted: the same command resumes (EX_TEMPFAIL)
+    AGAIN = 75  # interrupted: the same command resumes the run (EX_TEMPFAIL)
     TAKEN = 76  # another process trains this run
 
 
 def leave_result(code: int, reason: str = "") -> None:
-    """Write how this process ends, if a suite named a file and no other process of the run was first."""
+    """Write how this process ends, if a suite named a file and no other process wrote it first."""
     if not (file := os.environ.get(RESULT)):
         return
     with suppress(OSError), Path(file).open("x", encoding="utf-8") as stream:
@@ -32,7 +32,7 @@ def leave_result(code: int, reason: str = "") -> None:
 
 
 def read_reason(file: Path) -> str:
-    """The reason in a result file; empty where there is none."""
+    """The reason in a result file, or an empty string if there is none."""
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         return str(result["reason"])

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or not there: written next to their place, synced, renamed."""
+"""Write files and folders completely or not at all: write next to their place, sync, rename."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of no error in reading
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # error codes that only writing raises
 LOCK = "lock"  # held in a temporary folder by the process that fills it
 YOUNG = 5  # seconds in which a temporary folder may not have its lock yet
 
 
 def write_text(path: Path, text: str) -> Path:
-    """A text file in UTF-8: the new one or the one before, never a part."""
+    """Write a text file in UTF-8. A reader finds the new file or the old one, never a part."""
     return write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
-    """Let `write` fill a temporary sibling, sync it to the disk and give it the name `path`.
+    """Let `write` fill a temporary file in the same folder, sync it to the disk and rename it to `path`.
 
-    On a full or read-only disk the old file stays, and an OSError explains what to do.
+    Raises OSError with a remedy on a full or read-only disk; the old file then stays.
     """
     with _sibling(path) as temporary, temporary.open("wb") as file:
         write(file)
@@ -39,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
 
 
 def publish(source: Path, path: Path) -> Path:
-    """Give a complete file a second name, in one step; a copy where the file system cannot."""
+    """Give a complete file the second name `path` in one step. Copies it where the file system has no hard links."""
     with _sibling(path) as temporary:
         try:
             temporary.hardlink_to(source)
@@ -50,7 +50,7 @@ def publish(source: Path, path: Path) -> Path:
 
 @contextmanager
 def _sibling(path: Path) -> Iterator[Path]:
-    """A temporary file name next to `path`. At the end that file replaces `path`, unless something failed."""
+    """A temporary file name next to `path`. At the end that file replaces `path`, unless an error was raised."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         yield temporary
@@ -58,13 +58,13 @@ def _sibling(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         raise _explained(path, error) from error
-    finally:  # renaming one name of a file to another of its names leaves both
+    finally:  # a rename between two names of one file keeps both
         with suppress(OSError):
             temporary.unlink()
 
 
 def _explained(path: Path, error: Exception) -> Exception:
-    """The same error with the file and what to do in it; torch hides the error of the disk behind another one."""
+    """The same error with the file and a remedy. torch raises another error on top of the disk's error."""
     cause = error if isinstance(error, OSError) else error.__context__
     if not isinstance(cause, OSError):
         return error
@@ -79,9 +79,9 @@ def checksum(path: Path) -> str:
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A temporary folder next to `path`, for what will take its place; those that killed processes left are removed.
+    """Yield a temporary folder next to `path`, to replace `path` later. Removes those left by killed processes.
 
-    A disk that is full or may not be written to is an OSError that names `path`.
+    Raises OSError that names `path` where the disk is full or not writable.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Let a folder take the place of another one, with all that is in it."""
+    """Replace the folder `path`, with its content, by the folder `new`."""
     old = new.with_name(f"{new.name}.old")
     with suppress(FileNotFoundError):
         path.rename(old)
@@ -110,7 +110,7 @@ def unwritable(place: object, reason: object) -> OSError:
 
 
 def _sweep(path: Path) -> None:
-    """Remove the temporary folders for `path` whose process is dead: it has left its lock."""
+    """Remove the temporary folders for `path` whose process is dead: their lock is free."""
     ours = re.compile(rf"\.{re.escape(path.name)}-[a-z0-9_]{{8}}")
     for folder in path.parent.iterdir():
         if not ours.fullmatch(folder.name) or folder.is_symlink() or time.time() - folder.stat().st_mtime < YOUNG:
@@ -120,13 +120,13 @@ def _sweep(path: Path) -> None:
 
 
 def _is_below(file: Any, folder: Path) -> bool:
-    """Whether an error is about a file in this folder; one that names no file may be."""
+    """Whether an error may be about a file in this folder. An error that names no file may be."""
     return file is None or Path(os.fsdecode(file)).is_relative_to(folder)
 
 
 def _sync_folder(folder: Path) -> None:
-    """A new name survives a power failure once its folder is synced."""
-    if os.name == "nt":  # which opens no folders
+    """Sync a folder. After that, new names in it survive a power failure."""
+    if os.name == "nt":  # Windows opens no folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""A group of experiments from its configurations to its report: run the missing runs, report, track."""
+"""Run a group of experiments: train the missing runs, write the report, track the results with DVC."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ncflow.params import Params
 from ncflow.suite import Engine, Job, JobState
 from ncflow.tracking import start_run
 
-Report = Callable[[list[Path], Path, str], None]  # of run folders, into a folder, under a title
+Report = Callable[[list[Path], Path, str], None]  # arguments: run folders, folder of the page, title
 
 
 def run_group(
@@ -33,7 +33,7 @@ def run_group(
     extend: bool = False,
     track: bool = False,
 ) -> None:
-    """Run the missing runs of `configs` and report on the finished ones. Raises ValueError with the runs that failed.
+    """Run the missing runs of `configs` and report on the finished runs. Raises ValueError with the failed runs.
 
     `track` puts snapshots and runs under DVC's control. The other options are those of `suite.run_suite`.
     """
@@ -66,9 +66,10 @@ def snapshot_path(params: Params, root: Path) -> Path:
 
 @contextmanager
 def opened_run(name: str, root: Path, *, several: bool) -> Iterator[Callable[[Path], None]]:
-    """The MLflow run that `mlflow run` opened belongs to a suite of several runs, whose exit code sets its status.
+    """Yield a function that logs the report to the MLflow run that `mlflow run` opened.
 
-    Yields a function that logs the report there. A suite of one run leaves it to that run.
+    That MLflow run belongs to a suite of several runs. The suite's exit code sets its status. In a suite of one run it
+    belongs to that run, and the function does nothing.
     """
     if not (several and os.environ.get("MLFLOW_RUN_ID")):
         yield lambda page: None
@@ -79,7 +80,7 @@ def opened_run(name: str, root: Path, *, several: bool) -> Iterator[Callable[[Pa
 
 @contextmanager
 def _failures_told(jobs: Sequence[Job]) -> Iterator[None]:
-    """Failed jobs are an error in the end. They are printed, too, where something else goes wrong before that."""
+    """Raise ValueError for failed jobs at the end. After another error, print them instead."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""A user's own files, which add rows to ncflow's tables. Their content is part of a run's identity."""
+"""Import a user's files, which add rows to ncflow's tables. Their content is part of a run's identity."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ IMPORTED: dict[str, str] = {}  # name of a file -> digest of its content when th
 
 
 def import_file(file: Path) -> None:
-    """Import a file as a module, with its folder on the path. Installed modules come first."""
+    """Import a file as a module, with its folder on the path. Installed modules come first.
+
+    Raises ValueError if the file is missing or another module has its name.
+    """
     if not file.is_file():
         raise ValueError(f"--import expects a Python file, got {file}")
     sys.path.append(str(file.parent))
     other = getattr(importlib.import_module(file.stem), "__file__", None)
     if other != str(file):
-        raise ValueError(f"--import {file}: the name {file.stem} belongs to {other}; call the file otherwise")
+        raise ValueError(f"--import {file}: the name {file.stem} belongs to {other}; rename the file")
     IMPORTED[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def run_digest(params: Params) -> str:
-    """12 hex digits that two runs share when neither their configuration nor an imported file differs, names aside."""
+    """12 hex digits that two runs share if their configurations and imported files are equal, apart from names."""
     if not IMPORTED:
         return params.digest()
     parts = (params.digest(), *sorted(IMPORTED.values()))

@@ -15,11 +15,11 @@ from ncflow.exits import Exit, leave_result
 
 AGAIN = "rerun the same command"
 RESUMES = "the same command resumes after the last finished epoch"
-IMPATIENT = 3  # after this many Ctrl-C even a write is interrupted
+IMPATIENT = 3  # after this many Ctrl-C, even a write is interrupted
 
 
 class Interrupted(SystemExit):
-    """SIGTERM came, as schedulers send it. The exit code, 75, asks for the same command again."""
+    """SIGTERM arrived, as schedulers send it. Exit code 75 means: rerun the same command."""
 
     def __init__(self, advice: str = AGAIN) -> None:
         super().__init__(Exit.AGAIN)
@@ -31,14 +31,14 @@ class Interrupted(SystemExit):
 
 @contextmanager
 def interruptible(advice: str | None = None) -> Iterator[None]:
-    """Inside, SIGTERM raises Interrupted and Ctrl-C raises KeyboardInterrupt, which lets a stopped job end its run.
+    """Inside, SIGTERM raises Interrupted and Ctrl-C raises KeyboardInterrupt, which lets a stopped job close its run.
 
-    `advice` describes what the same command will do. Signals that arrive during the cleanup are ignored. Python drops
-    an exception that is raised inside a `__del__`; long loops therefore call `end_if_asked` now and then.
+    `advice` describes the effect of a rerun. Signals that arrive during the cleanup are ignored. Python drops an
+    exception that is raised inside a `__del__`. Long loops therefore call `end_if_asked` regularly.
     """
     ours = _Handler() if _is_free() else None
     if ours:
-        # A job that a script started in the background ignores Ctrl-C, and keeps ignoring it.
+        # A job in the background of a script ignores Ctrl-C. Keep that.
         ignored = signal.getsignal(signal.SIGINT) != signal.default_int_handler
         numbers = (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, ours) for number in numbers}
@@ -58,7 +58,7 @@ def interruptible(advice: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Inside, signals wait. An exception within a transaction would leave it open and lock the database."""
+    """Inside, delay signals. An exception within a transaction would leave it open and lock the database."""
     handler = _handler()
     if handler is None or handler.depth:
         yield
@@ -75,9 +75,10 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def watched(seconds: float = 30.0) -> Iterator[None]:
-    """Inside, SIGTERM ends the process after `seconds` at the latest, even while C++ code blocks Python.
+    """Inside, SIGTERM ends the process within `seconds`, even while C++ code blocks Python.
 
-    A collective that waits for a dead peer blocks like that. Finished epochs stay, and the same command resumes.
+    A collective operation that waits for a dead process blocks Python. Finished epochs stay, and the same command
+    resumes.
     """
     handler = _handler()
     if handler is None:
@@ -85,9 +86,8 @@ def watched(seconds: float = 30.0) -> Iterator[None]:
         return
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    before = signal.set_wakeup_fd(
-        writer.fileno(), warn_on_full_buffer=False
-    )  # written to immediately, even while Python is blocked
+    # A signal writes to this socket immediately, even while Python is blocked.
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader, handler, seconds), daemon=True).start()
     try:
         yield
@@ -119,7 +119,7 @@ def end_if_asked() -> None:
 
 
 class _Handler:
-    """The signal handler. asked: the first signal; waiting: one arrived inside of `undisturbed`."""
+    """The signal handler. asked: the first signal; waiting: a signal arrived inside `undisturbed`."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
@@ -137,7 +137,7 @@ class _Handler:
             self.end()
 
     def end(self) -> None:
-        """Raise the error of the first signal, unless that has been raised and this is the clearing up."""
+        """Raise the exception of the first signal, unless it was raised before and this is the cleanup."""
         if not _clears_up(sys.exception()):
             raise KeyboardInterrupt if self.asked == signal.SIGINT else Interrupted(self.advice)
 
@@ -149,14 +149,14 @@ def _is_free() -> bool:
 
 
 def _handler() -> _Handler | None:
-    """The handler at work, in the thread that it interrupts."""
+    """The active handler, if this is the thread that it interrupts."""
     handler = signal.getsignal(signal.SIGTERM)
     main = threading.current_thread() is threading.main_thread()
     return handler if main and isinstance(handler, _Handler) else None
 
 
 def _clears_up(handled: BaseException | None) -> bool:
-    """Whether the interruption was caught, by an `except` or a `finally` that is at work, or by one around it."""
+    """Whether an active `except` or `finally`, or one around it, handles the interruption."""
     return handled is not None and (
         isinstance(handled, Interrupted | KeyboardInterrupt) or _clears_up(handled.__context__)
     )

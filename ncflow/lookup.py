@@ -1,4 +1,4 @@
-"""Rows of tables: names, options, facts, and one error message for an unknown name."""
+"""Look up rows of tables: names, options, facts, and one error message for an unknown name."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
-    """The entry of a registry, or a ValueError that lists the choices."""
+    """The entry of a table. Raises ValueError that lists the choices if the name is unknown."""
     if name not in table:
         raise unknown(kind, name, table)
     return table[name]
 
 
 def check_options(function: Callable[..., Any], options: Iterable[str], owner: str) -> None:
-    """Refuse options that `function` does not take by keyword; `owner` reads like "loss 'focal'"."""
+    """Check that `function` takes all options by keyword. Raises ValueError; `owner` is like "loss 'focal'"."""
     accepted = options_of(function)
     for option in options:
         if option not in accepted:
@@ -45,7 +45,7 @@ def options_of(row: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def facts(**values: Any) -> Callable[[T], T]:
     """A decorator that attaches facts to a row of a table, such as the color of a head.
 
-    Facts belong to this row alone: a subclass has none of them until it is given its own.
+    Facts belong to this row only. A subclass does not inherit them.
     """
 
     def attach(row: T) -> T:
@@ -56,15 +56,15 @@ def facts(**values: Any) -> Callable[[T], T]:
 
 
 def fact(row: object, name: str, default: Any = None) -> Any:
-    """A fact that a row carries, or the default."""
+    """A fact of a row, or the default."""
     return getattr(row, "__dict__", {}).get(FACTS, {}).get(name, default)
 
 
 @contextmanager
 def explained_options(owner: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, an error that a value of a wrong type causes becomes a ValueError that shows the options.
+    """Inside, turn an error from a value of a wrong type into a ValueError that shows the options.
 
-    `owner` reads like "loss 'focal'".
+    `owner` is a name like "loss 'focal'".
     """
     try:
         yield

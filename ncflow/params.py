@@ -1,7 +1,7 @@
 """The typed, frozen twin of params.yaml: every option of a run with its type, range and default.
 
-The first seed's YAML keys are valid as they stand. Unknown keys are refused with their full path and the nearest
-spelling. Modules below this file know nothing of YAML. Importing it does not import torch, which keeps `ncflow
+The YAML keys of the first seed are valid unchanged. Unknown keys are rejected with their full path and the nearest
+spelling. Modules below this file do not use YAML. Importing this module does not import torch, which keeps `ncflow
 --help` fast.
 """
 
@@ -36,14 +36,14 @@ from ncflow.lookup import fact, lookup, options_of, unknown
 from ncflow.ranges import LARGEST, MOST, Count, NotNegative, Positive, Seed, Share
 from ncflow.yaml_files import parse_yaml, read_yaml
 
-WIDEST = 2**17  # features, as many as ncflow.geometry takes
+WIDEST = 2**17  # features: the limit of ncflow.geometry
 LARGEST_IMAGE = 1024  # pixels
 ORDERS = ("name", "frequency")  # of the classes from the most frequent to the rarest
 WIDTHS = {"K-1": -1, "K": 0, "K+1": 1}  # of features, relative to the number of classes
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values do not change, and yes is not the number 1."""
+    """A part of the configuration. Unknown keys are errors, values are constant, and true is not the number 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -56,7 +56,7 @@ def _imbalance_factor(factor: float) -> float:
 
 def _path(path: str) -> str:
     if "\0" in path:
-        raise ValueError("must be a path, which holds no zero byte")
+        raise ValueError("must be a path without a zero byte")
     return path
 
 
@@ -80,17 +80,17 @@ def _option(value: Any) -> Any:
 
 
 Option = Annotated[Any, AfterValidator(_option)]
-Options = dict[str, Option]  # of a row of a table, which knows them
+Options = dict[str, Option]  # of a row of a table, which defines them
 
 
 class WithOptions(Section):
-    """A section that names a row of a table; `options` are more options of a row of the user's own."""
+    """A section that names a row of a table; `options` are further options of a row that the user added."""
 
     options: Options = {}
 
     @model_serializer(mode="wrap")
     def _without_empty_options(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Plain data, without `options` while there are none: then the configurations of runs stay what they were."""
+        """Plain data without empty `options`. So configurations of runs without options keep their digest."""
         values: dict[str, Any] = serialize(self)
         if not values.get("options"):
             values.pop("options", None)
@@ -98,13 +98,13 @@ class WithOptions(Section):
 
 
 class DatasetParams(WithOptions):
-    """Which images, and how the training split is made long-tailed; `seed` chooses the samples that stay.
+    """The images, and how the training split is made long-tailed; `seed` selects the samples that stay.
 
-    `val_fraction` of the training data is held out first, then `label_noise` makes a share of the other labels wrong,
-    then the tail is made, from `samples_per_class` (None: all that every class has) down to `min_samples` at least.
-    `class_order` chooses which classes become rare. `test_fraction` splits a source that has one split only.
-    `on_damaged` skips or refuses pictures that cannot be read. `label_column`, `image_column` and `lists` are options
-    of sources with columns or lists; `options` are those of a user's own source.
+    First, `val_fraction` of the training data is held out. Then `label_noise` makes a share of the other labels wrong.
+    Then the tail is made, from `samples_per_class` (None: all samples of each class) down to at least `min_samples`.
+    `class_order` selects the classes that become rare. `test_fraction` splits a source that has only one split.
+    `on_damaged` skips or rejects pictures that cannot be read. `label_column`, `image_column` and `lists` are options
+    of sources with columns or lists. `options` are those of a user's source.
     """
 
     name: str = "digits"
@@ -133,11 +133,11 @@ def _width(width: Any) -> Any:
 
 
 class ModelParams(WithOptions):
-    """The backbone and its options; None leaves the choice to the backbone, which refuses options that it lacks.
+    """The backbone and its options. None selects the backbone's default; a backbone rejects options that it lacks.
 
-    `num_features` is a width d, or one relative to the number of classes: K-1 is the least that a simplex ETF needs.
-    `affine: false` takes scales, shifts and biases out of every norm and layer, as AGD needs. `options` are those of a
-    backbone of the user's own.
+    `num_features` is a width d, or a width relative to the number of classes. A simplex ETF needs at least K-1.
+    `affine: false` removes scales, shifts and biases from every norm and layer, as AGD needs. `options` are those of a
+    user's backbone.
     """
 
     name: str = "resnet20"
@@ -163,16 +163,16 @@ class HeadParams(Section):
     name: str
 
     def option(self, name: str) -> Any:
-        """The value of an option, None where the head does not have it."""
+        """The value of an option, or None where the head does not have it."""
         return getattr(self, name, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by its values: the class is made from the row, which the other process has in its own table."""
+        """Pickle the values only. The other process makes the class from the row in its table."""
         return _restored_head, (self.model_dump(),)
 
 
 class ForeignHeadParams(HeadParams):
-    """The values of a head whose row this process does not have, as on a machine that only hands jobs on."""
+    """The values of a head whose row this process does not have, as on a machine that only forwards jobs."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
@@ -186,7 +186,7 @@ def _restored_head(values: dict[str, Any]) -> HeadParams:
 
 def head_section(name: str) -> type[HeadParams]:
     """The section of the head called `name`: types, ranges and defaults are those of its signature."""
-    from ncflow.nn.heads import HEADS  # torch comes with it, and `ncflow --help` needs neither
+    from ncflow.nn.heads import HEADS  # imports torch, which `ncflow --help` does not need
 
     return _section_of(name, lookup(HEADS, name, "head"))
 
@@ -204,7 +204,7 @@ def _section_of(name: str, row: Callable[..., Any]) -> type[HeadParams]:
 
 
 def _resolve_head(head: Any) -> Any:
-    """A name alone is a head with its defaults; aliases are resolved and unknown names refused."""
+    """Resolve a head. A name alone means its defaults. Aliases are resolved, and unknown names are rejected."""
     if isinstance(head, HeadParams):
         return head
     if isinstance(head, str):
@@ -227,8 +227,8 @@ def _batch_size(size: Any) -> Any:
 class TrainParams(Section):
     """How the classifier is trained and how often it is analyzed; names are those of the tables in ncflow.
 
-    `reweight` is the β of class-balanced weights, which set in after a share `reweight_after` of the epochs;
-    `posthoc_tau` adds the accuracies of logits adjusted at test time. None leaves an optimizer's own default.
+    `reweight` is the β of class-balanced weights, which apply after a share `reweight_after` of the epochs.
+    `posthoc_tau` adds the accuracies of logits adjusted at test time. None selects the optimizer's default.
     """
 
     epochs: Count = 200
@@ -260,7 +260,7 @@ class TrainParams(Section):
 
 
 class GridParams(Section):
-    """What `dvc repro` and the quickstart group compare: every head with every seed."""
+    """The grid of `dvc repro` and the quickstart group: every head with every seed."""
 
     head: list[str] = ["linear", "fixed_etf", "nearest_etf"]
     seed: list[Seed] = [0]
@@ -275,7 +275,7 @@ def _run_name(name: str) -> str:
 
 
 class Params(Section):
-    """One run: `exp_name` names its folder under models/, `seed` everything random in training."""
+    """One run: `exp_name` names its folder under models/, and `seed` sets all random numbers of training."""
 
     exp_name: Annotated[str, AfterValidator(_run_name)] = "run"
     seed: Seed = 0
@@ -297,14 +297,14 @@ class Params(Section):
     @model_validator(mode="before")
     @classmethod
     def _large_images(cls, values: Any) -> Any:
-        """Data sets of large pictures have their usual image size as default."""
+        """Use the usual image size of a data set of large pictures as the default."""
         if not isinstance(values, Mapping):
             return values
         dataset, model = values.get("dataset"), values.get("model", {})
         name = dataset.get("name") if isinstance(dataset, Mapping) else None
         if not isinstance(name, str) or not isinstance(model, Mapping):
             return values
-        from ncflow.data.sources import SOURCES  # torch comes with it
+        from ncflow.data.sources import SOURCES  # imports torch
 
         size = fact(SOURCES.get(name), "image_size")
         if size is None:
@@ -312,22 +312,22 @@ class Params(Section):
         return {**values, "model": {"image_size": size, **model}}
 
     def resolved(self) -> dict[str, Any]:
-        """The complete configuration of this run as plain data; the grid around it is left out."""
+        """The complete configuration of this run as plain data, without the grid."""
         return self.model_dump(mode="json", exclude={"grid"})
 
     def digest(self) -> str:
-        """12 hex digits that two runs share exactly when nothing but their name differs."""
+        """12 hex digits that two runs share exactly when they differ only in name."""
         config = {key: value for key, value in self.resolved().items() if key != "exp_name"}
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def load_params(config: str | Path | None = None, overrides: Iterable[str] = ()) -> Params:
-    """The parameters of a YAML file (default: all defaults) with overrides such as "train.lr=0.05" on top."""
+    """The parameters of a YAML file (default: all defaults), with overrides such as "train.lr=0.05" applied."""
     return make_params({} if config is None else read_config(config), overrides)
 
 
 def read_config(path: str | Path) -> Any:
-    """The content of a configuration file; a ValueError names the file and the line."""
+    """The content of a configuration file. Raises ValueError with the file and the line of an error."""
     if not Path(path).is_file():
         raise ValueError(f"no configuration file {path}; give one with --config, or run in the folder of params.yaml")
     values = read_yaml(path)
@@ -335,7 +335,7 @@ def read_config(path: str | Path) -> Any:
 
 
 def make_params(values: Any, overrides: Iterable[str] = ()) -> Params:
-    """The parameters of nested plain data with overrides on top; a ValueError names every key that is wrong."""
+    """The parameters of nested plain data, with overrides applied. Raises ValueError that names every wrong key."""
     try:
         values = deepcopy(values)
         for override in overrides:
@@ -347,13 +347,13 @@ def make_params(values: Any, overrides: Iterable[str] = ()) -> Params:
             by_key.setdefault(_keys(problem), []).append(problem)
         raise ValueError("\n".join(_explain(problems, values) for problems in by_key.values())) from None
     except RecursionError:
-        raise ValueError("a configuration is a few sections of keys and values, got one nested without end") from None
+        raise ValueError("a configuration is a few sections of keys and values, got one nested too deeply") from None
 
 
 def split_overrides(texts: Iterable[str]) -> list[str]:
-    """Overrides one by one: `mlflow run -P set="a=1 b=[2, 3]"` passes several as one text.
+    """Single overrides: `mlflow run -P set="a=1 b=[2, 3]"` passes several as one text.
 
-    A new one starts at a blank before `key=`, outside of brackets and quotes: values may hold blanks.
+    An override starts at a space before `key=`, outside brackets and quotes. Values may contain spaces.
     """
     return [override for text in texts for override in _split(text)]
 
@@ -364,7 +364,7 @@ def _split(text: str) -> list[str]:
         if quote:
             quote = "" if letter == quote and not (letter == '"' and text[i - 1] == "\\") else quote
         elif letter in "'\"" and (text[i - 1] == letter or text[:i].rstrip().endswith(tuple("=[{,:"))):
-            quote = letter  # any other one is an apostrophe
+            quote = letter  # any other quote is an apostrophe
         elif letter in "[]{}":
             depth += 1 if letter in "[{" else -1
         elif depth <= 0 and _NEXT_OVERRIDE.match(text, i):
@@ -377,7 +377,7 @@ _NEXT_OVERRIDE = re.compile(r"\s+[A-Za-z_][\w.]*=")
 
 
 def _override(values: Any, override: str) -> None:
-    """Apply "a.b=c" in place; c is read as YAML."""
+    """Apply "a.b=c" in place. c is parsed as YAML."""
     path, equals, text = override.partition("=")
     path = path.strip()
     if not equals or not all(path.split(".")):
@@ -386,7 +386,7 @@ def _override(values: Any, override: str) -> None:
         value = parse_yaml(text)
     except ValueError as error:
         raise ValueError(f"--set {path}: '{text}' is not a YAML value: {error}") from None
-    by_name = path == "head" and isinstance(value, str)  # its other options stay
+    by_name = path == "head" and isinstance(value, str)  # keeps the other options of the head
     try:
         assign(values, "head.name" if by_name else path, value)
     except ValueError as error:
@@ -405,7 +405,7 @@ def _explain(problems: Sequence[Any], values: Any) -> str:
 
 
 def _keys(problem: Any) -> tuple[Any, ...]:
-    """The keys that lead to a problem; of an option of several types pydantic also names the type."""
+    """The keys that lead to a problem. For an option of several types pydantic also names the type."""
     keys: tuple[Any, ...] = problem["loc"]
     return keys[:2] if keys[:1] == ("head",) else keys
 
@@ -420,5 +420,5 @@ def _section(path: Sequence[str], values: Any) -> Any:
     return section
 
 
-_shown = Repr()  # values that come from a user may be of any length, and even hold themselves
+_shown = Repr()  # values from a user may be very long, and may even contain themselves
 _shown.maxlevel, _shown.maxstring, _shown.maxlong, _shown.maxother = 2, 80, 80, 80

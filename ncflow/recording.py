@@ -1,4 +1,4 @@
-"""Turns the records of the training loop into files, MLflow entries, states to resume from, and a progress bar."""
+"""Turn the records of the training loop into files, MLflow entries, states to resume from, and a progress bar."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ncflow.tracking import RunLogger
 from ncflow.training import EpochRecord, StateFolder
 from ncflow.yaml_files import dump_yaml
 
-FIT = ("loss", "lr", "accuracy", "seconds", "images_per_second")  # of a record, in MLflow
-MOST_ROWS = 10_000  # of a table that grows with every analysis: MLflow rewrites all of it each time
+FIT = ("loss", "lr", "accuracy", "seconds", "images_per_second")  # fields of a record that MLflow logs
+MOST_ROWS = 10_000  # of a table that grows with every analysis: MLflow rewrites it each time
 
 
 def record(
@@ -38,14 +38,14 @@ def record(
     provenance: Provenance,
     run: RunLogger,
 ) -> None:
-    """Consume the training records: files, MLflow, state, progress bar; then the final model.
+    """Write each training record to files, MLflow, state and progress bar; then write the final model.
 
     An epoch is finished once its state is written. A run that is killed before that repeats the epoch with the same
-    outcome: files are replaced by equal ones, and MLflow logs each step once.
+    result. Equal files replace its files, and MLflow logs each step once.
     """
     files.write_text(CONFIG, dump_yaml(params.resolved()))
     files.write_text(PROVENANCE, provenance.as_json())
-    tqdm.write(f"{params.exp_name}: {provenance.hardware}", file=sys.stderr)  # what `auto` chose
+    tqdm.write(f"{params.exp_name}: {provenance.hardware}", file=sys.stderr)  # shows the choice of `auto`
     if earlier := log_earlier(files, run):
         tqdm.write(f"{params.exp_name}: {earlier}", file=sys.stderr)
     if files.epochs:
@@ -63,13 +63,13 @@ def record(
             log_epoch(record, classifier, images, run, tabled=tabled)
             states.write(record.state())
             shown |= {"loss": f"{record.loss:.4f}", "acc": f"{record.accuracy:.3f}"}
-            if record.analysis:  # the last nc1 stays in sight until the next analysis
+            if record.analysis:  # stays visible until the next analysis
                 shown["nc1/pinv"] = f"{record.analysis['train'].metrics.get('nc1/pinv', math.nan):.2e}"
             bar.set_postfix(shown)
             end_if_asked()
         checkpoint = files.write_model(classifier)
         files.write_text(PROVENANCE, replace(provenance, final_model_sha256=checksum(checkpoint)).as_json())
-    except Exception:  # earlier measurements stay with the failed run
+    except Exception:  # the failed run keeps its earlier measurements
         run.keep(files.path)
         raise
     run.artifacts(files.path)
@@ -80,7 +80,7 @@ def record(
 def log_epoch(
     record: EpochRecord, classifier: Classifier, images: Snapshot, run: RunLogger, *, tabled: bool = True
 ) -> None:
-    """All numbers of an epoch in one call; of an analysis also its pictures and, `tabled`, each class's accuracy."""
+    """Log the numbers of an epoch in one call; of an analysis also pictures and, if `tabled`, accuracies by class."""
     from ncflow.reports.figures import confusion_figure, cosine_figure, to_image
 
     numbers = {name: getattr(record, name) for name in FIT}
@@ -107,13 +107,13 @@ def log_earlier(files: RunFolder, run: RunLogger) -> str:
     if first > files.epochs:
         return ""
     return (
-        f"epochs {first} to {files.epochs} were logged to another MLflow run; their metrics are now in this one, too. "
-        f"Their pictures and class accuracies are only there; {files.path} has the data behind them"
+        f"epochs {first} to {files.epochs} were logged to another MLflow run; their metrics are now also in this run. "
+        f"Their pictures and class accuracies are only in the other run; {files.path} has their data"
     )
 
 
 def log_history(history: Sequence[Mapping[str, Any]], analyses: Sequence[Mapping[str, Any]], run: RunLogger) -> None:
-    """The numbers of every epoch of a finished run, and the metrics of those that were analyzed."""
+    """Log the numbers of every epoch of a finished run, and the metrics of every analyzed epoch."""
     analyzed = {analysis["epoch"]: analysis for analysis in analyses}
     for record in history:
         metrics = {split: analyzed.get(record["epoch"], {}).get(split, {}) for split in SPLITS}

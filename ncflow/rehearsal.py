@@ -1,6 +1,6 @@
-"""A rehearsal: one forward and backward pass of a classifier, for --check and before training.
+"""Rehearse one forward and backward pass of a classifier, for --check and before training.
 
-A large backbone runs on shapes alone, which takes a moment instead of a minute.
+A large backbone runs on shapes only, which takes seconds instead of a minute.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from ncflow.nn import Classifier
 
-SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299, 384, 448, 512)  # of images, tried where one does not fit
+SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299, 384, 448, 512)  # image sizes to try if one does not fit
 SAMPLES = 2
-QUICK_SIZE, QUICK_WEIGHTS = 64, 30_000_000  # up to these a real step is faster than importing torch's shape-only mode
+QUICK_SIZE, QUICK_WEIGHTS = 64, 30_000_000  # up to these, a real step is faster than importing the shape-only mode
 
 
 def rehearse(
     classifier: Classifier, criterion: Callable[[Tensor, Tensor], Tensor], *, image_size: int, num_classes: int
 ) -> None:
-    """Raise where images of this size do not go through the backbone, or its features not through head and loss.
+    """Check that images of this size fit the backbone, and its features fit head and loss. Raises ValueError if not.
 
-    The classifier must not be trained afterwards: its running statistics have seen this batch.
+    Do not train the classifier afterwards: this batch changed its running statistics.
     """
     try:
         num_features = _shapes(classifier.backbone, image_size)
@@ -37,7 +37,7 @@ def rehearse(
 
 
 def _shapes(backbone: nn.Module, image_size: int) -> int:
-    """The width of the features of two images, after one backward; with numbers where that is quick, or needed."""
+    """The width of the features of two images, after one backward pass. Uses real numbers if fast or necessary."""
     backbone.train()
     if image_size <= QUICK_SIZE and sum(parameter.numel() for parameter in backbone.parameters()) <= QUICK_WEIGHTS:
         with _undisturbed():
@@ -62,7 +62,7 @@ def _step(backbone: nn.Module, image_size: int) -> int:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Inside, random numbers are drawn without changing those outside."""
+    """Inside, draw random numbers without changing those outside."""
     with torch.random.fork_rng(devices=[]):
         yield
 

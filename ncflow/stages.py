@@ -1,4 +1,4 @@
-"""One function per stage of dvc.yaml: snapshot, train, evaluate, report. Each reads files and leaves files."""
+"""One function per stage of dvc.yaml: snapshot, train, evaluate, report. Each reads files and writes files."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ from ncflow.training import (
     resolve_precision,
 )
 
-STATES = Path(".ncflow", "state")  # below the project, where DVC, which empties a run's folder, does not look
+STATES = Path(".ncflow", "state")  # in the project, not in a run's folder, which DVC empties
 FINISHED = Path(".ncflow", "finished")  # the last states of finished runs that `--extend` can continue
-ELSEWHERE = 1e-2  # how far metrics may differ on other hardware, whose convolutions round differently
+ELSEWHERE = 1e-2  # tolerance of metrics on other hardware, which rounds differently
 
 
 def snapshot(params: Params, path: Path) -> Snapshot:
-    """Stage snapshot: the long-tailed data of these parameters at `path`, created unless it is there already."""
+    """Stage snapshot: return the long-tailed data of these parameters at `path`; create it if it is missing."""
     return Snapshot.obtain(path, **params.dataset.model_dump())
 
 
@@ -71,21 +71,21 @@ def train(
     processes: int | None = None,
     extend: bool = False,
 ) -> Path:
-    """Stage train: one configuration, one MLflow run, one run folder. Returns the folder.
+    """Stage train: train one configuration in one MLflow run and one run folder, and return the folder.
 
-    `data` is the snapshot's folder, created if need be; `root` the project, whose MLflow store is used; `group` a tag
-    that holds the runs of one comparison together, `suite` one of the suite that started this run; `processes`, if
-    given, how many of them must take part.
+    `data` is the snapshot's folder, created if it is missing. `root` is the project with the MLflow store. `group` is
+    a tag shared by the runs of one comparison. `suite` is a tag of the suite that started this run. `processes`, if
+    given, is the required number of processes.
 
-    A stopped run of the same configuration on the same snapshot resumes after its last finished epoch, in the same
-    MLflow run. SIGTERM raises Interrupted.
+    A stopped run with equal configuration and snapshot resumes after its last finished epoch, in the same MLflow run.
+    SIGTERM raises Interrupted.
 
-    `extend` resumes from the last state of a finished run that had fewer epochs and is otherwise the same, in a new
-    MLflow run. Raises ValueError where there is none, or where its epochs would differ in a longer run.
+    `extend` resumes from the last state of a finished run, in a new MLflow run. That run has fewer epochs and no other
+    difference. Raises ValueError where there is no such run, or where its epochs would differ in a longer run.
     """
     how = params.train
     with interruptible(RESUMES), explained_faults(batch_size=how.batch_size, precision=how.precision):
-        built = check(params)  # before anything is made
+        built = check(params)  # before any file is written
         with claimed(root, params.exp_name) if is_first() else nullcontext():
             _train(
                 params,
@@ -111,7 +111,7 @@ def _train(
     processes: int | None,
     extend: bool,
 ) -> None:
-    """Train in this process, alone or as one of several, while no other one trains the same run."""
+    """Train in this process, alone or as one of several. The caller holds the claim on the run."""
     keep_freed_memory()
     accelerator = create_accelerator(params.train.device)
     if processes not in (None, accelerator.num_processes):
@@ -131,7 +131,7 @@ def _train(
             name=params.exp_name,
             config=params.resolved(),
             tags=_tags(params, provenance, **tags),
-            color=fact(HEADS[params.head.name], "color"),  # a head has one color in the report and in MLflow
+            color=fact(HEADS[params.head.name], "color"),  # the same color in the report and in MLflow
             attempt=states.token() if main else None,
             enabled=main,
         ) as run,
@@ -142,7 +142,7 @@ def _train(
             record(params, training, images, files, states, provenance, run)
         else:
             for epoch in training.records:
-                epoch.state()  # each process has a part of it
+                epoch.state()  # every process takes part in collecting the state
                 end_if_asked()
     if main and is_extendable(params):
         states.archive(finished.path)
@@ -151,19 +151,19 @@ def _train(
 
 
 def _run_id(params: Params, images: Snapshot) -> str:
-    """The name of a run's states: two runs share it only if their name, configuration and data are equal."""
+    """The name of a run's states. Two runs share it only if their name, configuration and data are equal."""
     return f"{params.exp_name}-{run_digest(params)}-{images.digest[:12]}"
 
 
 def _extend(params: Params, finished: StateFolder, states: StateFolder, accelerator: Any) -> int | None:
-    """Let a run begin with the last state of a finished run, and return its epochs; every process calls it."""
+    """Start a run from the last state of a finished run, and return the epochs of that run. Every process calls it."""
     done = finished.finished_epoch()
     begun = states.finished_epoch() > 0  # an extension that was interrupted resumes from its own states
-    accelerator.wait_for_everyone()  # all processes have looked before the first one writes
+    accelerator.wait_for_everyone()  # every process must look before the first one writes
     if begun:
         return done
     if not done:
-        refuse_to_extend(params, max(params.train.epochs // 2, 1))  # such runs leave no state, and the reason helps
+        refuse_to_extend(params, max(params.train.epochs // 2, 1))  # such a run leaves no state
         raise ValueError(
             f"--extend found no finished run '{params.exp_name}' that differs only in train.epochs in "
             f"{finished.path.parent}; train without --extend"
@@ -183,15 +183,18 @@ def _extend(params: Params, finished: StateFolder, states: StateFolder, accelera
 def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
     """Stage evaluate: measure the checkpoint again on every split and write the metrics to `out` as JSON.
 
-    Several processes, as launchers start them, measure a share of every split each.
-    Raises ValueError where they differ from what training measured last: then the checkpoint is not that model. On the
-    CPU that trained it they are equal to the last bit; a GPU adds up in another order each time.
+    If a launcher started several processes, each measures a share of every split.
+    Raises ValueError where the metrics differ from the last ones of training: then the checkpoint is not that model.
+    On the CPU that trained it, they are equal to the last bit. A GPU sums in another order each time.
     """
     params = make_params(read_config(folder / CONFIG))
     provenance = read_provenance(folder)
     images = Snapshot.load(data)
     if images.digest != provenance.snapshot.digest:
-        raise ValueError(f"{folder} was trained on another snapshot than {data}; run `dvc repro`, or name its own")
+        raise ValueError(
+            f"{folder} was trained on another snapshot than {data}; run `dvc repro`, or name the right snapshot with "
+            "--snapshot"
+        )
     accelerator = create_accelerator(params.train.device)
     classifier = build_classifier(params, images.num_classes)
     load_model(folder / FINAL_MODEL, classifier)
@@ -225,24 +228,24 @@ def result(folder: Path) -> str:
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
-    """What one looks at first: balanced accuracy and nc1, where they are defined."""
+    """The main results in one line: balanced accuracy and nc1, where they are defined."""
     shown = {"test balanced accuracy": ("test", "acc/balanced", "{:.1%}"), "train nc1": ("train", "nc1/pinv", "{:.2e}")}
     values = {name: (metrics[split].get(key), text) for name, (split, key, text) in shown.items()}
     return ", ".join(f"{name} {text.format(value)}" for name, (value, text) in values.items() if value is not None)
 
 
 def report(folders: Sequence[Path], out: Path, *, title: str) -> tuple[Path, Table]:
-    """Stage report: the page at `out`/index.html, and the summary table of the runs in `folders`."""
+    """Stage report: write the page `out`/index.html; return it and the summary table of the runs in `folders`."""
     return write_report(folders, out, title=title), summary_table(load_runs(folders))
 
 
 def sync(folder: Path, data: Path, root: Path) -> str | None:
-    """Log a finished run folder to MLflow as training would have; its name, or None where MLflow has it already.
+    """Log a finished run folder to MLflow as training does; return its name, or None where MLflow has it already.
 
-    A run of the same configuration on the same snapshot that is finished there is the same run. Metrics of every epoch,
-    tags, files and the model are logged; pictures of single epochs are in the folder's report alone. Stopped, the same
-    command completes the run. `data` holds snapshots: without this run's, the model's input size is that of its
-    configuration. Raises ValueError for a folder that is unfinished or damaged.
+    A finished MLflow run of the same configuration on the same snapshot is the same run. Metrics of every epoch, tags,
+    files and the model are logged. Pictures of single epochs are only in the report. If it is stopped, the same command
+    completes the run. `data` holds snapshots. If this run's snapshot is missing, the configuration sets the model's
+    input size. Raises ValueError for a folder that is unfinished or damaged.
     """
     run, params = load_run(folder), make_params(read_config(folder / CONFIG))
     if not is_finished(folder):
@@ -273,12 +276,12 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
 
 
 def snapshot_of(folder: Path, data: Path) -> Path:
-    """The snapshot in folder `data` that a run was trained on, found by its digest: its source may be elsewhere now."""
+    """The snapshot in folder `data` that a run was trained on. Found by digest, as its source may have moved."""
     made = read_provenance(folder).snapshot
     if found := find_manifest(data, made.digest):
         return found
     usual = data / made.name
-    if usual.is_dir():  # it is damaged or another one; reading it raises the error
+    if usual.is_dir():  # damaged or another one: reading it raises the error
         return usual
     raise ValueError(
         f"{data} has no snapshot that {folder} was trained on: expected {usual.name}; fetch it with `dvc pull`, or "
@@ -315,7 +318,7 @@ def _tags(params: Params, provenance: Provenance, group: str | None = None, suit
 
 def _refuse_if_different(measured: dict[str, Any], logged: dict[str, Any], *, tolerance: float, folder: Path) -> None:
     for split, metrics in measured.items():
-        # How a solver's search went is no property of the checkpoint, and is not repeated.
+        # The steps of a solver are no property of the checkpoint, and are not measured again.
         expected = {name for name in logged[split] if not name.startswith("head/riemannian_")}
         for name in sorted(metrics.keys() | expected):
             new, old = metrics.get(name, math.nan), logged[split].get(name, math.nan)

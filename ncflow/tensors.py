@@ -1,4 +1,4 @@
-"""Files of tensors, complete or not there, and read back only when unchanged."""
+"""Write files of tensors completely or not at all, and read them only if they are unchanged."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ncflow.files import write_atomically
 
 
 def write_tensors(path: Path, content: Mapping[str, Any]) -> Path:
-    """torch.save, complete or not at all; `read_tensors` reads it."""
+    """Write `content` with torch.save, completely or not at all. `read_tensors` reads it."""
     return write_atomically(path, lambda file: torch.save(dict(content), file))
 
 
 def read_tensors(path: Path) -> Any:
-    """What `write_tensors` wrote: tensors and plain data, never code. A ValueError names a file that is damaged."""
+    """The content that `write_tensors` wrote: tensors and data, never code. Raises ValueError if it is damaged."""
     try:
-        with ZipFile(path) as archive:  # torch stores checksums but does not look at them
+        with ZipFile(path) as archive:  # torch stores checksums but does not check them
             if changed := archive.testzip():
                 raise ValueError(f"the checksum of {changed} does not match")
         return torch.load(path, map_location="cpu", weights_only=True)
