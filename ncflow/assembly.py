@@ -70,7 +70,7 @@ def check(params: Params) -> Built | None:
     num_classes = count_classes(params.dataset.name, params.dataset.root, **options) or max(per_class, default=2)
     set_seed(params.seed)
     classifier = _tried_classifier(params, num_classes)
-    built: Built | None = Built(classifier, num_classes, get_randomness())
+    built: Built | None = Built(classifier, num_classes, get_randomness(cuda=False))
     _schedule(params)
     _optimizer(params, classifier)
     criterion = _criterion(params, torch.ones(num_classes), reweight=params.train.reweight)
@@ -139,11 +139,11 @@ def start(
     """
     resume = states.newest(accelerator) if states else None
     how = params.train
+    set_seed(params.seed)
     if built and built.num_classes == images.num_classes:
         classifier = built.classifier
         set_randomness(built.randomness)
     else:
-        set_seed(params.seed)
         classifier = build_classifier(params, images.num_classes, pretrained=True)
     initialize(how.optimizer, classifier)
     classifier.to(accelerator.device)

@@ -37,7 +37,7 @@ def assign(values: Any, key: str, value: Any) -> None:
     place, path = values, ""
     for section in [*sections, None]:
         if not isinstance(place, dict):
-            raise ValueError(f"'{path}' is not a section with keys of its own" if path else "it is not a mapping")
+            raise ValueError(f"'{path}' is not a section with own keys" if path else "it is not a mapping")
         if section is not None:
             place, path = place.setdefault(section, {}), f"{path}.{section}".lstrip(".")
     place[last] = value

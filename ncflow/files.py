@@ -78,7 +78,7 @@ def checksum(path: Path) -> str:
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def folder_next_to(path: Path) -> Iterator[Path]:
     """Yield a temporary folder next to `path`, to replace `path` later. Removes those left by killed processes.
 
     Raises OSError that names `path` where the disk is full or not writable.

@@ -15,7 +15,7 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from reprlib import Repr
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -87,6 +87,12 @@ class WithOptions(Section):
     """A section that names a row of a table; `options` are further options of a row that the user added."""
 
     options: Options = {}
+
+    @model_validator(mode="after")
+    def _set_once(self) -> Self:
+        if twice := sorted(self.options.keys() & type(self).model_fields):
+            raise ValueError(f"options holds {', '.join(twice)}, which the section sets itself; move it out of options")
+        return self
 
     @model_serializer(mode="wrap")
     def _without_empty_options(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -197,6 +203,8 @@ def _section_of(name: str, row: Callable[..., Any]) -> type[HeadParams]:
     defaults: dict[str, Any] = fact(row, "defaults", {})
     fields: dict[str, Any] = {"name": (Literal[name], name)}
     for option, parameter in options_of(row).items():
+        if hasattr(HeadParams, option) or option in HeadParams.model_fields or option.startswith("_"):
+            raise ValueError(f"head '{name}' has an option '{option}', which a configuration cannot hold; rename it")
         default = defaults.get(option, parameter.default)
         hint: Any = Annotated[hints.get(option, Any), AfterValidator(_option)]
         fields[option] = (hint, ... if default is parameter.empty else default)

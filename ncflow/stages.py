@@ -120,9 +120,10 @@ def _train(
     states = StateFolder(root / STATES / _run_id(params, images))
     finished = StateFolder(root / FINISHED / _run_id(make_params(params.resolved(), ["train.epochs=1"]), images))
     precision = resolve_precision(params.train.precision, accelerator.device)
-    extended = _extend(params, finished, states, accelerator) if extend else None
+    if extend:
+        _extend(params, finished, states, accelerator)
     training = start(params, images, accelerator, precision, states, built)
-    provenance = _provenance(params, images, root, Hardware.of(accelerator, precision), extended)
+    provenance = _provenance(params, images, root, Hardware.of(accelerator, precision), states.began_after())
     main = accelerator.is_main_process
     with (
         watched() if accelerator.num_processes > 1 else nullcontext(),
@@ -155,13 +156,13 @@ def _run_id(params: Params, images: Snapshot) -> str:
     return f"{params.exp_name}-{run_digest(params)}-{images.digest[:12]}"
 
 
-def _extend(params: Params, finished: StateFolder, states: StateFolder, accelerator: Any) -> int | None:
-    """Start a run from the last state of a finished run, and return the epochs of that run. Every process calls it."""
+def _extend(params: Params, finished: StateFolder, states: StateFolder, accelerator: Any) -> None:
+    """Start a run from the last state of a finished run. Every process calls it."""
     done = finished.finished_epoch()
     begun = states.finished_epoch() > 0  # an extension that was interrupted resumes from its own states
     accelerator.wait_for_everyone()  # every process must look before the first one writes
     if begun:
-        return done
+        return
     if not done:
         refuse_to_extend(params, max(params.train.epochs // 2, 1))  # such a run leaves no state
         raise ValueError(
@@ -177,7 +178,6 @@ def _extend(params: Params, finished: StateFolder, states: StateFolder, accelera
     if accelerator.is_main_process:
         states.begin_after(finished)
     accelerator.wait_for_everyone()
-    return done
 
 
 def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from ncflow import files
 FILL = """
 import sys, time
 from pathlib import Path
-from ncflow.files import beside
-with beside(Path(sys.argv[1])) as folder:
+from ncflow.files import folder_next_to
+with folder_next_to(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half")
     print(folder, flush=True)
     time.sleep(60)
@@ -41,7 +41,7 @@ def test_a_killed_processs_folder_is_removed_by_the_next_one(tmp_path):
     process.wait()
     assert (left / "half").exists()
     age(left)
-    with files.beside(tmp_path / "report") as folder:
+    with files.folder_next_to(tmp_path / "report") as folder:
         assert not left.exists() and folder.exists()
     assert list(tmp_path.iterdir()) == []
 
@@ -50,7 +50,7 @@ def test_a_folder_that_a_living_process_fills_is_left_alone(tmp_path):
     process, busy = filling(tmp_path / "report")
     try:
         age(busy)
-        with files.beside(tmp_path / "report"):
+        with files.folder_next_to(tmp_path / "report"):
             assert (busy / "half").exists()
     finally:
         process.kill()
@@ -61,7 +61,7 @@ def test_a_folder_that_a_living_process_fills_is_left_alone(tmp_path):
 def test_a_folder_of_another_name_is_left_alone(tmp_path, name):
     (tmp_path / name).mkdir()
     age(tmp_path / name)
-    with files.beside(tmp_path / "report"):
+    with files.folder_next_to(tmp_path / "report"):
         assert (tmp_path / name).exists()
 
 
@@ -70,14 +70,14 @@ def test_a_link_of_that_name_is_not_followed(tmp_path):
     (tmp_path / "precious" / "file").touch()
     (tmp_path / ".report-abcdefgh").symlink_to(tmp_path / "precious")
     age(tmp_path / "precious")
-    with files.beside(tmp_path / "report"):
+    with files.folder_next_to(tmp_path / "report"):
         assert (tmp_path / "precious" / "file").exists()
 
 
 def test_a_folder_replaces_another_one_completely(tmp_path):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "old.png").touch()
-    with files.beside(tmp_path / "figures") as folder:
+    with files.folder_next_to(tmp_path / "figures") as folder:
         (folder / "new").mkdir()
         (folder / "new" / "new.png").touch()
         files.replace_folder(folder / "new", tmp_path / "figures")
@@ -98,7 +98,7 @@ def test_a_text_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypat
 def test_a_full_disk_is_an_error_that_names_the_folder_to_be(tmp_path, place):
     with (
         pytest.raises(OSError, match="No space left on device") as failure,
-        files.beside(tmp_path / "report") as folder,
+        files.folder_next_to(tmp_path / "report") as folder,
     ):
         raise OSError(28, "No space left on device", str(folder / "x" if place == "inside" else "/elsewhere/x"))
     assert ("cannot write" in str(failure.value)) == (place == "inside")

@@ -385,3 +385,13 @@ def test_quickstart_takes_the_name_that_is_set():
 def test_a_published_group_refuses_keys_that_it_would_ignore(group, override):
     with pytest.raises(ValueError, match=f"{override.partition('=')[0]} cannot be overridden"):
         published(group, override)
+
+
+def test_a_grid_turns_an_option_of_a_loss():
+    focal = {"train.loss": "focal"}
+    grid = Grid("gamma_{train.loss_options[gamma]:g}", [each("train.loss_options.gamma", 1.0, 2.0)], focal)
+    runs = grid.runs()
+    assert [(run.exp_name, run.train.loss_options) for run in runs] == [
+        ("gamma_1", {"gamma": 1.0}),
+        ("gamma_2", {"gamma": 2.0}),
+    ]

@@ -25,7 +25,7 @@ SHORT = ["train.epochs=1", "train.batch_size=32", "model.image_size=8", "dataset
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project of its own."""
+    """A project folder."""
     root = tmp_path_factory.mktemp("mine")
     (root / "params.yaml").write_text("exp_name: mine\n")
     return root

@@ -176,7 +176,7 @@ def test_an_override_is_yaml():
         ("train..lr=3", "--set expects key=value"),
         ("train.lr=[1", "--set train.lr: '[1' is not a YAML value"),
         ("train.lr=!!python/name:os.system", "--set train.lr: '!!python/name:os.system' is not a YAML value"),
-        ("seed.deep=3", "--set seed.deep=3: 'seed' is not a section with keys of its own"),
+        ("seed.deep=3", "--set seed.deep=3: 'seed' is not a section with own keys"),
     ],
 )
 def test_an_override_that_cannot_be_applied_says_why(override, message):
@@ -477,3 +477,18 @@ def test_parameters_of_a_head_that_another_process_lacks_keep_their_digest(monke
     content, digest = pickle.dumps(params), params.digest()
     monkeypatch.delitem(HEADS, "mine")
     assert pickle.loads(content).digest() == digest
+
+
+@pytest.mark.parametrize("override", ["model.options.neck=none", "dataset.options.root=pics"])
+def test_an_option_is_set_in_its_key_or_in_options_but_not_in_both(override):
+    assert "move it out of options" in refused(override)
+
+
+def test_a_head_with_an_option_that_a_section_cannot_hold_is_refused(monkeypatch):
+    class Mine(LinearHead):
+        def __init__(self, num_features: int, num_classes: int, *, option: int = 1) -> None:
+            super().__init__(num_features, num_classes)
+
+    monkeypatch.setitem(HEADS, "mine", Mine)
+    with pytest.raises(ValueError, match="head 'mine' has an option 'option'"):
+        make_params({"head": "mine"})

@@ -371,7 +371,8 @@ def test_an_interrupted_extension_resumes_from_its_own_epochs(project, quick, mo
         stop_after(2, terminate, patch)
         with pytest.raises(Interrupted):
             extend(project, longer)
-    folder = extend(project, longer)
+    folder = train(project, longer)  # no longer needs the option, and stays known as an extension
+    assert json.loads((folder / "provenance.json").read_text())["extended_from"] == 1
     assert len(json.loads((folder / "history.json").read_text())) == 3
     assert len(runs_named(project, "cut")) == 2
 
@@ -416,21 +417,21 @@ def test_a_run_resumed_in_another_store_has_every_step_once(project, quick, monk
         raise RuntimeError("gone")
 
     params = configure("moved", **{"model.name": "small", "train.epochs": 5})
-    told, points = [], {}
+    notes, points = [], {}
     for store, last in (("mlflow", 2), ("other", 4), ("mlflow", 5)):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}.db")
         with monkeypatch.context() as patch, suppress(RuntimeError):
             if last < 5:
                 stop_after(last, fail, patch)
             train(project, params)
-        told += re.findall(r"epochs (\d to \d) were logged to another", capsys.readouterr().err)
+        notes += re.findall(r"epochs (\d to \d) were logged to another", capsys.readouterr().err)
         (run,) = runs_named(project, "moved")
         with tracking.store(project) as mlflow:
             for key in ("fit/loss", "fit/lr", "test/nc1/pinv"):
                 history = mlflow.MlflowClient().get_metric_history(run.info.run_id, key)
                 points[store, key] = {point.step: point.value for point in history}
                 assert len(history) == len(points[store, key])
-    assert told == ["1 to 1", "3 to 3"]
+    assert notes == ["1 to 1", "3 to 3"]
     assert {key: [*values] for key, values in points.items()} == {
         **{("mlflow", f"fit/{name}"): [1, 2, 3, 4, 5] for name in ("loss", "lr")},
         **{("other", f"fit/{name}"): [1, 2, 3, 4] for name in ("loss", "lr")},

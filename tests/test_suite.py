@@ -384,7 +384,7 @@ def test_a_run_finished_while_ray_had_no_room_is_skipped(project):
     task = process.Task(job.arguments, job.root, job.log, job.result)
     assert run_job(job, task, {}).code == Exit.TAKEN
     assert not (project / "seen.jsonl").exists()
-    job.anew = True
+    job.forced = True
     assert run_job(job, task, {}).code == 0
     assert starts(project) == ["one"]
 

@@ -22,7 +22,7 @@ from ncflow.data.manifest import COUNTS, MANIFEST, damaged, read_manifest, write
 from ncflow.data.overlap import shared_with_training
 from ncflow.data.parquet import ContentDamaged, read_images, read_targets, write_split
 from ncflow.data.recipe import SOURCE_OPTIONS, Parts, PathLike, Recipe
-from ncflow.files import beside
+from ncflow.files import folder_next_to
 from ncflow.lookup import unknown
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Snapshot:
         if recipe.on_damaged == "skip":
             splits, left_out = without_damaged(splits, recipe.own_root)
             description |= {"damaged": left_out} if left_out else {}
-        with beside(path) as temporary:
+        with folder_next_to(path) as temporary:
             folder = temporary / path.name
             folder.mkdir()
             manifest = write_manifest(folder, description | _write_splits(folder, splits, recipe) | sums)

@@ -1,6 +1,6 @@
 """A metric's row: its formula, meaning, range, value at collapse, and how reports show it.
 
-Each metrics module ends with the rows of its own functions. `table` joins them.
+Each metrics module ends with the rows of its functions. `table` joins them.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from ncflow.files import beside, replace_folder
+from ncflow.files import folder_next_to, replace_folder
+from ncflow.reports.against_theory import lengths_figure, predictions, theory_table, without_theory
 from ncflow.reports.arms import Arm, arms, facets, knobs, labels
-from ncflow.reports.beside import lengths_figure, predictions, theory_table, without_theory
 from ncflow.reports.curves import classwise_figure, curves_figure
 from ncflow.reports.exports import PLOTS, write_curves, write_plots, write_statistics, write_summary
 from ncflow.reports.figures import confusion_figure, cosine_figure, to_png
@@ -48,7 +48,7 @@ def write_report(
     runs = load_runs(run_folders)
     out_dir = Path(out_dir)
     sections: dict[str, list[dict[str, Any]]] = {}
-    with beside(out_dir) as new:
+    with folder_next_to(out_dir) as new:
         (new / FIGURES).mkdir()
         for picture in _pictures(arms(runs)):
             png = to_png(picture.figure)

@@ -53,6 +53,8 @@ def _rows(run: Run) -> Iterable[dict[str, Any]]:
 
 
 def _matches(pattern: str) -> list[Run]:
+    if (Path(pattern) / CONFIG).is_file():  # a folder's name may hold [ or *
+        return load_runs([pattern])
     folders = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
     folders = [folder for folder in folders if (folder / CONFIG).is_file()]
     if not folders:

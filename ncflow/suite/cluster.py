@@ -65,15 +65,12 @@ class RayEngine:
     def start(self, job: Job) -> RayAttempt:
         threads = max(int(self._resources["num_cpus"]) // self._processes, 1)
         # Another machine has another environment: send it the variables of ncflow and MLflow.
-        told = {name: value for name, value in os.environ.items() if name.startswith(("NCFLOW_", "MLFLOW_"))}
-        task = Task(
-            job.arguments,
-            job.root,
-            job.log,
-            job.result,
+        sent = {name: value for name, value in os.environ.items() if name.startswith(("NCFLOW_", "MLFLOW_"))}
+        task = Task.of(
+            job,
             processes=self._processes,
             threads=threads,
-            environment=told,
+            environment=sent,
         )
         self._running.append(RayAttempt(self._ray, job, task, self._resources))
         return self._running[-1]

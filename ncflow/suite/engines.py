@@ -76,11 +76,8 @@ class LocalEngine:
     def start(self, job: Job) -> Attempt:
         slot = self._free_slot()
         assert slot is not None, "start a job only if there is room"
-        task = Task(
-            job.arguments,
-            job.root,
-            job.log,
-            job.result,
+        task = Task.of(
+            job,
             processes=self._processes,
             threads=self._threads,
             gpus=self._gpus[slot],

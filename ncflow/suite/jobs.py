@@ -54,7 +54,7 @@ class Job:
     ended: float = 0.0
     epochs_before: int = 0  # epochs that a resumed run had before
     replaced: int = 0  # mtime of the history of a finished run that training will move aside
-    anew: bool = False  # train it even if it is finished
+    forced: bool = False  # train it even if it is finished
 
     @property
     def name(self) -> str:
@@ -104,8 +104,8 @@ class Job:
         return self.has_model() and not any(unfinished) and not self.is_claimed()
 
     def is_spared(self) -> bool:
-        """Whether to skip it because its run is finished; false if `anew` is set."""
-        return not self.anew and self.is_finished()
+        """Whether to skip it because its run is finished; false if `forced` is set."""
+        return not self.forced and self.is_finished()
 
     def is_claimed(self) -> bool:
         """Whether a process trains this run now, for example one that another suite left behind."""

@@ -12,8 +12,10 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ncflow.exits import RESULT, read_reason
+from ncflow.suite.jobs import Job
 
 PROCESSES = "NCFLOW_PROCESSES"  # environment variable: the number of training processes
 GRACE = 60.0  # seconds between asking a process to end and killing it
@@ -34,6 +36,11 @@ class Task:
     threads: int = 1
     gpus: tuple[str, ...] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, job: Job, **share: Any) -> Task:
+        """The task of a job, with its share of a machine as the other fields."""
+        return cls(job.arguments, job.root, job.log, job.result, **share)
 
 
 @dataclass(frozen=True)

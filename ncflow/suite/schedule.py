@@ -35,7 +35,7 @@ def run_suite(
     prepare = _once(prepare)
     try:
         for job in jobs:
-            job.anew = force
+            job.forced = force
             if job.is_spared():
                 job.state, job.reason = JobState.DONE, "before; --force trains it again"
         yield

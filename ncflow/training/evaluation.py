@@ -124,8 +124,8 @@ def evaluate_splits(
         evaluate, classifier, class_counts=splits.class_counts, analysis=analysis, accelerator=accelerator
     )
     on_train = measure(splits.train)
-    told = classifier.head.diagnostics(solver=analysis.solver)
-    on_train.metrics.update({f"head/{name}": value for name, value in told.items()})
+    diagnostics = classifier.head.diagnostics(solver=analysis.solver)
+    on_train.metrics.update({f"head/{name}": value for name, value in diagnostics.items()})
     unseen = {"test": splits.test} | ({"val": splits.validation} if splits.validation is not None else {})
     measured = {split: measure(batches, train_means=on_train.class_means) for split, batches in unseen.items()}
     return {"train": on_train} | measured

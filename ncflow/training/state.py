@@ -21,11 +21,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from torch import nn
 
-from ncflow.files import beside, replace_folder, write_atomically
+from ncflow.files import folder_next_to, replace_folder, write_atomically, write_text
 from ncflow.tensors import read_tensors, write_tensors
 
 State = dict[str, Any]
 LIKE_PARAMETERS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg"}  # an optimizer's, shaped like parameters
+ORIGIN = "extends"  # file with the epochs of the finished run that a run began with
 FEW = 3  # tensors of each kind that a message names
 KEPT = 2  # the newest states: if the last is damaged, the one before it is used
 
@@ -96,6 +97,7 @@ class StateFolder:
         """Move the newest state and the files of a finished run to the folder `finished`, for `begin_after`."""
         for epoch in self._epochs()[1:]:
             self._file(epoch).unlink()
+        (self.path / ORIGIN).unlink(missing_ok=True)
         shutil.rmtree(finished, ignore_errors=True)  # of an earlier, shorter or longer run
         finished.parent.mkdir(parents=True, exist_ok=True)
         self.path.rename(finished)
@@ -104,14 +106,20 @@ class StateFolder:
         """The epoch of the newest state; 0 without a state."""
         return next(iter(self._epochs()), 0)
 
+    def began_after(self) -> int | None:
+        """The epochs of the finished run that this run extends; None where it extends none."""
+        file = self.path / ORIGIN
+        return int(file.read_text()) if file.is_file() else None
+
     def begin_after(self, finished: StateFolder) -> None:
         """Copy the newest state and the files of a finished run, so that this run resumes from them."""
         epoch = finished.finished_epoch()
         state = read_tensors(finished._file(epoch))
-        with beside(self.path) as temporary:
+        with folder_next_to(self.path) as temporary:
             copy = StateFolder(temporary / self.path.name)
             shutil.copytree(finished.files, copy.files, ignore=shutil.ignore_patterns("*.pth"))  # no final model yet
             copy.write(state | {"run": self.path.name})
+            write_text(copy.path / ORIGIN, str(epoch))
             replace_folder(copy.path, self.path)
 
     @property
@@ -219,14 +227,14 @@ def apply_state(
     return int(state["epoch"])
 
 
-def get_randomness() -> dict[str, Any]:
+def get_randomness(*, cuda: bool = True) -> dict[str, Any]:
     """Return this process's global generators, which layers and users' functions use, as plain data and tensors."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state() if cuda and torch.cuda.is_available() else None,
     }
 
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from ncflow.reports.against_theory import lengths_figure, predictions
 from ncflow.reports.arms import arms
-from ncflow.reports.beside import lengths_figure, predictions
 from ncflow.reports.curves import classwise_figure, curves_figure
 from ncflow.reports.figures import confusion_figure, cosine_figure, to_image, to_png
 from ncflow.reports.knobs import knob_figures

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ncflow.params import TrainParams, head_section
+from ncflow.reports.against_theory import lengths_figure, predictions, theory_table
 from ncflow.reports.arms import arms, labels
-from ncflow.reports.beside import lengths_figure, predictions, theory_table
 from ncflow.reports.figures import to_image
 from ncflow.reports.predictions import (
     ASSUMPTIONS,
