@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # the same names as HOMES, for type checkers
         list_backbones,
         posthoc_adjustment,
     )
+    from ncflow.posthoc import POSTHOC
     from ncflow.runs.frame import read_runs
     from ncflow.theory import predicted_optimum, seli_optimum
     from ncflow.training import (
@@ -93,6 +94,7 @@ HOMES = {
     "NearestETFHead": "nn",
     "NeuralCollapse": "metrics",
     "OPTIMIZERS": "training",
+    "POSTHOC": "posthoc",
     "Splits": "training",
     "Objective": "training",
     "Analysis": "training",
@@ -133,6 +135,7 @@ __all__ = [
     "LOSSES",
     "METRICS",
     "OPTIMIZERS",
+    "POSTHOC",
     "SOURCES",
     "Analysis",
     "Backbone",

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 
-from ncflow.consistency import refuse_contradictions
-from ncflow.data import AUGMENTATIONS, SAMPLINGS, SOURCES, Recipe, Share, Snapshot, load_batches
+from ncflow.consistency import posthoc_tau, refuse_contradictions
+from ncflow.data import (
+    SAMPLINGS,
+    SOURCES,
+    Recipe,
+    Share,
+    Snapshot,
+    create_augmentation,
+    create_mix,
+    load_batches,
+)
 from ncflow.data.sources import count_classes, given_options
 from ncflow.dotted import flatten
 from ncflow.lookup import fact, lookup
-from ncflow.nn import HEADS, Classifier, create_backbone, create_head, create_loss, refuse_missing_weights
+from ncflow.nn import (
+    HEADS,
+    Classifier,
+    create_backbone,
+    create_head,
+    create_loss,
+    create_penalty,
+    freeze,
+    load_checkpoint,
+    refuse_missing_weights,
+)
 from ncflow.params import Params
 from ncflow.rehearsal import rehearse
 from ncflow.reports.predictions import NoTheory, decays, exact_optimum
@@ -23,6 +42,7 @@ from ncflow.training import (
     Analysis,
     EpochRecord,
     FeatureObjective,
+    MovingAverage,
     Objective,
     OutOfMemory,
     Splits,
@@ -59,11 +79,11 @@ def check(params: Params) -> Built | None:
     Returns the classifier for `start`, or None where training builds another one. Raises ValueError for wrong options.
     """
     lookup(SOURCES, params.dataset.name, "data set")
-    lookup(AUGMENTATIONS, params.train.augment, "augmentation")
     lookup(SAMPLINGS, params.train.sampling, "sampling")
     options = Recipe(**params.dataset.model_dump()).source_options
     given_options(params.dataset.name, options)
     refuse_contradictions(params)
+    _augmentation(params)
     if params.model.pretrained:
         refuse_missing_weights(params.model.name)
     per_class = [len(option) for option in params.train.loss_options.values() if isinstance(option, list)]
@@ -72,14 +92,32 @@ def check(params: Params) -> Built | None:
     classifier = _tried_classifier(params, num_classes)
     built: Built | None = Built(classifier, num_classes, get_randomness(cuda=False))
     _schedule(params)
+    freeze(classifier, params.model.trainable)
     _optimizer(params, classifier)
-    criterion = _criterion(params, torch.ones(num_classes), reweight=params.train.reweight)
+    counts = torch.ones(num_classes)
+    criterion = _criterion(params, counts, reweight=params.train.reweight)
+    _penalties(params, counts)
+    if _mix(params, counts):
+        _refuse_unmixable(params, criterion, num_classes)
     try:
         rehearsed = deepcopy(classifier)
     except Exception:  # a user's module may not support copying
         rehearsed, built = classifier, None
+    if params.model.checkpoint:
+        load_checkpoint(params.model.checkpoint, rehearsed)
     rehearse(rehearsed, criterion, image_size=params.model.image_size, num_classes=num_classes)
     return None if params.model.pretrained else built
+
+
+def _refuse_unmixable(params: Params, criterion: Any, num_classes: int) -> None:
+    """Raise ValueError where a loss does not take the shares of classes that mixing makes."""
+    try:
+        criterion(torch.zeros(2, num_classes), torch.full((2, num_classes), 1 / num_classes))
+    except Exception as error:
+        raise ValueError(
+            f"train.mix={params.train.mix} needs a loss that takes shares (B, K) of classes as targets. Loss "
+            f"'{params.train.loss}' raises {type(error).__name__}: {error}; try train.mix=none, or another loss"
+        ) from error
 
 
 def _tried_classifier(params: Params, num_classes: int) -> Classifier:
@@ -117,12 +155,16 @@ def snapshot_name(params: Params) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """A training that is ready to start, or to resume after epoch `done`."""
+    """A training that is ready to start, or to resume after epoch `done`.
+
+    `classifier` is the measured one: the trained one, or its moving average. `note` names the weights it started from.
+    """
 
     classifier: Classifier
     splits: Splits
     records: Iterator[EpochRecord]
     done: int = 0
+    note: str = ""
 
 
 def start(
@@ -146,12 +188,15 @@ def start(
     else:
         classifier = build_classifier(params, images.num_classes, pretrained=True)
     initialize(how.optimizer, classifier)
+    note = load_checkpoint(params.model.checkpoint, classifier) if params.model.checkpoint else ""
+    freeze(classifier, params.model.trainable)
     classifier.to(accelerator.device)
     if accelerator.process_index:  # equal initial weights, then other random numbers in each process
         set_seed((params.seed + accelerator.process_index) % 2**32)
     splits = load_splits(params, images, accelerator)
     optimizer = _optimizer(params, classifier)
-    if states and resume and (reason := misfit(resume, classifier, optimizer)):
+    average = MovingAverage(classifier, how.ema) if how.ema else None
+    if states and resume and (reason := misfit(resume, classifier, optimizer, averaged=average is not None)):
         states.leave_out(resume["epoch"], reason)
         resume = None
     records = fit(
@@ -161,12 +206,13 @@ def start(
         optimizer,
         epochs=how.epochs,
         schedule=_schedule(params),
-        analysis=analysis(params, classifier, images.class_counts),
+        analysis=replace(analysis(params, classifier, images.class_counts), average=average),
         precision=precision,
         accelerator=accelerator,
         resume=resume,
     )
-    return Training(classifier, splits, records, resume["epoch"] if resume else 0)
+    measured = classifier if average is None else average.classifier
+    return Training(measured, splits, records, resume["epoch"] if resume else 0, note)
 
 
 def analysis(params: Params, classifier: Classifier, class_counts: Sequence[int]) -> Analysis:
@@ -176,7 +222,7 @@ def analysis(params: Params, classifier: Classifier, class_counts: Sequence[int]
         every=how.analyze_freq,
         layers=how.analyze_layers,
         solver=how.analyze_solver,
-        posthoc_tau=how.posthoc_tau,
+        posthoc_tau=posthoc_tau(params),
         objective=feature_objective(params, classifier, class_counts),
     )
 
@@ -226,8 +272,11 @@ def feature_objective(params: Params, classifier: Classifier, class_counts: Sequ
         return None  # another objective, or other features than those that decay
     if fact(HEADS[params.head.name], "rows") not in ("learned", "fixed"):
         return None  # rows that follow the batch, or unknown ones
-    if how.reweight is not None or how.sampling == "class_balanced" or how.augment != "none":
+    if how.reweight is not None or how.sampling == "class_balanced" or how.augment != "none" or how.mix != "none":
         return None
+    if how.penalties.keys() - {"drift", "feature_decay"} or how.sam or how.ema or params.model.trainable != "all":
+        return None
+    factors = _factors(params)
     counts = torch.tensor(class_counts)
     options = flatten(params.resolved())
     lambda_w, _ = decays(options, sum(class_counts))
@@ -239,8 +288,8 @@ def feature_objective(params: Params, classifier: Classifier, class_counts: Sequ
         _criterion(params, counts.to(classifier.head.weight.device)),
         weight_decay=lambda_w,
         row_decay=lambda_w if free and how.decay != "head" else 0.0,
-        feature_weight=how.feature_decay,
-        drift_weight=how.drift_penalty,
+        feature_weight=factors["feature_decay"],
+        drift_weight=factors["drift"],
         decay=how.decay,
         optimum=optimum,
     )
@@ -249,6 +298,7 @@ def feature_objective(params: Params, classifier: Classifier, class_counts: Sequ
 def load_splits(params: Params, images: Snapshot, accelerator: Any) -> Splits:
     """The batches of every split of a snapshot."""
     share = Share(accelerator.process_index, accelerator.num_processes)
+    augment, mix = _augmentation(params), _mix(params, torch.tensor(images.class_counts))
     batches = {
         split: load_batches(
             images,
@@ -256,7 +306,8 @@ def load_splits(params: Params, images: Snapshot, accelerator: Any) -> Splits:
             image_size=params.model.image_size,
             batch_size=_batch_size(params, split, accelerator.num_processes),
             device=accelerator.device,
-            augment=params.train.augment,
+            augment=augment,
+            mix=mix if split == "train" else None,
             sampling=params.train.sampling,
             seed=params.seed,
             share=share,
@@ -277,7 +328,33 @@ def _batch_size(params: Params, split: str, num_processes: int) -> int | None:
 def _objective(params: Params, counts: torch.Tensor) -> Objective:
     how = params.train
     late = (how.reweight_after, _criterion(params, counts, reweight=how.reweight)) if how.reweight else None
-    return Objective(_criterion(params, counts), late, how.drift_penalty, how.feature_decay)
+    return Objective(_criterion(params, counts), late, _penalties(params, counts), how.sam)
+
+
+def _factors(params: Params) -> dict[str, float]:
+    """The factor of each penalty by name; 0 for one that is not used."""
+    how = params.train
+    return {"drift": how.drift_penalty, "feature_decay": how.feature_decay} | {
+        name: factor for name, factor in how.penalties.items() if factor
+    }
+
+
+def _penalties(params: Params, counts: torch.Tensor) -> list[tuple[float, Any]]:
+    options = params.train.penalty_options
+    return [
+        (factor, create_penalty(name, counts, **options.get(name, {})))
+        for name, factor in _factors(params).items()
+        if factor
+    ]
+
+
+def _augmentation(params: Params) -> Any:
+    how = params.train
+    return create_augmentation(how.augment, image_size=params.model.image_size, options=how.augment_options)
+
+
+def _mix(params: Params, counts: torch.Tensor) -> Any:
+    return create_mix(params.train.mix, counts, **params.train.mix_options)
 
 
 def _criterion(params: Params, class_counts: torch.Tensor, *, reweight: float | None = None) -> Any:

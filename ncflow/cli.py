@@ -26,6 +26,7 @@ TABLES = {  # of named rows with options; models, datasets, metrics and experime
     "schedules": "ncflow.training:SCHEDULES",
     "samplings": "ncflow.data:SAMPLINGS",
     "augmentations": "ncflow.data:AUGMENTATIONS",
+    "posthoc": "ncflow.posthoc:POSTHOC",
     "models": "ncflow.nn:BACKBONES",
     "datasets": "ncflow.data:SOURCES",
 }
@@ -141,7 +142,7 @@ def train(
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path | None, typer.Argument(help="Run folder, such as models/main_linear_seed0.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="Run folder, such as models/main_linear_ce_seed0.")] = None,
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the metrics.")] = None,
     pipeline: Pipeline = False,
@@ -157,13 +158,54 @@ def evaluate(
         params = _load(None, None)
         data, (_, folder, out) = pipeline_snapshot(params, _root()), pipeline_run(params, _root())
     if folder is None:
-        raise ValueError("expected a run folder, such as `ncflow evaluate models/main_linear_seed0`, got none")
+        raise ValueError("expected a run folder, such as `ncflow evaluate models/main_linear_ce_seed0`, got none")
     data = data or stages.snapshot_of(folder, _root() / "data")
     metrics = stages.evaluate(folder, data, out or folder.with_name(f"{folder.name}.evaluation.json"))
     count = sum(map(len, metrics.values()))
     if is_first():
         _say(f"{folder}: the checkpoint is the model that was trained ({count} metrics measured again)")
         _say(stages.headline(metrics))
+
+
+@app.command()
+def posthoc(
+    folder: Annotated[Path | None, typer.Argument(help="Run folder, such as models/main_linear_ce_seed0.")] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAMES", help="Methods, such as ncm,crt; can be repeated; default: all that apply."),
+    ] = None,
+    data: Data = None,
+    no_track: Annotated[bool, typer.Option("--no-track", help="Do not log the results to MLflow.")] = False,
+    pipeline: Pipeline = False,
+) -> None:
+    """Measure other classifiers on the frozen features of a finished run; `ncflow rows posthoc` lists them."""
+    from ncflow import stages
+    from ncflow.reports import as_text, posthoc_table
+    from ncflow.runs.posthoc import read_posthoc
+    from ncflow.suite import is_first
+
+    out = None
+    if pipeline:
+        from ncflow.experiments.pipeline import pipeline_run, pipeline_snapshot
+
+        _refuse_beside_pipeline(folder=folder, methods=methods, snapshot=data)
+        params = _load(None, None)
+        data, (_, folder, evaluation) = pipeline_snapshot(params, _root()), pipeline_run(params, _root())
+        out = _posthoc_copy(evaluation)
+    if folder is None:
+        raise ValueError("expected a run folder, such as `ncflow posthoc models/main_linear_ce_seed0`, got none")
+    data = data or stages.snapshot_of(folder, _root() / "data")
+    chosen = [name.strip() for text in methods or () for name in text.split(",") if name.strip()]
+    results = stages.posthoc(folder, data, chosen, out=out)
+    if not is_first():
+        return
+    found = read_posthoc(folder)
+    assert found is not None
+    _say(as_text(posthoc_table(found)))
+    for name, reason in results["skipped"].items():
+        _say(f"skipped {name}: {reason}")
+    if not no_track and not stages.track_posthoc(folder, _root()):
+        _say(f"not logged: MLflow has no finished run of {folder}; `ncflow sync {_shown(folder)}` logs both")
 
 
 @app.command()
@@ -175,7 +217,7 @@ def report(
 ) -> None:
     """Compare runs: print a table, and write figures and one self-contained page."""
     from ncflow.experiments import quickstart
-    from ncflow.experiments.pipeline import forget_earlier_grids
+    from ncflow.experiments.pipeline import forget_earlier_grids, pipeline_runs
     from ncflow.runs.layout import run_folder
 
     params = _load(config, None)
@@ -183,6 +225,9 @@ def report(
         _refuse_beside_pipeline(folders=folders, config=config, out=out)
         if left := forget_earlier_grids(params, _root()):
             _say(f"no longer in the grid of params.yaml; delete what you do not need: {', '.join(map(str, left))}")
+        copies = {_posthoc_copy(run.evaluation) for run in pipeline_runs(params, _root()).values()}
+        for file in {file for copy in copies for file in copy.parent.glob("*.json")} - copies:
+            file.unlink()  # of a run that left the grid: the report depends on this folder
     folders = folders or [run_folder(_root(), run.exp_name) for run in quickstart(params)]
     _report(folders, out or _root() / "reports" / params.exp_name, params.exp_name)
 
@@ -227,7 +272,7 @@ def suite(
     Finished runs are skipped and interrupted runs resume. After a failed run the others continue; the exit code is
     then 65. On SIGTERM the suite stops its runs and exits with 75. The same command resumes it.
     """
-    from ncflow.experiments import expand
+    from ncflow.experiments import expand, posthoc_methods
     from ncflow.params import split_overrides
     from ncflow.suite import create_engine
 
@@ -247,7 +292,55 @@ def suite(
         force=force,
         extend=extend,
         track=track,
+        posthoc=posthoc_methods(group),
     )
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="Published configuration; default: list all of them.")] = None,
+    set_: Set = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: 0, 1, …")] = 3,
+    processes: Annotated[str, typer.Option(help="Processes per run; default: one per GPU, or one.")] = "",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: one, on Ray all.")] = None,
+    jobs_per_gpu: Annotated[int | None, typer.Option(min=1, help="Runs that share a GPU.")] = None,
+    engine: Annotated[str, typer.Option(help="Where the runs execute: local or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: start one.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often to restart a killed run.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Also train finished runs again.")] = False,
+) -> None:
+    """Run a published configuration with several seeds, and compare its accuracy with the published number.
+
+    It runs as a suite: finished runs are skipped and interrupted runs resume. With overrides that change the experiment
+    there is no verdict.
+    """
+    from ncflow.experiments.published import conclude, configurations, differences, listing
+    from ncflow.params import split_overrides
+    from ncflow.reports import as_text
+    from ncflow.suite import create_engine
+
+    if name is None:
+        _say(as_text(listing()))
+        return
+    configs = configurations(name, seeds=seeds, overrides=split_overrides(set_ or []))
+    machines = create_engine(engine, processes=_count(processes), jobs=jobs, jobs_per_gpu=jobs_per_gpu, address=address)
+    from ncflow.group import run_group
+    from ncflow.runs.layout import run_folder
+    from ncflow.runs.reader import load_runs
+
+    changed = differences(name, configs[0])
+    run_group(
+        f"reproduce_{name}{'_changed' if changed else ''}",
+        configs,
+        root=_root(),
+        engine=machines,
+        report=_report,
+        say=_say,
+        retries=retries,
+        force=force,
+    )
+    runs = load_runs(run_folder(_root(), config.exp_name) for config in configs)
+    _say(f"\n{name}\n{conclude(name, runs, changed)}")
 
 
 @app.command()
@@ -413,6 +506,11 @@ def _load(config: Path | None, overrides: list[str] | None) -> Params:
 
     default = _root() / "params.yaml"
     return load_params(config or (default if default.is_file() else None), split_overrides(overrides or []))
+
+
+def _posthoc_copy(evaluation: Path) -> Path:
+    """The metrics file of the stage posthoc, by that of the stage evaluate of the same run."""
+    return evaluation.parent.with_name("posthoc") / evaluation.name
 
 
 def _refuse_beside_pipeline(**options: object) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from ncflow.data import SOURCES
 from ncflow.lookup import fact
 from ncflow.nn.heads import HEADS
+from ncflow.nn.losses import LOSSES
+from ncflow.nn.penalties import needs_hard_targets
 from ncflow.params import Params
 
 Rule = tuple[Callable[[Params], object], str]  # whether it is broken, and its message: a format string
@@ -35,9 +37,13 @@ def _is_built_in(p: Params) -> bool:
     return bool(fact(SOURCES[p.dataset.name], "built_in"))
 
 
+def _feature_decay(p: Params) -> float:
+    return p.train.feature_decay or p.train.penalties.get("feature_decay", 0.0)
+
+
 def _features_decay(p: Params) -> bool:
     """Whether the objective limits the length of features. The optimizer decays free features: they are parameters."""
-    return p.train.feature_decay > 0 or bool(_has_free_features(p) and p.train.weight_decay and p.train.decay != "head")
+    return _feature_decay(p) > 0 or bool(_has_free_features(p) and p.train.weight_decay and p.train.decay != "head")
 
 
 def _asks_beyond_reach(p: Params) -> bool:
@@ -48,9 +54,25 @@ def _asks_beyond_reach(p: Params) -> bool:
 
 def _corrections(p: Params) -> int:
     """How many options correct for class sizes."""
-    by_loss = p.train.loss in ("logit_adjustment", "balanced_softmax", "class_balanced")
-    by_batches = p.train.sampling == "class_balanced"
-    return sum([by_loss, by_batches, bool(p.train.reweight), p.train.posthoc_tau > 0])
+    by_loss, by_batches = bool(fact(LOSSES.get(p.train.loss), "corrects_sizes")), p.train.sampling == "class_balanced"
+    return sum([by_loss, by_batches, bool(p.train.reweight), bool(p.train.posthoc_tau)])
+
+
+def _has_log_probabilities(p: Params) -> bool:
+    """Whether the logits are log-probabilities, up to a constant for each sample."""
+    return bool(fact(LOSSES.get(p.train.loss), "log_probabilities", True))
+
+
+def posthoc_tau(p: Params) -> float | None:
+    """The τ of post-hoc adjustment while training: the given one, None to choose it, 0 where none applies."""
+    given = p.train.posthoc_tau
+    return given if given is not None or (_has_log_probabilities(p) and not _corrections(p)) else 0.0
+
+
+def _twice(p: Params) -> bool:
+    """Whether a penalty has a factor under two keys."""
+    doubles = {"drift": p.train.drift_penalty, "feature_decay": p.train.feature_decay}
+    return any(factor and name in p.train.penalties for name, factor in doubles.items())
 
 
 RULES: dict[str, Rule] = {
@@ -82,8 +104,8 @@ RULES: dict[str, Rule] = {
         "try train.loss_options.target={head.temperature:g}",
     ),
     "features of fixed length do not decay": (
-        lambda p: p.train.feature_decay > 0 and p.head.option("temperature") is not None,
-        "train.feature_decay={train.feature_decay:g} has no effect, because head '{head.name}' scales features to "
+        lambda p: _feature_decay(p) > 0 and p.head.option("temperature") is not None,
+        "a decay of features has no effect, because head '{head.name}' scales features to "
         "norm {head.temperature:g}. Expected train.feature_decay or head.temperature, got both; "
         "try train.feature_decay=0 or head.temperature=null",
     ),
@@ -97,12 +119,12 @@ RULES: dict[str, Rule] = {
         lambda p: _corrections(p) > 1,
         "the class sizes would be corrected for more than once. Expected at most one of: a loss that uses them, "
         "train.reweight, train.sampling=class_balanced, train.posthoc_tau; got train.loss={train.loss}, "
-        "train.reweight={train.reweight}, train.sampling={train.sampling}, train.posthoc_tau={train.posthoc_tau:g}; "
+        "train.reweight={train.reweight}, train.sampling={train.sampling}, train.posthoc_tau={train.posthoc_tau}; "
         "try train.loss=ce",
     ),
     # It divides softmax(logits) by powers of the priors. The probabilities of ldam are softmax(scale · logits).
     "post-hoc adjustment needs logits that are log-probabilities": (
-        lambda p: p.train.posthoc_tau > 0 and p.train.loss in ("mse", "dot_regression", "ldam"),
+        lambda p: p.train.posthoc_tau and not _has_log_probabilities(p),
         "post-hoc adjustment subtracts log-priors from the logits. The logits of loss '{train.loss}' are not "
         "log-probabilities. Expected train.posthoc_tau=0, got {train.posthoc_tau:g}; try train.loss=ce",
     ),
@@ -157,6 +179,11 @@ RULES: dict[str, Rule] = {
         "model.affine=false removes scales and shifts of the norms. Expected another optimizer and model.affine=true, "
         "got {train.optimizer} and {model.affine}; try model.pretrained=false",
     ),
+    "training starts from one set of weights": (
+        lambda p: p.model.pretrained and p.model.checkpoint is not None,
+        "model.pretrained=true and model.checkpoint={model.checkpoint} both set the weights to start from. Expected "
+        "one of them, got both; try model.pretrained=false, or model.checkpoint=null",
+    ),
     "an option is set in one place": (
         lambda p: {"lr", "weight_decay", "momentum"} & p.train.optimizer_options.keys(),
         "learning rate, weight decay and momentum are keys of train itself. Expected train.optimizer_options without "
@@ -166,6 +193,34 @@ RULES: dict[str, Rule] = {
         lambda p: p.train.decay != "all" and p.train.weight_decay is None,
         "train.decay={train.decay} selects the parameters for train.weight_decay. Expected a number for it, got null; "
         "try train.weight_decay=5e-4, or train.decay=all",
+    ),
+    "a penalty has one factor": (
+        _twice,
+        "train.penalties={train.penalties} repeats a key of train. Expected each penalty once, got "
+        "train.drift_penalty={train.drift_penalty:g} and train.feature_decay={train.feature_decay:g}; "
+        "try without train.penalties",
+    ),
+    "options of a penalty need the penalty": (
+        lambda p: p.train.penalty_options.keys() - p.train.penalties.keys(),
+        "train.penalty_options={train.penalty_options} has options of a penalty that is not used. Expected them for "
+        "penalties in train.penalties, got {train.penalties}; try train.penalties.<name>=0.1",
+    ),
+    # Mixing.
+    "a mixed sample has no single class": (
+        lambda p: p.train.mix != "none" and any(needs_hard_targets(name) for name in p.train.penalties),
+        "train.mix={train.mix} makes samples of two classes. Expected penalties that take shares of classes, got "
+        "train.penalties={train.penalties}; try train.mix=none",
+    ),
+    "pictures of numbers cannot be mixed": (
+        lambda p: p.train.mix != "none" and _has_numbered_images(p),
+        "the images of dataset '{dataset.name}' contain the numbers of its samples. Expected train.mix=none, got "
+        "{train.mix}; try train.mix=none",
+    ),
+    # Sharpness-aware minimization.
+    "sharpness needs gradients of full range": (
+        lambda p: p.train.sam and p.train.precision == "fp16",
+        "train.sam={train.sam:g} divides by the norm of a gradient, which overflows in float16. Expected precision "
+        "bf16 or fp32, got {train.precision}; try train.precision=bf16",
     ),
     "built-in data has no folder": (
         lambda p: p.dataset.root is not None and _is_built_in(p),

@@ -14,6 +14,7 @@ from rich.console import Console
 from ncflow import stages, suite
 from ncflow.assembly import snapshot_name
 from ncflow.params import Params
+from ncflow.runs.posthoc import belongs_to, read_posthoc
 from ncflow.suite import Engine, Job, JobState
 from ncflow.tracking import start_run
 
@@ -32,10 +33,12 @@ def run_group(
     force: bool = False,
     extend: bool = False,
     track: bool = False,
+    posthoc: Sequence[str] = (),
 ) -> None:
     """Run the missing runs of `configs` and report on the finished runs. Raises ValueError with the failed runs.
 
-    `track` puts snapshots and runs under DVC's control. The other options are those of `suite.run_suite`.
+    `posthoc` are rows of POSTHOC, measured on each finished run that lacks them. `track` puts snapshots and runs under
+    DVC's control. The other options are those of `suite.run_suite`.
     """
     name = f"{group}-{time.strftime('%Y%m%dT%H%M%S')}"
     options = ["--extend"] if extend else []
@@ -50,6 +53,8 @@ def run_group(
         with closing(looks):
             suite.watch(looks, jobs, say=say, console=Console())
         done = [job for job in jobs if job.state == JobState.DONE]
+        for job in done if posthoc else []:
+            _measure_posthoc(job, posthoc, root)
         if done:
             report([job.folder for job in done], page, group)
             log_page(page)
@@ -57,6 +62,15 @@ def run_group(
             data = {snapshot_path(job.params, root) for job in done}
             folders = suite.track(group, root=root, runs=[job.folder for job in done], snapshots=data)
             say(f"tracked by DVC; to share the group, commit suites/ and `dvc push -R {' '.join(folders)}`")
+
+
+def _measure_posthoc(job: Job, methods: Sequence[str], root: Path) -> None:
+    """Measure post-hoc classifiers on a finished run, unless its file has them already."""
+    found = read_posthoc(job.folder)
+    if found is not None and belongs_to(found, job.folder) and set(methods) <= set(found.methods):
+        return
+    stages.posthoc(job.folder, snapshot_path(job.params, root), methods)
+    stages.track_posthoc(job.folder, root)
 
 
 def snapshot_path(params: Params, root: Path) -> Path:

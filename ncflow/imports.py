@@ -7,6 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
+from ncflow.files import checksum
 from ncflow.params import Params
 
 IMPORTED: dict[str, str] = {}  # name of a file -> digest of its content when this process imported it
@@ -26,9 +27,20 @@ def import_file(file: Path) -> None:
     IMPORTED[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
-def run_digest(params: Params) -> str:
-    """12 hex digits that two runs share if their configurations and imported files are equal, apart from names."""
-    if not IMPORTED:
-        return params.digest()
-    parts = (params.digest(), *sorted(IMPORTED.values()))
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+def run_digest(params: Params, checkpoint: str | None = None) -> str:
+    """12 hex digits that two runs share if their configurations and files are equal, apart from names.
+
+    The files are those that were imported, and the one that model.checkpoint names: `checkpoint` is its sha256.
+    """
+    files = [*sorted(IMPORTED.values()), *([checkpoint] if checkpoint else [])]
+    return hashlib.sha256(" ".join([params.digest(), *files]).encode()).hexdigest()[:12] if files else params.digest()
+
+
+def checkpoint_sha256(params: Params) -> str | None:
+    """The sha256 of the file that model.checkpoint names; None without one. Raises ValueError if it is missing."""
+    if params.model.checkpoint is None:
+        return None
+    file = Path(params.model.checkpoint)
+    if not file.is_file():
+        raise ValueError(f"no checkpoint {file}; expected a file of weights as model.checkpoint")
+    return checksum(file)

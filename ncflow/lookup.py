@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 FACTS = "__ncflow_facts__"
+GIVEN = ("class_counts", "size")  # parameters of rows that follow from data and model, so they are no options
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
@@ -37,9 +38,15 @@ def check_options(function: Callable[..., Any], options: Iterable[str], owner: s
 
 
 def options_of(row: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The options of a row: its keyword-only parameters, by name."""
-    parameters = inspect.signature(row).parameters
-    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    """The options of a row: its keyword-only parameters, by name, except those that ncflow passes itself (GIVEN)."""
+    parameters = inspect.signature(row).parameters.items()
+    keywords = {name: parameter for name, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    return {name: parameter for name, parameter in keywords.items() if name not in GIVEN}
+
+
+def takes(row: Callable[..., Any], name: str) -> bool:
+    """Whether a row has a parameter of this name, such as one of GIVEN."""
+    return name in inspect.signature(row).parameters
 
 
 def facts(**values: Any) -> Callable[[T], T]:

@@ -142,6 +142,8 @@ class ModelParams(WithOptions):
     """The backbone and its options. None selects the backbone's default; a backbone rejects options that it lacks.
 
     `num_features` is a width d, or a width relative to the number of classes. A simplex ETF needs at least K-1.
+    `checkpoint` is a file of weights to start from. `trainable` selects what learns: all, the head alone, or the head
+    with the norms and biases of the backbone.
     `affine: false` removes scales, shifts and biases from every norm and layer, as AGD needs. `options` are those of a
     user's backbone.
     """
@@ -155,10 +157,12 @@ class ModelParams(WithOptions):
     num_features: Annotated[int | str | None, BeforeValidator(_width)] = None
     pretrained: bool | None = None
     affine: bool = True
+    checkpoint: Annotated[str, AfterValidator(_path)] | None = None
+    trainable: Literal["all", "head", "norm_bias"] = "all"
 
     def keywords(self, num_classes: int) -> dict[str, Any]:
         """The keyword options for `ncflow.nn.create_backbone`."""
-        options = self.model_dump(exclude={"name", "affine", "options"})
+        options = self.model_dump(exclude={"name", "affine", "checkpoint", "trainable", "options"})
         width = options["num_features"]
         return options | {"num_features": num_classes + WIDTHS[width] if width in WIDTHS else width} | self.options
 
@@ -232,11 +236,20 @@ def _batch_size(size: Any) -> Any:
     return size
 
 
+def _names(names: Any) -> Any:
+    if not isinstance(names, str) and not (isinstance(names, list) and names and all(type(n) is str for n in names)):
+        raise ValueError("must be a name, or a list of names that apply in order")
+    return names
+
+
 class TrainParams(Section):
     """How the classifier is trained and how often it is analyzed; names are those of the tables in ncflow.
 
     `reweight` is the β of class-balanced weights, which apply after a share `reweight_after` of the epochs.
-    `posthoc_tau` adds the accuracies of logits adjusted at test time. None selects the optimizer's default.
+    `posthoc_tau` is the τ of accuracies with logits adjusted at test time. None chooses it on the validation part, or
+    takes 1 without one. 0 measures none. `penalties` are factors by name. `augment` is one name or several in order.
+    `sam` is the radius of sharpness-aware minimization, and `ema` the decay of a moving average of the weights; 0 is
+    without. For optimizers, None selects their own default.
     """
 
     epochs: Count = 200
@@ -255,10 +268,17 @@ class TrainParams(Section):
     loss_options: Options = {}
     reweight: Share | None = None
     reweight_after: Share = 0.8
-    posthoc_tau: NotNegative = 0.0
+    posthoc_tau: NotNegative | None = None
     drift_penalty: NotNegative = 0.0
     feature_decay: NotNegative = 0.0
-    augment: str = "none"
+    penalties: dict[str, NotNegative] = {}
+    penalty_options: dict[str, Options] = {}
+    augment: Annotated[str | list[str], BeforeValidator(_names)] = "none"
+    augment_options: dict[str, Options] = {}
+    mix: str = "none"
+    mix_options: Options = {}
+    sam: NotNegative = 0.0
+    ema: Share = 0.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu"] = "auto"
     analyze_freq: Count = 2
@@ -268,9 +288,13 @@ class TrainParams(Section):
 
 
 class GridParams(Section):
-    """The grid of `dvc repro` and the quickstart group: every head with every seed."""
+    """The grid of `dvc repro` and the quickstart group: every head with every loss and every seed.
+
+    Without `loss` every run has the loss of the section train.
+    """
 
     head: list[str] = ["linear", "fixed_etf", "nearest_etf"]
+    loss: list[str] | None = None
     seed: list[Seed] = [0]
 
 

@@ -46,6 +46,8 @@ def record(
     files.write_text(CONFIG, dump_yaml(params.resolved()))
     files.write_text(PROVENANCE, provenance.as_json())
     tqdm.write(f"{params.exp_name}: {provenance.hardware}", file=sys.stderr)  # shows the choice of `auto`
+    if training.note:
+        tqdm.write(f"{params.exp_name}: {training.note}", file=sys.stderr)
     if earlier := log_earlier(files, run):
         tqdm.write(f"{params.exp_name}: {earlier}", file=sys.stderr)
     if files.epochs:

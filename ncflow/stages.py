@@ -1,4 +1,4 @@
-"""One function per stage of dvc.yaml: snapshot, train, evaluate, report. Each reads files and writes files."""
+"""One function per stage of dvc.yaml: snapshot, train, evaluate, posthoc, report. Each reads and writes files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,24 +24,27 @@ from ncflow.assembly import (
     snapshot_name,
     start,
 )
-from ncflow.data import Snapshot
+from ncflow.data import Batches, Snapshot
 from ncflow.data.manifest import find_manifest
 from ncflow.files import checksum, write_text
-from ncflow.imports import IMPORTED, run_digest
+from ncflow.imports import IMPORTED, checkpoint_sha256, run_digest
 from ncflow.interruption import RESUMES, end_if_asked, interruptible, watched
-from ncflow.lookup import fact
-from ncflow.nn import HEADS
+from ncflow.lookup import fact, lookup
+from ncflow.nn import HEADS, LOSSES, Classifier
 from ncflow.params import Params, make_params, read_config
+from ncflow.posthoc import POSTHOC, Unseen, freeze_features, measure_posthoc
 from ncflow.project import git_commit
 from ncflow.recording import log_history, record
 from ncflow.reports import Table, summary_table, write_report
-from ncflow.runs.layout import CONFIG, FINAL_MODEL, PROVENANCE, is_finished
+from ncflow.runs.layout import CONFIG, FINAL_MODEL, PROVENANCE, is_finished, posthoc_file
+from ncflow.runs.posthoc import PostHoc, write_posthoc
 from ncflow.runs.provenance import DataVersion, Hardware, Provenance, read_provenance
 from ncflow.runs.reader import load_run, load_runs
 from ncflow.runs.writer import RunFolder, load_model
 from ncflow.suite import claimed, is_first
-from ncflow.tracking import has_finished, start_run
+from ncflow.tracking import has_finished, log_to_finished, start_run
 from ncflow.training import (
+    Splits,
     StateFolder,
     create_accelerator,
     evaluate_splits,
@@ -49,10 +52,12 @@ from ncflow.training import (
     keep_freed_memory,
     resolve_precision,
 )
+from ncflow.training.evaluation import extract, gather_rows
 
 STATES = Path(".ncflow", "state")  # in the project, not in a run's folder, which DVC empties
 FINISHED = Path(".ncflow", "finished")  # the last states of finished runs that `--extend` can continue
 ELSEWHERE = 1e-2  # tolerance of metrics on other hardware, which rounds differently
+IDENTITY = ("config", "snapshot")  # the tags that tell which MLflow run is the run of a folder
 
 
 def snapshot(params: Params, path: Path) -> Snapshot:
@@ -117,13 +122,19 @@ def _train(
     if processes not in (None, accelerator.num_processes):
         raise ValueError(f"requested {processes} processes, but Accelerate started {accelerator.num_processes}")
     images = snapshot(params, data)
-    states = StateFolder(root / STATES / _run_id(params, images))
-    finished = StateFolder(root / FINISHED / _run_id(make_params(params.resolved(), ["train.epochs=1"]), images))
+    weights = checkpoint_sha256(params)
+    states = StateFolder(root / STATES / _run_id(params, images, weights))
+    shortest = make_params(params.resolved(), ["train.epochs=1"])
+    finished = StateFolder(root / FINISHED / _run_id(shortest, images, weights))
     precision = resolve_precision(params.train.precision, accelerator.device)
     if extend:
         _extend(params, finished, states, accelerator)
     training = start(params, images, accelerator, precision, states, built)
-    provenance = _provenance(params, images, root, Hardware.of(accelerator, precision), states.began_after())
+    provenance = replace(
+        _provenance(params, images, root, Hardware.of(accelerator, precision)),
+        extended_from=states.began_after(),
+        checkpoint_sha256=weights,
+    )
     main = accelerator.is_main_process
     with (
         watched() if accelerator.num_processes > 1 else nullcontext(),
@@ -151,9 +162,9 @@ def _train(
         states.remove()
 
 
-def _run_id(params: Params, images: Snapshot) -> str:
-    """The name of a run's states. Two runs share it only if their name, configuration and data are equal."""
-    return f"{params.exp_name}-{run_digest(params)}-{images.digest[:12]}"
+def _run_id(params: Params, images: Snapshot, checkpoint: str | None) -> str:
+    """The name of a run's states. Two runs share it only if their name, configuration, weights and data are equal."""
+    return f"{params.exp_name}-{run_digest(params, checkpoint)}-{images.digest[:12]}"
 
 
 def _extend(params: Params, finished: StateFolder, states: StateFolder, accelerator: Any) -> None:
@@ -187,27 +198,11 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
     Raises ValueError where the metrics differ from the last ones of training: then the checkpoint is not that model.
     On the CPU that trained it, they are equal to the last bit. A GPU sums in another order each time.
     """
-    params = make_params(read_config(folder / CONFIG))
-    provenance = read_provenance(folder)
-    images = Snapshot.load(data)
-    if images.digest != provenance.snapshot.digest:
-        raise ValueError(
-            f"{folder} was trained on another snapshot than {data}; run `dvc repro`, or name the right snapshot with "
-            "--snapshot"
-        )
-    accelerator = create_accelerator(params.train.device)
-    classifier = build_classifier(params, images.num_classes)
-    load_model(folder / FINAL_MODEL, classifier)
-    if provenance.final_model_sha256 not in (None, checksum(folder / FINAL_MODEL)):
-        raise ValueError(
-            f"{folder / FINAL_MODEL} is not the file that training wrote: {PROVENANCE} has another sha256; "
-            "the checkpoint is not the model that was trained, so train it again or fetch it with `dvc pull`"
-        )
-    classifier.to(accelerator.device).to(memory_format=torch.channels_last)
+    params, provenance, classifier, splits, accelerator = _load_trained(folder, data)
     results = evaluate_splits(
         classifier,
-        load_splits(params, images, accelerator),
-        replace(analysis(params, classifier, images.class_counts), solver=False),
+        splits,
+        replace(analysis(params, classifier, splits.class_counts), solver=False),
         accelerator=accelerator,
     )
     measured = {split: result.metrics for split, result in results.items()}
@@ -219,6 +214,48 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, json.dumps(measured, indent=1) + "\n")
     return measured
+
+
+def posthoc(folder: Path, data: Path, methods: Sequence[str] = (), *, out: Path | None = None) -> dict[str, Any]:
+    """Stage posthoc: measure classifiers on the frozen features of a checkpoint, on every split but the training split.
+
+    `methods` are rows of POSTHOC; without any, all that the run allows. Options are chosen on the validation split, or
+    are the stated defaults. The results join those of earlier calls in `<folder>.posthoc.json`; `out` gets a copy.
+    Returns what `measure_posthoc` returns for this call. Raises ValueError for a method that needs what the run lacks.
+    """
+    for name in methods:
+        lookup(POSTHOC, name, "post-hoc method")
+    params, provenance, classifier, splits, accelerator = _load_trained(folder, data)
+
+    def rows(batches: Batches) -> Unseen:
+        features, logits, _ = extract(classifier, batches)
+        return Unseen(gather_rows(accelerator, features), gather_rows(accelerator, logits), batches.targets)
+
+    train = rows(splits.train)
+    unseen = {"test": rows(splits.test)} | ({} if splits.validation is None else {"val": rows(splits.validation)})
+    head = classifier.head
+    frozen = freeze_features(train.features, train.targets, head.weight, head.bias, splits.class_counts)
+    results = measure_posthoc(frozen, unseen, methods=methods, lacks=_lacks(params, validated="val" in unseen))
+    if accelerator.is_main_process:
+        sha256 = provenance.final_model_sha256 or checksum(folder / FINAL_MODEL)
+        measured = {split: results[split] for split in unseen}
+        new = PostHoc(ncflow.__version__, sha256, measured, results["options"], results["chosen_by"])
+        write_posthoc(folder, new)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(out, posthoc_file(folder).read_text(encoding="utf-8"))
+    return results
+
+
+def track_posthoc(folder: Path, root: Path) -> bool:
+    """Log the post-hoc results of a run to its finished MLflow run; return whether MLflow has that run."""
+    run, params = load_run(folder), make_params(read_config(folder / CONFIG))
+    assert run.posthoc is not None
+    tags = _tags(params, read_provenance(folder))
+    with interruptible():
+        return log_to_finished(
+            root, {name: tags[name] for name in IDENTITY}, run.posthoc.as_metrics(), step=params.train.epochs
+        )
 
 
 def result(folder: Path) -> str:
@@ -254,7 +291,7 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
     tags = _tags(params, provenance)
     found = find_manifest(data, provenance.snapshot.digest)
     with interruptible():
-        if has_finished(root, {name: tags[name] for name in ("config", "snapshot")}):
+        if has_finished(root, {name: tags[name] for name in IDENTITY}):
             return None
         with start_run(
             root=root,
@@ -266,6 +303,8 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
         ) as logger:
             logger.dataset(provenance.snapshot.name, provenance.snapshot.digest, found or folder)
             log_history(run.history, run.analyses, logger)
+            if run.posthoc is not None:
+                logger.metrics(run.posthoc.as_metrics(), step=params.train.epochs)
             logger.artifacts(folder)
             classifier = build_classifier(params, len(run.dump["class_counts"]))
             load_model(folder / FINAL_MODEL, classifier)
@@ -289,7 +328,54 @@ def snapshot_of(folder: Path, data: Path) -> Path:
     )
 
 
-def _provenance(params: Params, images: Snapshot, root: Path, hardware: Hardware, extended: int | None) -> Provenance:
+class _Trained(NamedTuple):
+    """A finished run, loaded: its parameters and provenance, the classifier on its device, the batches of its data."""
+
+    params: Params
+    provenance: Provenance
+    classifier: Classifier
+    splits: Splits
+    accelerator: Any
+
+
+def _load_trained(folder: Path, data: Path) -> _Trained:
+    """Load a finished run. Raises ValueError where snapshot or checkpoint are not those of the training."""
+    params = make_params(read_config(folder / CONFIG))
+    provenance = read_provenance(folder)
+    images = Snapshot.load(data)
+    if images.digest != provenance.snapshot.digest:
+        raise ValueError(
+            f"{folder} was trained on another snapshot than {data}; run `dvc repro`, or name the right snapshot with "
+            "--snapshot"
+        )
+    accelerator = create_accelerator(params.train.device)
+    classifier = build_classifier(params, images.num_classes)
+    load_model(folder / FINAL_MODEL, classifier)
+    if provenance.final_model_sha256 not in (None, checksum(folder / FINAL_MODEL)):
+        raise ValueError(
+            f"{folder / FINAL_MODEL} is not the file that training wrote: {PROVENANCE} has another sha256; "
+            "the checkpoint is not the model that was trained, so train it again or fetch it with `dvc pull`"
+        )
+    classifier.to(accelerator.device).to(memory_format=torch.channels_last)
+    return _Trained(params, provenance, classifier, load_splits(params, images, accelerator), accelerator)
+
+
+def _lacks(params: Params, *, validated: bool) -> dict[str, str]:
+    """What post-hoc methods may need and this run does not have: a key of NEEDS -> the reason."""
+    how, lacks = params.train, {}
+    loss = LOSSES[how.loss]
+    if not fact(loss, "log_probabilities", True):
+        lacks["log_probabilities"] = f"loss '{how.loss}' has other logits; choose another method, such as ncm"
+    corrected = fact(loss, "corrects_sizes", False) or how.sampling == "class_balanced" or how.reweight is not None
+    if corrected and not validated:
+        lacks["sizes_uncorrected"] = (
+            f"the run has train.loss={how.loss}, train.sampling={how.sampling} and train.reweight={how.reweight}, and "
+            "no validation data; choose another method, such as ncm, or train with dataset.val_fraction > 0"
+        )
+    return lacks
+
+
+def _provenance(params: Params, images: Snapshot, root: Path, hardware: Hardware) -> Provenance:
     return Provenance(
         ncflow=ncflow.__version__,
         torch=torch.__version__,
@@ -297,7 +383,6 @@ def _provenance(params: Params, images: Snapshot, root: Path, hardware: Hardware
         snapshot=DataVersion(snapshot_name(params), images.digest, images.class_names),
         hardware=hardware,
         imports=dict(IMPORTED),
-        extended_from=extended,
     )
 
 
@@ -309,7 +394,7 @@ def _tags(params: Params, provenance: Provenance, group: str | None = None, suit
         "dataset": params.dataset.name,
         "model": params.model.name,
         "seed": params.seed,
-        "config": run_digest(params),
+        "config": run_digest(params, provenance.checkpoint_sha256),
         "snapshot": provenance.snapshot.digest,
         "git_commit": provenance.git_commit,
         "hardware": provenance.hardware,

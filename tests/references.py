@@ -16,6 +16,7 @@ import mpmath
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
 
@@ -400,6 +401,14 @@ def group_accuracy(problem: Problem, in_group: Callable[[int], bool]) -> float:
     return float(np.mean([recall(problem, k) for k in problem.labels if in_group(problem.class_counts[k])]))
 
 
+def prior_accuracy(problem: Problem, ratio: float, *, backward: bool = False) -> float:
+    """Draw the class, then a sample of it: the classes in the order of their training sizes, each less likely."""
+    order = sorted(problem.labels, key=lambda k: problem.class_counts[k], reverse=True)
+    chances = [ratio ** (-place / max(len(order) - 1, 1)) for place in range(len(order))]
+    drawn = reversed(order) if backward else order
+    return sum(p / sum(chances) * recall(problem, k) for p, k in zip(chances, drawn, strict=True))
+
+
 def tail_accuracy(problem: Problem) -> float:
     number = math.ceil(len(problem.weight) / 5)
     return group_accuracy(problem, lambda count: count <= sorted(problem.class_counts)[number - 1])
@@ -533,6 +542,83 @@ def squared_error(logits: Array, target: int) -> float:
     return sum((float(logit) - (k == target)) ** 2 for k, logit in enumerate(logits)) / 2
 
 
+def class_balanced_loss(problem: Problem, weight: Array, bias: Array) -> float:
+    """Draw a class, then a sample of it; expected cross-entropy."""
+    of_classes = []
+    for k in problem.labels:
+        logits = problem.features[problem.targets == k] @ weight.T + bias
+        of_classes.append(np.mean([-(z[k] - np.logaddexp.reduce(z)) for z in logits]))
+    return float(np.mean(of_classes))
+
+
+def scaled(problem: Problem, scales: Sequence[float]) -> tuple[Array, Array]:
+    return np.array([s * w for s, w in zip(scales, problem.weight, strict=True)]), np.multiply(scales, problem.bias)
+
+
+def priors(problem: Problem) -> list[float]:
+    return [(problem.targets == k).sum() / len(problem.targets) for k in range(len(problem.weight))]
+
+
+def centered_etf(problem: Problem) -> tuple[Array, Array]:
+    etf = nearest_etf(problem.means)
+    return etf, np.array([-(row @ problem.means.mean(0)) for row in etf])
+
+
+def crt(problem: Problem, *, weight_decay: float) -> tuple[Array, Array]:
+    """A general minimizer that sees values only, no gradients."""
+    num_classes, num_features = problem.weight.shape
+
+    def split(x: Array) -> tuple[Array, Array]:
+        return x[:-num_classes].reshape(num_classes, num_features), x[-num_classes:]
+
+    def objective(x: Array) -> float:
+        return class_balanced_loss(problem, *split(x)) + weight_decay / 2 * float(x @ x)
+
+    return split(minimize(objective, np.zeros(num_classes * (num_features + 1)), options={"gtol": 1e-7}).x)
+
+
+def lws(problem: Problem, *, decay: float) -> tuple[Array, Array]:
+    def objective(scales: Array) -> float:
+        return class_balanced_loss(problem, *scaled(problem, list(scales))) + decay / 2 * float(
+            np.sum((scales - 1) ** 2)
+        )
+
+    return scaled(problem, list(minimize(objective, np.ones(len(problem.weight)), options={"gtol": 1e-7}).x))
+
+
+def max_norm(problem: Problem, *, bound: float, weight_decay: float) -> tuple[Array, Array]:
+    """Sequential quadratic programming, with one constraint per row."""
+    num_classes, num_features = problem.weight.shape
+    norms = [float(np.linalg.norm(row)) for row in problem.weight]
+    radius = min(norms) + bound * (max(norms) - min(norms))
+
+    def split(x: Array) -> tuple[Array, Array]:
+        return x[:-num_classes].reshape(num_classes, num_features), x[-num_classes:]
+
+    def objective(x: Array) -> float:
+        return class_balanced_loss(problem, *split(x)) + weight_decay / 2 * float(x @ x)
+
+    rows = [
+        {"type": "ineq", "fun": lambda x, k=k: radius**2 - float(np.sum(split(x)[0][k] ** 2))}
+        for k in range(num_classes)
+    ]
+    start = np.full(num_classes * (num_features + 1), 1e-3)
+    return split(
+        minimize(objective, start, method="SLSQP", constraints=rows, options={"ftol": 1e-12, "maxiter": 500}).x
+    )
+
+
+# name -> (problem, every option that has candidates) -> weight and bias, for every row of ncflow's POSTHOC
+POSTHOC: dict[str, Callable[..., tuple[Array, Array]]] = {
+    "logit_adjustment": lambda p, tau: (p.weight, np.array([b - tau * math.log(q) for b, q in zip(p.bias, priors(p))])),
+    "multiplicative": lambda p, tau: scaled(p, [q**-tau for q in priors(p)]),
+    "tau_norm": lambda p, tau: scaled(p, [float(np.linalg.norm(w)) ** -tau for w in p.weight]),
+    "ncm": lambda p: (p.means, np.array([-(mean @ mean) / 2 for mean in p.means])),
+    "nearest_etf": centered_etf,
+    "crt": crt,
+    "lws": lws,
+    "max_norm": max_norm,
+}
 METRICS: dict[str, Callable[[Problem], float]] = {
     "acc/overall": lambda p: float(np.mean(p.logits.argmax(1) == p.targets)),
     "acc/balanced": lambda p: group_accuracy(p, lambda count: True),
@@ -543,6 +629,16 @@ METRICS: dict[str, Callable[[Problem], float]] = {
     "acc/tail20": tail_accuracy,
     "acc/worst": lambda p: min(recall(p, k) for k in p.labels),
     "acc/macro_f1": macro_f1,
+    "prior/forward_50": lambda p: prior_accuracy(p, 50),
+    "prior/forward_25": lambda p: prior_accuracy(p, 25),
+    "prior/forward_10": lambda p: prior_accuracy(p, 10),
+    "prior/forward_5": lambda p: prior_accuracy(p, 5),
+    "prior/forward_2": lambda p: prior_accuracy(p, 2),
+    "prior/backward_2": lambda p: prior_accuracy(p, 2, backward=True),
+    "prior/backward_5": lambda p: prior_accuracy(p, 5, backward=True),
+    "prior/backward_10": lambda p: prior_accuracy(p, 10, backward=True),
+    "prior/backward_25": lambda p: prior_accuracy(p, 25, backward=True),
+    "prior/backward_50": lambda p: prior_accuracy(p, 50, backward=True),
     "nc1/pinv": pinv,
     "nc1/quotient": quotient,
     "nc1/cdnv": cdnv,
@@ -599,4 +695,73 @@ METRICS: dict[str, Callable[[Problem], float]] = {
     "imbalance/norm_slope_means": lambda p: norm_slope(p.centered_means, [p.class_counts[k] for k in p.labels]),
     "calibration/ece": ece,
     "calibration/nll": nll,
+}
+
+
+def _class_means_of(features: list[list[float]], targets: list[int]) -> dict[int, list[float]]:
+    """The mean feature of each class that occurs."""
+    members = {y: [h for h, label in zip(features, targets, strict=True) if label == y] for y in set(targets)}
+    return {y: [sum(values) / len(rows) for values in zip(*rows, strict=True)] for y, rows in members.items()}
+
+
+def _distance(one: list[float], other: list[float]) -> float:
+    return sum((a - b) ** 2 for a, b in zip(one, other, strict=True))
+
+
+def _centered_means(features: list[list[float]], targets: list[int]) -> list[list[float]]:
+    means = list(_class_means_of(features, targets).values())
+    center = [sum(values) / len(means) for values in zip(*means, strict=True)]
+    return [[a - b for a, b in zip(mean, center, strict=True)] for mean in means]
+
+
+def _cosine(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True)) / (math.hypot(*one) * math.hypot(*other))
+
+
+def penalty_drift(features: list[list[float]], targets: list[int]) -> float:
+    return sum((sum(values) / len(features)) ** 2 for values in zip(*features, strict=True))
+
+
+def penalty_feature_decay(features: list[list[float]], targets: list[int]) -> float:
+    return sum(math.hypot(*h) ** 2 for h in features) / (2 * len(features))
+
+
+def penalty_center(features: list[list[float]], targets: list[int]) -> float:
+    means = _class_means_of(features, targets)
+    return sum(_distance(h, means[y]) for h, y in zip(features, targets, strict=True)) / (2 * len(features))
+
+
+def penalty_nc1(features: list[list[float]], targets: list[int]) -> float:
+    centered = _centered_means(features, targets)
+    if len(centered) < 2:
+        return 0.0
+    between = sum(math.hypot(*mean) ** 2 for mean in centered) / len(centered)
+    return 2 * penalty_center(features, targets) / between
+
+
+def penalty_nc2(features: list[list[float]], targets: list[int]) -> float:
+    means = _centered_means(features, targets)
+    pairs = [(one, other) for one in means for other in means if one is not other]
+    gaps = [(_cosine(one, other) + 1 / (len(means) - 1)) ** 2 for one, other in pairs]
+    return sum(gaps) / len(gaps) if gaps else 0.0
+
+
+def penalty_supcon(features: list[list[float]], targets: list[int], temperature: float = 0.1) -> float:
+    total = 0.0
+    for i, (h, y) in enumerate(zip(features, targets, strict=True)):
+        others = [j for j in range(len(features)) if j != i]
+        scores = {j: math.exp(_cosine(h, features[j]) / temperature) for j in others}
+        positives = [j for j in others if targets[j] == y]
+        if positives:
+            total -= sum(math.log(scores[j] / sum(scores.values())) for j in positives) / len(positives)
+    return total / len(features)
+
+
+PENALTIES = {
+    "drift": penalty_drift,
+    "feature_decay": penalty_feature_decay,
+    "center": penalty_center,
+    "nc1": penalty_nc1,
+    "nc2": penalty_nc2,
+    "supcon": penalty_supcon,
 }

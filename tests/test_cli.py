@@ -147,7 +147,9 @@ def test_the_runs_of_a_group_can_be_listed(project, monkeypatch, capsys):
     assert "quickstart" in run(monkeypatch, capsys, "experiments")[1]
     out = run(monkeypatch, capsys, "experiments", "quickstart")[1]
     assert [line.split()[0] for line in out.splitlines()] == [
-        f"quickstart_{head}_seed0" for head in ("linear", "fixed_etf", "nearest_etf")
+        f"quickstart_{head}_{loss}_seed0"
+        for head in ("linear", "fixed_etf", "nearest_etf")
+        for loss in ("ce", "balanced_softmax")
     ]
 
 

@@ -70,6 +70,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["model.pretrained=true", "model.affine=false"],
         ["model.pretrained=false"],
     ),
+    "training starts from one set of weights": (
+        ["model.pretrained=true", "model.checkpoint=weights.pth"],
+        ["model.pretrained=false"],
+    ),
     "an option is set in one place": (
         ["train.optimizer_options={lr: 0.1, momentum: 0.5}"],
         ["train.optimizer_options={}", "train.lr=0.1", "train.momentum=0.5"],
@@ -77,6 +81,23 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "a choice of what decays needs a decay": (
         ["train.decay=matrices", "train.weight_decay=null"],
         ["train.weight_decay=5e-4"],
+    ),
+    "a penalty has one factor": (
+        ["train.drift_penalty=0.1", "train.penalties={drift: 0.2}"],
+        ["train.penalties={}"],
+    ),
+    "options of a penalty need the penalty": (
+        ["train.penalty_options={supcon: {temperature: 0.2}}"],
+        ["train.penalties={supcon: 0.1}"],
+    ),
+    "a mixed sample has no single class": (
+        ["train.mix=mixup", "train.penalties={supcon: 0.1}"],
+        ["train.mix=none"],
+    ),
+    "pictures of numbers cannot be mixed": ([*UFM, "train.mix=cutmix"], ["train.mix=none"]),
+    "sharpness needs gradients of full range": (
+        ["train.sam=0.05", "train.precision=fp16"],
+        ["train.precision=bf16"],
     ),
     "built-in data has no folder": (["dataset.root=pictures"], ["dataset.root=null"]),
 }

@@ -51,6 +51,20 @@ MOVES = {
         "model.num_features": {512, 1024},
         "head.name": {"linear", "fixed_etf", "nearest_etf"},
     },
+    "exp13": {
+        "dataset.name": {"mnist", "fmnist"},
+        "model.name": {"resnet18"},
+        "seed": {1, 2, 3, 4, 5},
+        "head.name": {"linear", "fixed_etf", "nearest_etf"},
+        "train.loss": {"ce", "balanced_softmax"},
+    },
+    "exp15": {
+        "model.name": {"resnet34"},
+        "head.name": {"linear", "fixed_etf"},
+        "train.weight_decay": {0.0, 5e-3},
+        "train.feature_decay": {0.0, 0.01},
+    },
+    "exp16": {"model.name": {"resnet34"}, "train.weight_decay": {0.0, 5e-4, 1e-3, 5e-3, 1e-2}},
 }
 SIZES = dict(zip(MOVES, [56, 60, 36, 30, 24, 42, 24, 8, 30, 2, 30, 12], strict=True))
 

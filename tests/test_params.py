@@ -335,7 +335,7 @@ def test_the_digest_ignores_the_name_and_the_grid_and_nothing_else():
     assert len(digests | {plain}) == len(OTHER_VALUES) + 1
     changed = {override.partition("=")[0] for override in OTHER_VALUES}
     every = {path for path, _ in leaves(Params().resolved())} - {"exp_name", "head.name"}
-    assert every <= changed | {"train.loss_options", "train.optimizer_options", "train.schedule_options"}
+    assert every <= changed | {f"train.{row}_options" for row in ("loss", "optimizer", "schedule", "mix")}
 
 
 OTHER_VALUES = [
@@ -357,6 +357,10 @@ OTHER_VALUES = [
     "train.optimizer_options.gain=5", "train.decay=head", "train.schedule_options.gamma=0.5", "train.warmup=0.1",
     "train.reweight=0.9", "train.reweight_after=0.5", "train.posthoc_tau=1", "train.feature_decay=0.1",
     "train.analyze_layers=true", "train.analyze_solver=true",
+    "model.checkpoint=weights.pth", "model.trainable=head",
+    "train.penalties={center: 0.1}", "train.penalty_options={supcon: {temperature: 0.2}}",
+    "train.augment_options={erasing: {probability: 0.5}}", "train.mix=mixup", "train.mix_options.alpha=0.2",
+    "train.sam=0.05", "train.ema=0.9",
 ]  # fmt: skip
 
 

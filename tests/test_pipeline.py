@@ -49,7 +49,11 @@ def test_no_parameter_is_pasted_into_a_shell_line(stage):
 def test_the_runs_are_named_as_dvc_names_its_matrix(project):
     stages = {line.split()[0] for line in dvc(project, "stage", "list").stdout.splitlines()}
     runs = pipeline_runs(load_params(project / "params.yaml"), project)
-    assert stages == {"snapshot", "report", *(f"{stage}@{name}" for stage in ("train", "evaluate") for name in runs)}
+    assert stages == {
+        "snapshot",
+        "report",
+        *(f"{stage}@{name}" for stage in ("train", "evaluate", "posthoc") for name in runs),
+    }
 
 
 def test_the_outputs_are_where_dvc_expects_them(project):
@@ -58,21 +62,30 @@ def test_the_outputs_are_where_dvc_expects_them(project):
 
     def outputs(stage: str, kind: str, item: dict[str, object]) -> list[Path]:
         text = STAGES[stage][kind][0].replace("${exp_name}", values["exp_name"])
-        return [project / text.replace("${item.head}", str(item["head"])).replace("${item.seed}", str(item["seed"]))]
+        for key, value in item.items():
+            text = text.replace(f"${{item.{key}}}", str(value))
+        return [project / text]
 
     for run in pipeline_runs(params, project).values():
-        item = {"head": run.params.head.name, "seed": run.params.seed}
+        item = {"head": run.params.head.name, "loss": run.params.train.loss, "seed": run.params.seed}
         assert outputs("train", "outs", item) == [run.folder]
         assert outputs("evaluate", "metrics", item) == [run.evaluation]
-    assert outputs("snapshot", "outs", {"head": "", "seed": ""}) == [pipeline_snapshot(params, project)]
+    assert outputs("snapshot", "outs", {}) == [pipeline_snapshot(params, project)]
 
 
 def test_a_run_is_found_by_its_stage(monkeypatch, tmp_path):
-    params = make_params({"exp_name": "main", "grid": {"head": ["linear", "implicit"], "seed": [0, 3]}})
-    monkeypatch.setenv(STAGE, "train@implicit-3")
+    params = make_params(
+        {"exp_name": "main", "grid": {"head": ["linear", "implicit"], "loss": ["ce", "focal"], "seed": [0, 3]}}
+    )
+    monkeypatch.setenv(STAGE, "train@implicit-focal-3")
     run = pipeline_run(params, tmp_path)
-    assert (run.params.head.name, run.params.seed) == ("nearest_etf", 3)
-    assert run.folder == tmp_path / "models" / "main_implicit_seed3"
+    assert (run.params.head.name, run.params.train.loss, run.params.seed) == ("nearest_etf", "focal", 3)
+    assert run.folder == tmp_path / "models" / "main_implicit_focal_seed3"
+
+
+def test_a_pipeline_without_losses_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="grid.loss, got none; set it in params.yaml"):
+        pipeline_runs(make_params({"grid": {"seed": [0]}}), tmp_path)
 
 
 @pytest.mark.parametrize("stage", ["", "train", "train@linear-9"])

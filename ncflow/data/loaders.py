@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ncflow.data.augment import AUGMENTATIONS, RANDOM_NUMBERS
+from ncflow.data.augment import MARGIN, Augmentation, create_augmentation
+from ncflow.data.mix import RANDOM_NUMBERS, Mix, soft_targets
 from ncflow.data.pictures import Pictures, Resident, Streamed, at_once
 from ncflow.data.sampling import SAMPLINGS, Sampling, shuffled
 from ncflow.data.snapshot import Snapshot
@@ -17,7 +19,7 @@ from ncflow.lookup import lookup
 
 RESIDENT_BYTES = 2 * 2**30  # a split up to this size is stored on the device
 
-Batch = tuple[Tensor, Tensor]  # images (b,3,S,S) float32, targets (b,) int64
+Batch = tuple[Tensor, Tensor]  # images (b,3,S,S) float32, targets (b,) int64 or shares (b,K) float32
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ def load_batches(
     image_size: int = 32,
     batch_size: int | None = 256,
     device: torch.device | str = "cpu",
-    augment: str = "none",
+    augment: str | Sequence[str] | Augmentation = "none",
+    mix: Mix | None = None,
     sampling: str = "shuffled",
     seed: int = 0,
     share: Share = Share(),
@@ -51,10 +54,15 @@ def load_batches(
 ) -> Batches:
     """Batches of this process's share of a split. `batch_size` counts the samples of all processes; None takes all.
 
-    Raises ValueError if a batch of all samples does not fit into `storage.resident_bytes`.
+    `augment` and `mix` change the training batches alone. If the augmentation crops large pictures, they are stored
+    with a margin for that. Raises ValueError if a batch of all samples does not fit into `storage.resident_bytes`.
     """
     device = torch.device(device)
     targets = snapshot.targets(split)
+    if not isinstance(augment, Augmentation):
+        augment = create_augmentation(augment, image_size=image_size)
+    if augment.crop_size is not None:
+        image_size = _with_margin(image_size, snapshot.manifest["image_size"])
     pixels = len(targets) * len(snapshot.manifest["image_mode"]) * image_size**2  # L or RGB
     pictures: Pictures
     if pixels <= storage.resident_bytes:
@@ -71,7 +79,9 @@ def load_batches(
         targets=targets.to(device),
         pixel_mean=torch.tensor(snapshot.manifest["pixel_mean"], device=device),
         pixel_std=torch.tensor(snapshot.manifest["pixel_std"], device=device),
-        augment=lookup(AUGMENTATIONS, augment, "augmentation"),
+        augment=augment,
+        mix=mix,
+        num_classes=snapshot.num_classes,
         sampling=lookup(SAMPLINGS, sampling, "sampling"),
         batch_size=batch_size or max(len(targets), share.num_processes),
         seed=seed,
@@ -88,8 +98,10 @@ class Batches:
     targets: Tensor
     pixel_mean: Tensor
     pixel_std: Tensor
-    augment: Callable[[Tensor, Tensor], Tensor]
+    augment: Augmentation
     batch_size: int
+    num_classes: int
+    mix: Mix | None = None
     sampling: Sampling = shuffled
     seed: int = 0
     process_index: int = 0
@@ -124,33 +136,75 @@ class Batches:
         return torch.arange(self.num_samples).tensor_split(self.num_processes)[self.process_index]
 
     def shuffled(self, epoch: int) -> Iterator[Batch]:
-        """Yield this process's part of each augmented batch; the sampling draws N samples for (seed, epoch)."""
+        """Yield this process's part of each augmented batch; the sampling draws N samples for (seed, epoch).
+
+        Targets are classes (b,). In batches that `mix` has mixed they are shares (b,K) of the classes.
+        """
         sizes = self.sizes
-        order = self.sampling(self.targets.cpu(), sizes, _generator(self.seed, epoch, 0))
-        uniform = torch.rand(self.num_samples, RANDOM_NUMBERS, generator=_generator(self.seed, epoch, 1))
+        labels = self.targets.cpu()
+        order = self.sampling(labels, sizes, _generator(self.seed, epoch, 0))
+        uniform = torch.rand(self.num_samples, self.augment.numbers, generator=_generator(self.seed, epoch, 1))
         # One row of random numbers per draw. A sample that is drawn once gets the row of its index.
         rows = order.argsort(stable=True).argsort()
-        mine, chances = (self._mine(part, sizes) for part in (order, uniform[rows]))
+        random = _generator(self.seed, epoch, 2)
+        places = [self._places(size, random) for size in sizes]
+        mine, chances = (
+            [part[place.rows] for part, place in zip(torch.split(drawn, sizes), places, strict=True)]
+            for drawn in (order, uniform[rows])
+        )
         here = [at_once(parts, self.targets.device) for parts in (mine, chances)]
-        for images, indices, chance in zip(self.pictures(mine), *here, strict=True):
-            yield self._normalized(self.augment(images, chance)), self.targets[indices]
+        for images, indices, chance, drawn, place in zip(self.pictures(mine), *here, mine, places, strict=True):
+            batch = self._normalized(self.augment(images, chance))
+            yield (batch, self.targets[indices]) if self.mix is None else self._mixed(batch, labels[drawn], place)
+
+    def _places(self, size: int, random: torch.Generator) -> Places:
+        """Where this process's samples and their partners lie in a batch of this size."""
+        mine = torch.arange(size).tensor_split(self.num_processes)[self.process_index]
+        if self.mix is None:
+            return Places(mine)
+        partners = torch.randperm(size, generator=random)[mine]
+        uniform = torch.rand(RANDOM_NUMBERS, generator=random)
+        if self.num_processes == 1:
+            return Places(mine, partners, uniform)
+        return Places(torch.cat([mine, partners]), torch.arange(len(mine), 2 * len(mine)), uniform)
+
+    def _mixed(self, images: Tensor, labels: Tensor, place: Places) -> Batch:
+        """The mixed images and their soft targets; the classes (b,) themselves if no sample has a part of another."""
+        assert self.mix is not None and place.partner is not None and place.uniform is not None
+        mixed, share = self.mix(images, labels, place.partner.to(images.device), place.uniform)
+        own, other = labels[: len(place.partner)], labels[place.partner]
+        targets = own if bool((share == 1).all()) else soft_targets(own, other, share, self.num_classes)
+        return mixed, targets.to(images.device)
 
     def ordered(self) -> Iterator[Batch]:
         """Yield the unchanged samples in stored order: this process's contiguous `share`, `batch_size` at a time."""
         batches = torch.split(self.share, self.batch_size) if len(self.share) else ()
         here = at_once(batches, self.targets.device)
         for images, indices in zip(self.pictures(batches), here, strict=True):
-            yield self._normalized(images), self.targets[indices]
-
-    def _mine(self, drawn: Tensor, sizes: list[int]) -> list[Tensor]:
-        """This process's part of every batch of `drawn` (N, ...)."""
-        return [batch.tensor_split(self.num_processes)[self.process_index] for batch in torch.split(drawn, sizes)]
+            yield self._normalized(self.augment.center(images)), self.targets[indices]
 
     def _normalized(self, images: Tensor) -> Tensor:
         """uint8 (b,C,S,S) -> float32 (b,3,S,S) by the mean and std of the stored training pixels; gray is repeated."""
         std = self.pixel_std.clamp_min(1 / 255)  # a constant channel has std 0
         images = (images.float() / 255 - self.pixel_mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
         return images.expand(-1, 3, -1, -1).contiguous()
+
+
+class Places(NamedTuple):
+    """The rows of a batch that a process loads: its own samples and, if it has a part of the batch, their partners.
+
+    partner (b,) are the partners' places among these rows. uniform are the random numbers of the batch.
+    """
+
+    rows: Tensor
+    partner: Tensor | None = None
+    uniform: Tensor | None = None
+
+
+def _with_margin(image_size: int, stored: Sequence[int] | None) -> int:
+    """The size to store for crops of `image_size`: with a margin, but no larger than the pictures themselves."""
+    wanted = round(image_size * MARGIN)
+    return wanted if not stored else max(image_size, min(wanted, *stored))
 
 
 def batch_sizes(num_samples: int, batch_size: int, num_processes: int) -> list[int]:

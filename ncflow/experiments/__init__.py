@@ -14,7 +14,7 @@ from ncflow.nn.heads import HEAD_ALIASES, HEADS
 from ncflow.params import Params, make_params
 from ncflow.yaml_files import dump_yaml
 
-__all__ = ["EXPERIMENTS", "PUBLISHED", "expand", "quickstart", "write_configs"]
+__all__ = ["EXPERIMENTS", "PUBLISHED", "expand", "posthoc_methods", "quickstart", "write_configs"]
 
 
 def expand(
@@ -49,6 +49,11 @@ def expand(
     return list(distinct.values())
 
 
+def posthoc_methods(group: str) -> list[str]:
+    """The rows of POSTHOC that a suite of a group measures on each finished run; most groups have none."""
+    return list(PUBLISHED[group]().posthoc) if group in PUBLISHED else []
+
+
 def write_configs(group: str, folder: str | Path, base: Params | None = None, **options: Any) -> list[Path]:
     """Write each run of a group to `folder`/<group>/<exp_name>.yaml and return the files; options as in `expand`."""
     runs = expand(group, base or Params(), **options)
@@ -62,7 +67,7 @@ def write_configs(group: str, folder: str | Path, base: Params | None = None, **
 def _group_base(group: str, base: Params, head: str | None, overrides: Iterable[str]) -> Params:
     """The user's parameters, named after the group unless an override sets the name.
 
-    `head`, and an override of seed or head.name, narrow the grid.
+    `head`, and an override of seed, head.name or train.loss, narrow the grid.
     """
     overrides = list(overrides)
     # Use only what the user set: default options of one head must not meet an override that chooses another head.
@@ -71,6 +76,7 @@ def _group_base(group: str, base: Params, head: str | None, overrides: Iterable[
     chosen = {override.partition("=")[0].strip() for override in overrides}
     grid |= {"seed": [base.seed]} if "seed" in chosen else {}
     grid |= {"head": [base.head.name]} if {"head", "head.name"} & chosen else {}
+    grid |= {"loss": [base.train.loss]} if "train.loss" in chosen and grid["loss"] else {}
     name = base.exp_name if "exp_name" in chosen else group
     return make_params(base.model_dump(mode="json") | {"exp_name": name, "grid": grid})
 

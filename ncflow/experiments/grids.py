@@ -19,12 +19,14 @@ class Grid:
     """All combinations of one choice from each axis; a choice sets one key, or several keys together.
 
     `settings` apply to all runs of the grid, on top of COMMON. `names` is a format string over the parameters of a run.
-    The names therefore stay correct under overrides.
+    The names therefore stay correct under overrides. `posthoc` are the rows of POSTHOC that a suite measures on each
+    finished run.
     """
 
     names: str
     axes: Sequence[Sequence[Settings]]
     settings: Settings = field(default_factory=dict)
+    posthoc: Sequence[str] = ()
 
     def runs(self, *, head: str | None = None, overrides: Iterable[str] = ()) -> list[Params]:
         """The run of each combination, with overrides on top; `head` replaces the heads of the grid."""

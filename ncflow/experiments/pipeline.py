@@ -15,7 +15,7 @@ from ncflow.lookup import lookup
 from ncflow.params import Params
 from ncflow.runs.layout import CONFIG, run_folder
 
-STAGE = "DVC_STAGE"  # environment variable: DVC sets it to the stage, such as train@linear-0
+STAGE = "DVC_STAGE"  # environment variable: DVC sets it to the stage, such as train@linear-ce-0
 
 
 class PipelineRun(NamedTuple):
@@ -60,15 +60,17 @@ def _watched(data: str, root: Path) -> set[Path]:
 
 
 def pipeline_runs(params: Params, root: Path) -> dict[str, PipelineRun]:
-    """Every run of the grid, by the name of its matrix item in DVC, such as linear-0."""
-    points = product(params.grid.head, params.grid.seed)
+    """Every run of the grid, by the name of its matrix item in DVC, such as linear-ce-0."""
+    if not params.grid.loss:
+        raise ValueError("dvc.yaml trains every loss of grid.loss, got none; set it in params.yaml, such as [ce]")
+    points = product(params.grid.head, params.grid.loss, params.grid.seed)
     return {
-        f"{head}-{seed}": PipelineRun(
+        f"{head}-{loss}-{seed}": PipelineRun(
             run,
             run_folder(root, run.exp_name),
-            root / "reports" / params.exp_name / "evaluation" / f"{head}_seed{seed}.json",
+            root / "reports" / params.exp_name / "evaluation" / f"{head}_{loss}_seed{seed}.json",
         )
-        for (head, seed), run in zip(points, quickstart(params), strict=True)
+        for (head, loss, seed), run in zip(points, quickstart(params), strict=True)
     }
 
 

@@ -12,16 +12,23 @@ from ncflow.metrics.rows import Formula, Metric, View
 from ncflow.metrics.shots import shot_groups
 
 
-def accuracies(predictions: Tensor, ranks: Tensor, targets: Tensor, class_counts: Tensor) -> dict[str, Tensor]:
+def accuracies(
+    predictions: Tensor,
+    ranks: Tensor,
+    targets: Tensor,
+    class_counts: Tensor,
+    *,
+    recalls: Tensor | None = None,
+) -> dict[str, Tensor]:
     """The accuracies by the names of METRICS, without "acc/". Each is 0-dim, in [0, 1].
 
     ranks (N,) is the number of classes that score above the target. class_counts (K,) are those of the training split.
     The value of a group is the mean recall of its classes. tail20 is the rarest 20 % of all classes. worst is the least
     recall of a class. macro_f1 is the mean F1 of the classes that have samples. A group without classes is absent, and
-    so is top5 for K <= 5.
+    so is top5 for K <= 5. `recalls` (K,) are those of `class_recalls`, if already known.
     """
     num_classes = len(class_counts)
-    recalls = class_recalls(predictions, targets, num_classes)
+    recalls = class_recalls(predictions, targets, num_classes) if recalls is None else recalls
     tail = torch.zeros_like(class_counts, dtype=torch.bool)
     tail[rarest(class_counts, math.ceil(num_classes / 5))] = True
     groups = {

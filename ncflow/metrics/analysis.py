@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ncflow.geometry import seli_frame
 from ncflow.metrics import nc1, squared_error
-from ncflow.metrics.accuracy import accuracies
+from ncflow.metrics.accuracy import accuracies, class_recalls
 from ncflow.metrics.frame import Frame
 from ncflow.metrics.moments import ClassMoments, GramSum, variances_along, variances_of
 from ncflow.metrics.nc4 import Decisions, decide, nearest_classes
+from ncflow.metrics.priors import prior_accuracies
 from ncflow.metrics.rounding import EPS, Rounding, differ
 from ncflow.metrics.shots import shot_groups
 from ncflow.metrics.spectra import spectral_ratios
@@ -169,7 +170,20 @@ class Analysis:
         """The accuracies of all groups that have a class."""
         if self.samples is None or self.decisions is None:
             return {}
-        return accuracies(self.decisions.predictions, self.decisions.ranks, self.samples[1], self.class_counts)
+        decided, targets = self.decisions, self.samples[1]
+        return accuracies(decided.predictions, decided.ranks, targets, self.class_counts, recalls=self.recalls)
+
+    @cached_property
+    def prior_accuracies(self) -> dict[str, Tensor]:
+        """The accuracy under each long-tailed test prior."""
+        return {} if self.recalls is None else prior_accuracies(self.recalls, self.class_counts)
+
+    @cached_property
+    def recalls(self) -> Tensor | None:
+        """The recall of each class (K,), NaN for a class without samples. None without samples or a classifier."""
+        if self.samples is None or self.decisions is None:
+            return None
+        return class_recalls(self.decisions.predictions, self.samples[1], len(self.class_counts))
 
 
 def _seli(class_counts: Tensor) -> tuple[Tensor, Tensor] | None:

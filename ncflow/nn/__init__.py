@@ -9,12 +9,14 @@ from ncflow.nn.backbones import (
     list_backbones,
     refuse_missing_weights,
 )
+from ncflow.nn.checkpoints import freeze, load_checkpoint
 from ncflow.nn.classifier import Classifier, Output, TargetedModel
 from ncflow.nn.endings import ENDINGS, ends_in
 from ncflow.nn.heads import HEADS, FixedETFHead, Head, LinearHead, NearestETFHead, create_head
 from ncflow.nn.layers import capture, stages
-from ncflow.nn.losses import LOSSES, create_loss, drift_penalty, feature_penalty, posthoc_adjustment
+from ncflow.nn.losses import LOSSES, create_loss, posthoc_adjustment
 from ncflow.nn.necks import Backbone
+from ncflow.nn.penalties import PENALTIES, create_penalty, drift_penalty, feature_penalty
 
 __all__ = [
     "BACKBONES",
@@ -22,6 +24,7 @@ __all__ = [
     "HEADS",
     "LOSSES",
     "MODEL_ALIASES",
+    "PENALTIES",
     "Backbone",
     "Classifier",
     "FixedETFHead",
@@ -35,11 +38,14 @@ __all__ = [
     "create_backbone",
     "create_head",
     "create_loss",
+    "create_penalty",
     "drift_penalty",
     "ends_in",
     "feature_ending",
     "feature_penalty",
+    "freeze",
     "list_backbones",
+    "load_checkpoint",
     "posthoc_adjustment",
     "refuse_missing_weights",
     "stages",

@@ -24,6 +24,14 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.head = head
 
+    def train(self, mode: bool = True) -> Classifier:
+        """Set the mode. A backbone that does not learn stays in evaluation mode, which keeps its batch statistics."""
+        super().train(mode)
+        weights = list(self.backbone.parameters())
+        if weights and not any(weight.requires_grad for weight in weights):
+            self.backbone.eval()
+        return self
+
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Output:
         features = self.head.embed(self.backbone(images))
         return Output(self.head.classify(features, targets), features)

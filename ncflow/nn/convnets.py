@@ -30,6 +30,20 @@ def resnet18(
 
 
 @ends_in("relu")
+def resnet34(
+    *,
+    image_size: int = 32,
+    stem: str | None = None,
+    neck: str = "none",
+    num_features: int | None = None,
+    pretrained: bool = False,
+) -> Backbone:
+    """ResNet-34, stem="cifar" (3x3) up to 128 pixels, else "imagenet"; d = 512. He et al. 2016."""
+    body = _resnet("resnet34", stem or _usual_stem(image_size), pretrained)
+    return Backbone(body, 512, neck=neck, project_to=num_features, layers=RESNET)
+
+
+@ends_in("relu")
 def resnet50(
     *,
     image_size: int = 32,

@@ -1,4 +1,4 @@
-"""Losses: (logits (B, K), targets (B,)) -> scalar, the mean over the batch; and the penalties on features.
+"""Losses: (logits (B, K), targets (B,)) -> scalar, the mean over the batch.
 
 Targets may be soft: shares t (B, K) of the classes, as mixing and smoothing make them. Every loss is then
 Σ_k t_k ℓ(z, k), the average of its values for each class, weighted by the shares.
@@ -6,7 +6,6 @@ Targets may be soft: shares t (B, K) of the classes, as mixing and smoothing mak
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncflow.checks import check_batch, check_tensors, counts_tensor
-from ncflow.lookup import check_options, explained_options, lookup
-from ncflow.nn.processes import sum_over_processes
+from ncflow.lookup import check_options, explained_options, facts, lookup, takes
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -40,7 +38,7 @@ def create_loss(
     check_options(loss, options, f"loss '{name}'")
     class_counts = None if class_counts is None else _class_counts(class_counts)
     criterion = partial(loss, **options)
-    if "class_counts" in inspect.signature(loss).parameters:
+    if takes(loss, "class_counts"):
         criterion = partial(criterion, class_counts=_positive_counts(class_counts, f"loss '{name}'"))
     _try(criterion, class_counts, name, options)
     if reweight is not None:
@@ -80,6 +78,7 @@ def focal(
     return _shared(loss, targets) if targets.ndim == 2 else loss.mean()
 
 
+@facts(corrects_sizes=True)
 def logit_adjustment(logits: Tensor, targets: Tensor, *, class_counts: Tensor, tau: float = 1.0) -> Tensor:
     """Cross-entropy of z + τ log π with class priors π: training adds the prior, so the logits do not learn it.
 
@@ -91,9 +90,31 @@ def logit_adjustment(logits: Tensor, targets: Tensor, *, class_counts: Tensor, t
     return F.cross_entropy(logits + tau * priors.log().to(logits), targets)
 
 
+@facts(corrects_sizes=True)
 def balanced_softmax(logits: Tensor, targets: Tensor, *, class_counts: Tensor) -> Tensor:
     """-log of n_y exp z_y / Σ_k n_k exp z_k; the same as logit adjustment with τ = 1. Ren et al. 2020."""
     return F.cross_entropy(logits + class_counts.log().to(logits), targets)
+
+
+@facts(corrects_sizes=True)
+def vs(logits: Tensor, targets: Tensor, *, class_counts: Tensor, gamma: float = 0.15, tau: float = 1.0) -> Tensor:
+    """Cross-entropy of Δ_k z_k + τ log π_k with Δ_k = (n_k / n_max)^γ: the vector-scaling loss.
+
+    γ = 0 is logit adjustment. τ = 0 is `cdt`. Both 0 is cross-entropy. Kini, Paraskevas, Oymak and Thrampoulidis 2021.
+    """
+    if not (gamma >= 0 and tau >= 0):
+        raise ValueError(f"vs needs gamma >= 0 and tau >= 0, got {gamma} and {tau}")
+    scales = ((class_counts / class_counts.max()) ** gamma).to(logits)
+    return F.cross_entropy(scales * logits + tau * (class_counts / class_counts.sum()).log().to(logits), targets)
+
+
+@facts(corrects_sizes=True)
+def cdt(logits: Tensor, targets: Tensor, *, class_counts: Tensor, gamma: float = 0.2) -> Tensor:
+    """Cross-entropy of Δ_k z_k with Δ_k = (n_k / n_max)^γ: class-dependent temperatures.
+
+    It is `vs` with τ = 0. Ye, Chen, Zhan and Chao 2020.
+    """
+    return vs(logits, targets, class_counts=class_counts, gamma=gamma, tau=0.0)
 
 
 def label_smoothing(logits: Tensor, targets: Tensor, *, smoothing: float = 0.1) -> Tensor:
@@ -106,6 +127,27 @@ def label_smoothing(logits: Tensor, targets: Tensor, *, smoothing: float = 0.1) 
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
+def label_aware_smoothing(
+    logits: Tensor, targets: Tensor, *, class_counts: Tensor, head: float = 0.3, tail: float = 0.0
+) -> Tensor:
+    """Label smoothing with ε_y = tail + (head - tail)·sin(π/2 · (n_y - n_min)/(n_max - n_min)).
+
+    head and tail are the ε of the largest and of the smallest class, in [0, 1). Both equal is label smoothing; so are
+    balanced classes, with ε = head. ε spreads over all classes, as in the code of Zhong, Cui, Liu and Jia 2021.
+    """
+    if not (0 <= head < 1 and 0 <= tail < 1):
+        raise ValueError(f"label-aware smoothing needs head and tail in [0, 1), got {head} and {tail}")
+    low, high = class_counts.min(), class_counts.max()
+    share = torch.where(high > low, (class_counts - low) / (high - low).clamp(min=1e-300), 1.0)
+    smoothing = (tail + (head - tail) * torch.sin(share * math.pi / 2)).to(logits)
+    log_p = F.log_softmax(logits, dim=1)
+    losses = -(1 - smoothing) * log_p - smoothing * log_p.mean(
+        1, keepdim=True
+    )  # of each class, if it were the sample's
+    return _shared(losses, targets) if targets.ndim == 2 else losses.gather(1, targets.unsqueeze(1)).mean()
+
+
+@facts(log_probabilities=False)
 def mse(logits: Tensor, targets: Tensor, *, target: float = 1.0, emphasis: float = 1.0) -> Tensor:
     """½(κ(z_y - M)² + Σ_{k≠y} z_k²), summed over classes: by default ½‖z - e_y‖² with e_y the one-hot target.
 
@@ -122,6 +164,7 @@ def mse(logits: Tensor, targets: Tensor, *, target: float = 1.0, emphasis: float
     return ((1 + (emphasis - 1) * own) * (logits - target * own).square()).sum(1).mean() / 2
 
 
+@facts(log_probabilities=False)
 def dot_regression(logits: Tensor, targets: Tensor, *, target: float = 1.0) -> Tensor:
     """½(z_y - t)²/t with t = √(E_W E_H), the product of the target lengths of w_y and h: 0 where z_y = t.
 
@@ -138,6 +181,7 @@ def dot_regression(logits: Tensor, targets: Tensor, *, target: float = 1.0) -> T
     return (own - target).square().mean() / (2 * target)
 
 
+@facts(log_probabilities=False)
 def ldam(
     logits: Tensor, targets: Tensor, *, class_counts: Tensor, max_margin: float = 0.5, scale: float = 30.0
 ) -> Tensor:
@@ -156,6 +200,7 @@ def ldam(
     return F.cross_entropy(scale * (logits - margins * own), targets)
 
 
+@facts(corrects_sizes=True)
 def class_balanced(logits: Tensor, targets: Tensor, *, class_counts: Tensor, beta: float = 0.9999) -> Tensor:
     """Cross-entropy times the `class_weights` of β; β = 0 is cross-entropy. Cui, Jia, Lin, Song and Belongie 2019."""
     weights = class_weights(class_counts, beta=beta).to(logits)
@@ -194,23 +239,6 @@ def posthoc_adjustment(logits: Tensor, class_counts: Tensor | Sequence[int], *, 
     return logits - tau * (counts / counts.sum()).log().to(logits)
 
 
-def drift_penalty(features: Tensor) -> Tensor:
-    """‖mean of the batch‖² of features (B, d), over all processes: the squared drift of the global mean. >= 0."""
-    _check_features(features)
-    ones = torch.ones_like(features[:, :1])
-    sums = sum_over_processes(torch.cat([features, ones], dim=1).sum(0))
-    return (sums[:-1] / sums[-1]).square().sum()
-
-
-def feature_penalty(features: Tensor) -> Tensor:
-    """½ mean of ‖h‖² over the batch of features (B, d): weight decay for the features themselves. >= 0.
-
-    With factor λ it is (λ_H/2) Σ‖h‖² over all N samples of the unconstrained-feature model, λ = N λ_H.
-    """
-    _check_features(features)
-    return features.square().sum(1).mean() / 2
-
-
 def _try(criterion: Loss, class_counts: Sequence[int] | Tensor | None, name: str, options: Mapping[str, Any]) -> None:
     """Call a loss once, to reject options out of range or of a wrong type before the first epoch."""
     per_class = [len(option) for option in options.values() if isinstance(option, list | tuple)]  # such as an alpha
@@ -228,12 +256,6 @@ def _checked(logits: Tensor, targets: Tensor, *, criterion: Loss, num_classes: i
         raise ValueError(f"logits must be floats {expected}, got {tuple(logits.shape)} {logits.dtype}")
     check_batch(logits, targets, logits.shape[1])
     return criterion(logits, targets.to(logits.dtype) if targets.is_floating_point() else targets.long())
-
-
-def _check_features(features: Tensor) -> None:
-    check_tensors(features=features)
-    if features.ndim != 2 or not len(features) or not features.is_floating_point():
-        raise ValueError(f"features must be floats (B, d), B >= 1, got {tuple(features.shape)} {features.dtype}")
 
 
 def _weighted(logits: Tensor, targets: Tensor, *, criterion: Loss, weights: Tensor) -> Tensor:
@@ -282,13 +304,20 @@ def _positive_counts(class_counts: Sequence[int] | Tensor | None, what: str) -> 
     return counts
 
 
+# A row: (logits (B, K), targets (B,) or (B, K), options by keyword) -> scalar. Its facts, both optional:
+# corrects_sizes       whether it removes the effect of the class sizes; then nothing else may do so
+# log_probabilities    False where its logits are no log-probabilities, so that adding log-priors has no meaning
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "ce": cross_entropy,
     "focal": focal,
     "logit_adjustment": logit_adjustment,
     "balanced_softmax": balanced_softmax,
+    "arb": balanced_softmax,  # attraction-repulsion balanced, Xie et al. 2023: the same loss
+    "vs": vs,
+    "cdt": cdt,
     "mse": mse,
     "label_smoothing": label_smoothing,
+    "label_aware_smoothing": label_aware_smoothing,
     "dot_regression": dot_regression,
     "ldam": ldam,
     "class_balanced": class_balanced,

@@ -30,6 +30,22 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return total
 
 
+def rows_of_processes(rows: Tensor) -> tuple[Tensor, int]:
+    """Return the rows (b, ...) of all processes, with gradient, and the index of this process's first row in them.
+
+    It is a sum over processes of each one's rows at their place. So processes may have different numbers of rows.
+    """
+    processes = count_processes()
+    if processes == 1:
+        return rows, 0
+    sizes = torch.zeros(processes, dtype=torch.long, device=rows.device)
+    sizes[torch.distributed.get_rank()] = len(rows)
+    ends = sum_over_processes(sizes).cumsum(0).tolist()
+    first = ends[torch.distributed.get_rank()] - len(rows)
+    padding = [0, 0] * (rows.ndim - 1) + [first, ends[-1] - first - len(rows)]
+    return sum_over_processes(F.pad(rows, padding)), first
+
+
 def is_recomputed() -> bool:
     """Return whether this forward runs inside a backward, as torch.utils.checkpoint repeats it."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -1,6 +1,7 @@
 """Reports that compare runs: tables, figures and one self-contained page, from run folders only."""
 
 from ncflow.reports.page import write_report
+from ncflow.reports.posthoc import posthoc_table
 from ncflow.reports.tables import Table, as_html, as_markdown, as_text, summary_table
 
 __all__ = [
@@ -8,6 +9,7 @@ __all__ = [
     "as_html",
     "as_markdown",
     "as_text",
+    "posthoc_table",
     "summary_table",
     "write_report",
 ]

@@ -20,6 +20,7 @@ def write_summary(runs: Sequence[Run], file: Path) -> None:
     """Write arm -> seed -> highlights at the last analysis; repetitions with the same seed use the run's name.
 
     With a validation part it also holds "best_on_val", the highlights at the epoch that the validation part selects.
+    With post-hoc classifiers it also holds "posthoc": method -> the highlights that it has.
     """
     summary: dict[str, dict[str, dict[str, Any]]] = {}
     compared = arms(runs)
@@ -62,11 +63,13 @@ def write_statistics(runs: Sequence[Run], file: Path) -> None:
 
 
 def _highlights(run: Run) -> dict[str, Any]:
-    final = {"epoch": run.epoch} | _present({key: run.final(key) for key in highlights()})
-    if run.best_epoch is None:
-        return final
-    best = {"epoch": run.best_epoch} | _present({key: run.best(key) for key in highlights()})
-    return final | {"best_on_val": best}
+    shown: dict[str, Any] = {"epoch": run.epoch} | _present({key: run.final(key) for key in highlights()})
+    if run.best_epoch is not None:
+        shown["best_on_val"] = {"epoch": run.best_epoch} | _present({key: run.best(key) for key in highlights()})
+    if (posthoc := run.posthoc) is not None:
+        values = {name: {key: posthoc.value(name, key) for key in highlights()} for name in posthoc.methods}
+        shown["posthoc"] = {name: _present(row) for name, row in values.items()}
+    return shown
 
 
 def _present(values: dict[str, float | None]) -> dict[str, float]:
@@ -74,9 +77,10 @@ def _present(values: dict[str, float | None]) -> dict[str, float]:
 
 
 def _final_metrics(run: Run) -> dict[str, float]:
-    """All metrics of the last analysis, named split/metric."""
+    """All metrics of the last analysis, named split/metric, and those of the run's post-hoc classifiers."""
     last = run.analyses[-1]
-    return {f"{split}/{name}": value for split in SPLITS for name, value in last.get(split, {}).items()}
+    measured = {f"{split}/{name}": value for split in SPLITS for name, value in last.get(split, {}).items()}
+    return measured | (run.posthoc.as_metrics() if run.posthoc else {})
 
 
 STATISTICS = ("median", "mean", "min", "max", "std")

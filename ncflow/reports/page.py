@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from ncflow.files import folder_next_to, replace_folder
+from ncflow.reports.against_published import comparisons
 from ncflow.reports.against_theory import lengths_figure, predictions, theory_table, without_theory
 from ncflow.reports.arms import Arm, arms, facets, knobs, labels
 from ncflow.reports.curves import classwise_figure, curves_figure
@@ -21,6 +22,7 @@ from ncflow.reports.figures import confusion_figure, cosine_figure, to_png
 from ncflow.reports.highlights import highlights
 from ncflow.reports.knobs import knob_figures
 from ncflow.reports.predictions import ASSUMPTIONS, predict
+from ncflow.reports.priors import priors_figure
 from ncflow.reports.tables import as_html, summary_table
 from ncflow.runs.reader import SELECTION, Run, config_differences, load_runs
 
@@ -76,6 +78,8 @@ def _pictures(compared: Sequence[Arm]) -> Iterator[Picture]:
     for title, members in facets(compared).items():
         yield Picture("curves", _file_name("curves", title), title, curves_figure(members, title))
         yield Picture("classwise", _file_name("classwise", title), title, classwise_figure(members, title))
+        if under_priors := priors_figure(members, title):
+            yield Picture("priors", _file_name("priors", title), title, under_priors)
         for theory, predicted in predictions(members).items():
             figure = lengths_figure(predicted, title)
             yield Picture(theory, _file_name("theory", theory, title), title, figure)
@@ -114,6 +118,7 @@ def _render(runs: Sequence[Run], sections: Mapping[str, Sequence[Mapping[str, An
         sections=sections,
         summary=as_html(summary_table(runs)),
         validated=validated,
+        posthoc=any(run.posthoc and run.posthoc.methods for run in runs),
         theories=[
             {
                 "name": name,
@@ -124,6 +129,7 @@ def _render(runs: Sequence[Run], sections: Mapping[str, Sequence[Mapping[str, An
             for name, predicted in predictions(compared).items()
         ],
         without_theory=without_theory(compared, names),
+        published=[shown._asdict() | {"table": as_html(shown.table)} for shown in comparisons(names)],
         highlights={key: highlight for key, highlight in highlights().items() if validated or key != SELECTION},
         datasets=_datasets(runs),
         differences={key: values for key, values in config_differences(runs).items() if key != "exp_name"},

@@ -252,8 +252,8 @@ def _width(run: Run) -> int:
 
 def _require(options: Options, plain: Mapping[str, tuple[Any, ...]]) -> None:
     """Raise NoTheory for the first option whose objective differs from that of the closed forms."""
-    loss_options: dict[str, tuple[Any, ...]] = {key: () for key in options if key.startswith("train.loss_options.")}
-    for key, allowed in (dict(plain) | loss_options).items():
+    of_others: dict[str, tuple[Any, ...]] = {key: () for key in options if key.startswith(OTHER_OBJECTIVES)}
+    for key, allowed in (dict(plain) | of_others).items():
         value = options.get(key, *allowed[:1])
         if value not in allowed:
             raise NoTheory(f"no closed form is known for {key}={value}")
@@ -295,9 +295,14 @@ def _centered(rows: Tensor) -> Tensor:
     return rows - rows.mean(0)
 
 
+OTHER_OBJECTIVES = ("train.loss_options.", "train.penalties.")  # what keys of another objective begin with
 PLAIN: dict[str, tuple[Any, ...]] = {  # values that every closed form allows; the first is the default
     "train.drift_penalty": (0.0,),
     "train.reweight": (None,),
+    "train.mix": ("none",),
+    "train.sam": (0.0,),
+    "train.ema": (0.0,),
+    "model.trainable": ("all",),
     "train.sampling": ("shuffled", "stratified"),  # every sample once
     "dataset.label_noise": (0.0,),  # a network cannot interpolate wrong labels
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from html import escape
 from typing import NamedTuple
 
@@ -15,18 +16,23 @@ ABSENT = "—"
 
 
 class Row(NamedTuple):
-    """One line of cells; `aggregate` if it summarizes the runs above it."""
+    """One line of cells; `aggregate` if it summarizes the runs above it, `posthoc` for a post-hoc classifier."""
 
     cells: tuple[str, ...]
     aggregate: bool = False
+    posthoc: bool = False
 
 
 class Table(NamedTuple):
-    """Headings of two lines ("test acc/", "balanced %") and rows of cells; the first `words` columns hold words."""
+    """Headings of two lines ("test acc/", "balanced %") and rows of cells; the first `words` columns hold words.
+
+    `notes` are sentences below the table.
+    """
 
     headings: tuple[tuple[str, str], ...]
     rows: tuple[Row, ...]
     words: int = 1
+    notes: tuple[str, ...] = ()
 
 
 class Moment(NamedTuple):
@@ -41,6 +47,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
     """A column per choice that distinguishes arms; a row per run at its last analysis, and at its best on validation.
 
     An arm of several seeds also has mean ± std (ddof = 1) and median (min–max). The test split selects nothing.
+    The post-hoc classifiers of a run follow it, with the metrics that they have.
     """
     compared = arms(runs)
     keys = list(compared[0].choices)
@@ -48,7 +55,8 @@ def summary_table(runs: Sequence[Run]) -> Table:
     columns = [key for key in shown_in("table") if validated or key != SELECTION]
     choices = [("", short(key, keys)) for key in keys]
     headings = (*choices, ("", "seed"), ("", "epoch"), *(_heading(key) for key in columns))
-    return Table(headings, tuple(row for arm in compared for row in _arm_rows(arm, columns)), words=len(keys))
+    rows = tuple(row for arm in compared for row in _arm_rows(arm, columns))
+    return Table(headings, rows, words=len(keys), notes=tuple(run.note for run in runs if run.note))
 
 
 def as_text(table: Table) -> str:
@@ -56,25 +64,27 @@ def as_text(table: Table) -> str:
     lines = [*zip(*table.headings, strict=True), *(row.cells for row in table.rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     upper, lower, *body = (_aligned(line, widths, table.words) for line in lines)
-    return "\n".join([upper, lower, "  ".join("-" * width for width in widths), *body])
+    return "\n".join([upper, lower, "  ".join("-" * width for width in widths), *body, *table.notes])
 
 
 def as_markdown(table: Table) -> str:
     """The table as a Markdown pipe table, for GitHub and MLflow notes."""
     headings = [upper + lower for upper, lower in table.headings]
     rule = [":---"] * table.words + ["---:"] * (len(headings) - table.words)
-    return "\n".join(
+    lines = [
         "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |"
         for line in [headings, rule, *(row.cells for row in table.rows)]
-    )
+    ]
+    return "\n".join([*lines, *(f"\n{note}" for note in table.notes)])
 
 
 def as_html(table: Table) -> str:
-    """The table as an HTML `<table>`; aggregate rows have the class "aggregate"."""
+    """The table as an HTML `<table>`; rows have the classes "aggregate" and "posthoc"."""
     words = ['<th class="word">' if i < table.words else "<th>" for i in range(len(table.headings))]
     head = "".join(f"{th}{escape(a)}<br>{escape(b)}</th>" for th, (a, b) in zip(words, table.headings, strict=True))
     body = "".join(_html_row(row, table.words) for row in table.rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in table.notes)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
 
 def format_value(key: str, value: float | None) -> str:
@@ -96,9 +106,31 @@ def _arm_rows(arm: Arm, columns: Sequence[str]) -> Iterator[Row]:
         for run in members:
             cells = [format_value(key, moment.value(run, key)) for key in columns]
             yield Row((*choices, str(run.seed), f"{moment.epoch(run)}{moment.name}", *cells))
+            if moment is FINAL:
+                yield from _posthoc_rows(arm, [run], columns)
         for name, write in AGGREGATES.items() if len(members) > 1 else ():
             cells = [write(key, values) if (values := _values(members, moment, key)) else ABSENT for key in columns]
             yield Row((*choices, f"{name} of {len(members)}", _span(members, moment) + moment.name, *cells), True)
+        if moment is FINAL and len(members) > 1:
+            yield from _posthoc_rows(arm, members, columns)
+
+
+def _posthoc_rows(arm: Arm, runs: Sequence[Run], columns: Sequence[str]) -> Iterator[Row]:
+    """A row per post-hoc classifier of one run; of several runs, mean ± std over those that have it."""
+    several = len(runs) > 1
+    for method in dict.fromkeys(name for run in runs if run.posthoc for name in run.posthoc.methods):
+        having = [run for run in runs if run.posthoc and method in run.posthoc.methods]
+        if several and len(having) < 2:
+            continue
+        moment = Moment("", FINAL.epoch, partial(_posthoc_value, method))
+        cells = [_mean_and_std(key, values) if (values := _values(having, moment, key)) else ABSENT for key in columns]
+        choices = {**arm.choices, "head.name": f"{arm.head}, post hoc: {method}"}.values()
+        seed = f"mean ± std of {len(having)}" if several else str(runs[0].seed)
+        yield Row((*map(value_text, choices), seed, _span(having, moment), *cells), aggregate=several, posthoc=True)
+
+
+def _posthoc_value(method: str, run: Run, key: str) -> float | None:
+    return run.posthoc.value(method, key) if run.posthoc else None
 
 
 def _values(runs: Sequence[Run], moment: Moment, key: str) -> list[float]:
@@ -141,11 +173,10 @@ def _html_row(row: Row, words: int) -> str:
     cells = "".join(
         f'<td class="word">{escape(c)}</td>' if i < words else f"<td>{escape(c)}</td>" for i, c in enumerate(row.cells)
     )
-    return f'<tr class="aggregate">{cells}</tr>' if row.aggregate else f"<tr>{cells}</tr>"
+    classes = " ".join(name for name in ("aggregate", "posthoc") if getattr(row, name))
+    return f'<tr class="{classes}">{cells}</tr>' if classes else f"<tr>{cells}</tr>"
 
 
-MOMENTS = (
-    Moment("", lambda run: run.epoch, Run.final),
-    Moment(" best on val", lambda run: run.best_epoch, Run.best),
-)
+FINAL = Moment("", lambda run: run.epoch, Run.final)
+MOMENTS = (FINAL, Moment(" best on val", lambda run: run.best_epoch, Run.best))
 AGGREGATES = {"mean ± std": _mean_and_std, "median (min–max)": _median_and_range}

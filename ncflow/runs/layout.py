@@ -14,6 +14,7 @@ HISTORY = "history.json"
 PROVENANCE = "provenance.json"
 FINAL_MODEL = "final_model.pth"
 METRICS, GEOMETRY = "metrics_epoch_{}.json", "raw_geo_epoch_{}.pt"  # of an epoch
+POSTHOC = "{}.posthoc.json"  # of a run's name, next to its folder: DVC empties the folder before it trains
 SPLITS = ("train", "val", "test")  # in the order of tables
 LAST_EPOCH = 10**9
 
@@ -26,6 +27,11 @@ def run_folder(root: Path, name: str) -> Path:
 def finished_runs(root: Path) -> list[Path]:
     """The folders of a project's finished runs, by name."""
     return sorted(file.parent for file in (root / "models").glob(f"*/{FINAL_MODEL}"))
+
+
+def posthoc_file(folder: Path) -> Path:
+    """The file of the post-hoc classifiers of the run in a folder."""
+    return folder.with_name(POSTHOC.format(folder.name))
 
 
 def is_finished(folder: Path) -> bool:

@@ -51,6 +51,7 @@ class Provenance:
 
     imports: file -> digest of the user's own modules. hardware: None in files of earlier versions, which hold text.
     final_model_sha256: None until the run is finished. extended_from: epochs of the finished run that it extends.
+    checkpoint_sha256: of the file of weights that it started from.
     """
 
     ncflow: str
@@ -61,6 +62,7 @@ class Provenance:
     imports: dict[str, str] = field(default_factory=dict)
     extended_from: int | None = None
     final_model_sha256: str | None = None
+    checkpoint_sha256: str | None = None
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -92,4 +94,5 @@ def _from_json(values: Mapping[str, Any]) -> Provenance:
         imports=imports,
         extended_from=values.get("extended_from"),
         final_model_sha256=values.get("final_model_sha256"),
+        checkpoint_sha256=values.get("checkpoint_sha256"),
     )

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ncflow.dotted import flatten
-from ncflow.runs.layout import CONFIG, GEOMETRY, HISTORY, METRICS, files_of_epochs
+from ncflow.runs.layout import CONFIG, GEOMETRY, HISTORY, METRICS, files_of_epochs, posthoc_file
+from ncflow.runs.posthoc import PostHoc, belongs_to, read_posthoc
 from ncflow.runs.provenance import read_provenance
 from ncflow.runs.whole import whole_analysis, whole_config, whole_dump, whole_history
 from ncflow.tensors import read_tensors
@@ -75,6 +76,20 @@ class Run:
         except ValueError:
             return None
         return [str(name) for name in names] if names and len(names) == len(self.dump["class_counts"]) else None
+
+    @cached_property
+    def posthoc(self) -> PostHoc | None:
+        """The post-hoc classifiers of the final model; None if there are none, or only those of another model."""
+        found = read_posthoc(self.path)
+        return found if found is not None and belongs_to(found, self.path) else None
+
+    @property
+    def note(self) -> str | None:
+        """What a report should say about files that it ignores; None if there are none."""
+        file = posthoc_file(self.path)
+        if self.posthoc is not None or not file.is_file():
+            return None
+        return f"{file.name} is ignored: it is of another checkpoint than {self.name}; rerun `ncflow posthoc`"
 
     def final(self, key: str) -> float | None:
         """The value of a metric such as "test/acc/few" at the last analysis; None if it was not measured."""

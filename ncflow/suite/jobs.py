@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ncflow.exits import Exit
-from ncflow.imports import IMPORTED, run_digest
+from ncflow.imports import IMPORTED, checkpoint_sha256, run_digest
 from ncflow.params import Params, load_params
 from ncflow.runs.layout import CONFIG, HISTORY, is_finished, run_folder
 from ncflow.runs.provenance import read_provenance
@@ -100,8 +100,11 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether the final model exists, no unfinished state is left, and no process trains the run."""
-        unfinished = (self.root / ".ncflow" / "state").glob(f"{self.name}-{run_digest(self.params)}*")
-        return self.has_model() and not any(unfinished) and not self.is_claimed()
+        with suppress(ValueError):  # a finished run does not need its checkpoint any more
+            digest = run_digest(self.params, checkpoint_sha256(self.params))
+            unfinished = (self.root / ".ncflow" / "state").glob(f"{self.name}-{digest}*")
+            return self.has_model() and not any(unfinished) and not self.is_claimed()
+        return self.has_model() and not self.is_claimed()
 
     def is_spared(self) -> bool:
         """Whether to skip it because its run is finished; false if `forced` is set."""
@@ -155,21 +158,24 @@ def claimed(root: Path, name: str) -> Iterator[None]:
 def _has_model(folder: Path, params: Params) -> bool:
     """Whether `folder` holds the final model of a configuration equal to `params`, except for its name.
 
-    Files that the user imports must have the same content, too.
+    Files that the user imports, and the checkpoint, must have the same content.
     """
     if not is_finished(folder):
         return False
     with suppress(ValueError):  # no configuration, or one that this version cannot read
-        return load_params(folder / CONFIG).digest() == params.digest() and _imported(folder) == IMPORTED
+        return load_params(folder / CONFIG).digest() == params.digest() and _has_same_files(folder, params)
     return False
 
 
-def _imported(folder: Path) -> dict[str, str]:
-    """The digests of the user's files that a run imported."""
+def _has_same_files(folder: Path, params: Params) -> bool:
+    """Whether a run used files of the same content: those that the user imports, and the checkpoint if it is there."""
     try:
-        return read_provenance(folder).imports
+        made = read_provenance(folder)
     except ValueError:
-        return {}
+        return not IMPORTED
+    with suppress(ValueError):
+        return made.imports == IMPORTED and made.checkpoint_sha256 == checkpoint_sha256(params)
+    return made.imports == IMPORTED
 
 
 def _write_config(params: Params, root: Path) -> Path:

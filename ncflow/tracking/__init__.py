@@ -1,12 +1,13 @@
 """Runs in MLflow. Only this package imports mlflow."""
 
 from ncflow.tracking.pages import ui, ui_address, ui_command
-from ncflow.tracking.runs import RunLogger, has_finished, start_run
+from ncflow.tracking.runs import RunLogger, has_finished, log_to_finished, start_run
 from ncflow.tracking.stores import store, tracking_uri
 
 __all__ = [
     "RunLogger",
     "has_finished",
+    "log_to_finished",
     "start_run",
     "store",
     "tracking_uri",

@@ -17,7 +17,7 @@ from ncflow.dotted import flatten
 from ncflow.files import unwritable
 from ncflow.interruption import interruptible, undisturbed
 from ncflow.tracking.experiments import find_experiment, refuse_deleted
-from ncflow.tracking.stores import store
+from ncflow.tracking.stores import exists, store, tracking_uri
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,9 +81,21 @@ def start_run(
 def has_finished(root: Path, tags: Mapping[str, str]) -> bool:
     """Whether the store has a finished run with all of these tags (name -> value)."""
     with store(root) as mlflow:
-        asked = [f"tags.{name} = '{value}'" for name, value in tags.items()]
-        filter_string = " AND ".join([*asked, "attributes.status = 'FINISHED'"])
-        return bool(mlflow.search_runs(search_all_experiments=True, filter_string=filter_string, output_format="list"))
+        return bool(_finished_runs(mlflow, tags))
+
+
+def log_to_finished(root: Path, tags: Mapping[str, str], metrics: Mapping[str, float], *, step: int) -> bool:
+    """Log metrics of one step to the newest finished run with all of these tags; return whether there is one.
+
+    The run stays finished. A missing database is not created.
+    """
+    if not exists(tracking_uri(root)):
+        return False
+    with store(root) as mlflow:
+        runs = _finished_runs(mlflow, tags)
+        if runs:
+            mlflow.log_metrics(dict(metrics), step=step, run_id=runs[0].info.run_id)
+        return bool(runs)
 
 
 @dataclass(frozen=True)
@@ -221,6 +233,18 @@ def _in_haste() -> Iterator[None]:
         del os.environ[_RETRIES]
         if patience is not None:
             os.environ[_RETRIES] = patience
+
+
+def _finished_runs(mlflow: Any, tags: Mapping[str, str]) -> list[Any]:
+    """The finished runs with all of these tags (name -> value), the newest first."""
+    asked = [*(f"tags.{name} = '{value}'" for name, value in tags.items()), "attributes.status = 'FINISHED'"]
+    found: list[Any] = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=" AND ".join(asked),
+        order_by=["attributes.start_time DESC"],
+        output_format="list",
+    )
+    return found
 
 
 def _is_database(mlflow: Any) -> bool:

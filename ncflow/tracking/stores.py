@@ -53,6 +53,11 @@ def is_writable(uri: str) -> bool:
     return os.access(file.parent, os.W_OK) and (not file.exists() or os.access(file, os.W_OK))
 
 
+def exists(uri: str) -> bool:
+    """Whether a store exists: a database needs its file; a server counts as existing."""
+    return not uri.startswith("sqlite:///") or sqlite_file(uri).exists()
+
+
 @contextmanager
 def store(root: Path) -> Iterator[Any]:
     """Yield the module mlflow, set to the project's store; the earlier setting returns on exit.

@@ -3,6 +3,7 @@
 from accelerate.utils import set_seed
 
 from ncflow.training.agd import AGD, remove_affine
+from ncflow.training.average import MovingAverage
 from ncflow.training.evaluation import Analysis, Evaluation, Splits, evaluate, evaluate_splits
 from ncflow.training.faults import OutOfMemory, explained_faults, is_out_of_memory
 from ncflow.training.hardware import create_accelerator, keep_freed_memory, resolve_precision
@@ -18,7 +19,7 @@ from ncflow.training.optimizers import (
     initialize,
     parameter_groups,
 )
-from ncflow.training.state import StateFolder, differing_tensors, get_randomness, misfit, set_randomness
+from ncflow.training.state import Parts, StateFolder, differing_tensors, get_randomness, misfit, set_randomness
 
 __all__ = [
     "ADAPTIVE",
@@ -31,8 +32,10 @@ __all__ = [
     "EpochRecord",
     "Evaluation",
     "FeatureObjective",
+    "MovingAverage",
     "Objective",
     "OutOfMemory",
+    "Parts",
     "Splits",
     "StateFolder",
     "create_accelerator",

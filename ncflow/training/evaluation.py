@@ -5,7 +5,7 @@ It is float32 for every training precision, because bfloat16 rounding would limi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from torch import Tensor
 from ncflow.metrics import ClassMoments, collapse_metrics
 from ncflow.metrics.accuracy import accuracies
 from ncflow.nn import Classifier, capture, posthoc_adjustment
+from ncflow.training.average import MovingAverage
 from ncflow.training.hardware import reproducible_convolutions
 from ncflow.training.objective import FeatureObjective
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ncflow.data.loaders import Batches
+
+
+ADJUSTED = "posthoc/logit_adjustment"
+DEFAULT_TAU = 1.0  # Fisher consistent for the balanced error, Menon et al. 2021
+TAUS = tuple(step / 4 for step in range(9))  # 0 to 2
 
 
 @dataclass(frozen=True)
@@ -60,15 +66,18 @@ class Analysis:
     """Selects the measurements, and after how many epochs they run; they always run after the last epoch.
 
     layers: layers/<layer>/drift and layers/<layer>/nc1 of every stage of the backbone, from the same forward. solver:
-    also head/<name> of the head's solver. posthoc_tau: posthoc/<name>, the accuracies of logits adjusted post hoc by
-    the training class sizes. objective: its value, and its gap to theory, on the train split.
+    also head/<name> of the head's solver. posthoc_tau: posthoc/logit_adjustment/acc/<name> on unseen splits, the
+    accuracies of logits adjusted post hoc by the training class sizes, and the τ; None chooses τ on the validation
+    split, or takes 1 without one; 0 measures none. objective: its value, and its gap to theory, on the train split.
+    average: a moving average of the classifier, which `fit` updates after each step and measures instead.
     """
 
     every: int = 1
     layers: bool = False
     solver: bool = False
-    posthoc_tau: float = 0.0
+    posthoc_tau: float | None = 0.0
     objective: FeatureObjective | None = None
+    average: MovingAverage | None = None
 
 
 def evaluate(
@@ -83,7 +92,7 @@ def evaluate(
     """Return every metric of a classifier on one split. Each sample counts once, for any number of processes.
 
     class_counts (K,) are those of the training split, and train_means (K, d) its class means. None means that this is
-    the training split itself. Only the training split has the objective; logits are adjusted only on the other splits.
+    the training split itself. Only the training split has the objective.
     """
     features, logits, by_layer = extract(classifier, batches, layers=analysis.layers)
     features, logits = gather_rows(accelerator, features), gather_rows(accelerator, logits)
@@ -100,9 +109,6 @@ def evaluate(
     )
     if analysis.objective is not None and train_means is None:
         metrics |= analysis.objective(features, targets, classifier.head)
-    if analysis.posthoc_tau and train_means is not None:
-        adjusted = posthoc_adjustment(logits, class_counts, tau=analysis.posthoc_tau)
-        metrics |= logit_metrics("posthoc", adjusted, targets, class_counts)
     for layer, rows in by_layer.items():
         metrics |= layer_metrics(layer, gather_rows(accelerator, rows), targets, len(class_counts))
     return Evaluation(metrics, logits, targets, moments.means_or_nan, moments.sample_mean)
@@ -128,7 +134,30 @@ def evaluate_splits(
     on_train.metrics.update({f"head/{name}": value for name, value in diagnostics.items()})
     unseen = {"test": splits.test} | ({"val": splits.validation} if splits.validation is not None else {})
     measured = {split: measure(batches, train_means=on_train.class_means) for split, batches in unseen.items()}
+    _adjust(measured, splits.class_counts, analysis.posthoc_tau)
     return {"train": on_train} | measured
+
+
+def _adjust(measured: Mapping[str, Evaluation], class_counts: Sequence[int], tau: float | None) -> None:
+    """Add the accuracies of adjusted logits to the metrics of unseen splits. A class without samples has no prior."""
+    if tau == 0 or (tau is None and 0 in class_counts):
+        return
+    if tau is None:
+        tau = chosen_tau(measured["val"], class_counts) if "val" in measured else DEFAULT_TAU
+    for result in measured.values():
+        adjusted = posthoc_adjustment(result.logits, class_counts, tau=tau)
+        found = logit_metrics(f"{ADJUSTED}/acc", adjusted, result.targets, class_counts)
+        result.metrics.update(found | {f"{ADJUSTED}/tau": tau})
+
+
+def chosen_tau(validation: Evaluation, class_counts: Sequence[int]) -> float:
+    """The τ of TAUS with the highest balanced accuracy on a validation split, the smallest of equals."""
+
+    def balanced(tau: float) -> float:
+        adjusted = posthoc_adjustment(validation.logits, class_counts, tau=tau)
+        return logit_metrics("acc", adjusted, validation.targets, class_counts)["acc/balanced"]
+
+    return max(TAUS, key=balanced)
 
 
 @torch.no_grad()

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor, nn
+from torch import Tensor
 
 from ncflow.checks import OutOfRange
 from ncflow.nn import Classifier
-from ncflow.nn.processes import common_batch_norms, sum_over_processes, synchronize_batch_norms
+from ncflow.nn.processes import sum_over_processes, synchronize_batch_norms
 from ncflow.training.evaluation import Analysis, Evaluation, Splits, evaluate_splits
-from ncflow.training.hardware import autocast, create_accelerator, reproducible_convolutions
+from ncflow.training.hardware import create_accelerator, reproducible_convolutions
 from ncflow.training.objective import Objective
-from ncflow.training.state import State, apply_state, collect_state
+from ncflow.training.state import Parts, State, apply_state, collect_state
+from ncflow.training.step import Step
 
 if TYPE_CHECKING:
     from ncflow.data.loaders import Batches
@@ -80,15 +81,11 @@ def fit(
     classifier.backbone = synchronize_batch_norms(classifier.backbone, accelerator.device)
     model, optimizer = accelerator.prepare(classifier, optimizer)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
+    parts = Parts(classifier, optimizer, scaler, analysis.average)
+    step = Step(classifier, model, objective, optimizer, scaler, accelerator, precision, analysis.average)
     base_rates = [group["lr"] for group in optimizer.param_groups]
-
-    def step(images: Tensor, targets: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        with autocast(precision, accelerator.device), common_batch_norms():
-            logits, features = model(images.contiguous(memory_format=torch.channels_last), targets)
-        loss = objective(logits, features, targets, progress=progress)
-        return loss, (logits.detach().argmax(1) == targets).sum()
-
-    done = apply_state(resume, classifier, optimizer, scaler, accelerator.process_index) if resume else 0
+    done = apply_state(resume, parts, accelerator.process_index) if resume else 0
+    measured_model = classifier if analysis.average is None else analysis.average.classifier
     for epoch in range(done + 1, epochs + 1):
         progress = (epoch - 1) / epochs
         factor = schedule(progress)
@@ -96,50 +93,41 @@ def fit(
             group["lr"] = rate * factor
         started = time.perf_counter()
         with reproducible_convolutions(allow_tf32=True):
-            compute = partial(step, progress=progress)
-            loss, accuracy = _train_epoch(model, splits.train, compute, optimizer, scaler, accelerator, epoch)
+            loss, accuracy = _train_epoch(step, splits.train, epoch, progress)
         seconds = time.perf_counter() - started
         measured = {}
         if epoch % analysis.every == 0 or epoch == epochs:
-            broadcast(list(classifier.buffers()))  # use the first process's, as in training
+            broadcast(list(measured_model.buffers()))  # use the first process's, as in training
             try:
-                measured = evaluate_splits(classifier, splits, analysis, accelerator=accelerator)
+                measured = evaluate_splits(measured_model, splits, analysis, accelerator=accelerator)
             except OutOfRange as error:  # in every process, since each measures all features
                 raise _diverged(error.args[0], f"at epoch {epoch}", optimizer) from error
         rate = base_rates[0] * factor
-        state = partial(collect_state, epoch, classifier, optimizer, scaler)
         speed = splits.train.num_samples / seconds
+        state = partial(collect_state, epoch, parts)
         yield EpochRecord(epoch, rate, loss, accuracy, seconds, speed, measured, state)
 
 
-def _train_epoch(
-    model: nn.Module,
-    train: Batches,
-    compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    accelerator: Accelerator,
-    epoch: int,
-) -> tuple[float, float]:
+def _train_epoch(step: Step, train: Batches, epoch: int, progress: float) -> tuple[float, float]:
     """Train on every batch once; return mean loss and accuracy over all samples of all processes."""
-    model.train()
-    losses, hits = [], []
+    device, optimizer = step.accelerator.device, step.optimizer
+    step.model.train()
+    losses: list[Tensor] = []
+    hits: list[Tensor] = []
+
+    def check(part_of_loss: Tensor) -> None:
+        losses.append(sum_over_processes(part_of_loss))  # the same in every process: if one diverges, all stop
+        if device.type == "cpu":  # on a GPU reading every loss would stall the queue
+            _refuse_if_diverged(losses[-1:], epoch, len(losses), optimizer)
+
     try:
         for (images, targets), size in zip(train.shuffled(epoch), train.sizes, strict=True):
-            loss, hit = compute(images, targets)
-            loss = loss * (len(targets) / size)  # its part of the mean over all processes' samples
-            losses.append(sum_over_processes(loss.detach()))  # the same in every process: if one diverges, all stop
-            hits.append(hit)
-            if accelerator.device.type == "cpu":  # on a GPU reading every loss would stall the queue
-                _refuse_if_diverged(losses[-1:], epoch, len(losses), optimizer)
-            optimizer.zero_grad()
-            accelerator.backward(scaler.scale(loss * accelerator.num_processes))  # DDP averages; this sums
-            scaler.step(optimizer)
-            scaler.update()
+            images = images.contiguous(memory_format=torch.channels_last)
+            hits.append(step(images, targets, part=len(targets) / size, progress=progress, check=check))
     except OutOfRange:  # features that are not finite, in every process
-        losses.append(torch.tensor(torch.nan, device=accelerator.device))
+        losses.append(torch.tensor(torch.nan, device=device))
     _refuse_if_diverged(losses, epoch, 1, optimizer)
-    weights = torch.tensor(train.sizes, dtype=torch.float64, device=accelerator.device)
+    weights = torch.tensor(train.sizes, dtype=torch.float64, device=device)
     total_loss = weights @ torch.stack(losses).double()
     total_hits = sum_over_processes(torch.stack(hits).sum())
     return total_loss.item() / train.num_samples, total_hits.item() / train.num_samples

@@ -11,6 +11,7 @@ nothing else decays: for free features, and for networks whose head alone has we
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,32 +19,41 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncflow.nn.heads import Head
-from ncflow.nn.losses import Loss, drift_penalty, feature_penalty
+from ncflow.nn.losses import Loss
+from ncflow.nn.penalties import Penalty
 from ncflow.theory import Optimum
 from ncflow.training.optimizers import DECAYS
 
 
 @dataclass(frozen=True)
 class Objective:
-    """criterion(logits, targets) + drift_weight·‖batch mean of features‖² + feature_weight·feature_penalty(features).
+    """criterion(logits, targets) + Σ factor·penalty(features, targets, weight), for each (factor, penalty).
 
-    `deferred` is a share of the training, in [0, 1], and the criterion that applies from then on.
+    `deferred` is a share of the training, in [0, 1], and the criterion that applies from then on. With a `sam_radius` ρ
+    a step follows the gradient at the point of highest loss within ρ, to first order. Foret et al. 2021.
+
+    Example::
+
+        Objective(create_loss("ce"), penalties=[(0.1, create_penalty("center", class_counts))])
     """
 
     criterion: Loss
     deferred: tuple[float, Loss] | None = None
-    drift_weight: float = 0.0
-    feature_weight: float = 0.0
+    penalties: Sequence[tuple[float, Penalty]] = ()
+    sam_radius: float = 0.0
 
-    def __call__(self, logits: Tensor, features: Tensor, targets: Tensor, *, progress: float = 0.0) -> Tensor:
-        """Return the loss of logits (B, K), features (B, d) and targets (B,), after a share of the training."""
+    def __call__(
+        self, logits: Tensor, features: Tensor, targets: Tensor, weight: Tensor, *, progress: float = 0.0
+    ) -> Tensor:
+        """Return the loss of logits (B, K), features (B, d), targets (B,) or (B, K) and the classifier's rows (K, d).
+
+        `progress` is the share of the training that is done.
+        """
         late = self.deferred is not None and progress >= self.deferred[0]
         criterion = self.deferred[1] if self.deferred is not None and late else self.criterion
         loss = criterion(logits, targets)
-        if self.drift_weight:
-            loss = loss + self.drift_weight * drift_penalty(features)
-        if self.feature_weight:
-            loss = loss + self.feature_weight * feature_penalty(features)
+        for factor, penalty in self.penalties:
+            loss = loss + factor * penalty(features, targets, weight)
         return loss
 
 

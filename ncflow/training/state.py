@@ -12,6 +12,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -144,25 +145,36 @@ class StateFolder:
         return self.path / f"epoch_{epoch}.pt"
 
 
-def collect_state(
-    epoch: int,
-    classifier: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> State:
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a training that have a state: the trained classifier, and how it moves."""
+
+    classifier: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: nn.Module | None = None
+
+
+def collect_state(epoch: int, parts: Parts) -> State:
     """Return the state after `epoch`, with the tensors of training itself; all processes call it together."""
     return {
         "epoch": epoch,
-        "model": classifier.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
+        "model": parts.classifier.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": parts.scaler.state_dict(),
         "randomness": gather_object([get_randomness()]),
-    }
+    } | ({} if parts.average is None else {"average": parts.average.state_dict()})
 
 
-def misfit(state: State, classifier: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
-    """Return in a few words why an intact state does not fit this classifier and optimizer; None if it fits."""
-    if lacking := [key for key in ("model", "optimizer", "scaler", "randomness") if key not in state]:
+def misfit(
+    state: State, classifier: nn.Module, optimizer: torch.optim.Optimizer, *, averaged: bool = False
+) -> str | None:
+    """Return in a few words why an intact state does not fit this classifier and optimizer; None if it fits.
+
+    `averaged` is whether the training has a moving average.
+    """
+    needed = ("model", "optimizer", "scaler", "randomness", *(["average"] if averaged else []))
+    if lacking := [key for key in needed if key not in state]:
         return f"it lacks {', '.join(lacking)}"
     if other := differing_tensors(state["model"], classifier.state_dict()):
         return other
@@ -205,23 +217,19 @@ def _more(names: Sequence[str]) -> str:
     return f" and {len(names) - FEW} more" if len(names) > FEW else ""
 
 
-def apply_state(
-    state: State,
-    classifier: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    process_index: int,
-) -> int:
+def apply_state(state: State, parts: Parts, process_index: int) -> int:
     """Restore a state in place; return its epoch. A process without a saved state keeps its generators.
 
     Raises ValueError for a state of another model or optimizer.
     """
     try:
-        classifier.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
+        parts.classifier.load_state_dict(state["model"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        if parts.average is not None:
+            parts.average.load_state_dict(state["average"])
+    except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"the state after epoch {state['epoch']} is of another model or optimizer: {error}") from error
-    scaler.load_state_dict(state["scaler"])
+    parts.scaler.load_state_dict(state["scaler"])
     if process_index < len(state["randomness"]):
         set_randomness(state["randomness"][process_index])
     return int(state["epoch"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ncflow.data.augment import AUGMENTATIONS, CROP_PADDING, RANDOM_NUMBERS
+from ncflow.data.augment import AUGMENTATIONS, CROP_PADDING, RANDOM_NUMBERS, create_augmentation
 
 
 def flip_one(image, uniform):
@@ -26,6 +26,8 @@ REFERENCES = {
     "crop": crop_one,
     "crop_flip": lambda image, uniform: flip_one(crop_one(image, uniform), uniform),
 }
+OURS = list(REFERENCES)
+SIZED = {name: create_augmentation(name, image_size=12) for name in AUGMENTATIONS}
 
 
 @pytest.fixture(params=[1, 3], ids=["gray", "color"])
@@ -33,7 +35,7 @@ def images(request):
     return torch.randint(0, 256, (50, request.param, 12, 12), dtype=torch.uint8, generator=torch.manual_seed(0))
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", OURS)
 def test_the_batched_form_equals_one_image_at_a_time(name, images):
     uniform = torch.rand(len(images), RANDOM_NUMBERS, generator=torch.manual_seed(1))
     one_by_one = [REFERENCES[name](*pair) for pair in zip(images, uniform, strict=True)]
@@ -45,8 +47,56 @@ def test_the_batched_form_equals_one_image_at_a_time(name, images):
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_an_image_does_not_depend_on_its_neighbors(name, images):
     uniform = torch.rand(len(images), RANDOM_NUMBERS, generator=torch.manual_seed(1))
-    together = AUGMENTATIONS[name](images, uniform)
-    assert torch.equal(together[7:9], AUGMENTATIONS[name](images[7:9], uniform[7:9]))
+    together = SIZED[name](images, uniform)
+    assert together.shape == images.shape and together.dtype == torch.uint8
+    assert torch.equal(together[7:9], SIZED[name](images[7:9], uniform[7:9]))
+
+
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "none"])
+def test_an_augmentation_changes_images_and_no_generator(name, images):
+    uniform = torch.rand(len(images), RANDOM_NUMBERS, generator=torch.manual_seed(1))
+    before = torch.get_rng_state()
+    assert not torch.equal(SIZED[name](images, uniform), images)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_several_augmentations_apply_in_order_with_own_random_numbers(images):
+    both = create_augmentation(["flip", "crop"], image_size=12)
+    uniform = torch.rand(len(images), both.numbers, generator=torch.manual_seed(1))
+    assert both.numbers == 2 * RANDOM_NUMBERS
+    expected = AUGMENTATIONS["crop"](AUGMENTATIONS["flip"](images, uniform[:, :3]), uniform[:, 3:])
+    assert torch.equal(both(images, uniform), expected)
+
+
+def test_a_random_resized_crop_of_the_whole_area_is_nearly_the_image():
+    image = torch.arange(144, dtype=torch.uint8).view(1, 1, 12, 12)
+    whole = create_augmentation("random_resized_crop", image_size=12, options={"random_resized_crop": {"scale": 1.0}})
+    assert (whole(image, torch.full((1, 3), 0.5)).int() - image.int()).abs().float().mean() < 10
+
+
+def test_crops_come_from_larger_pictures_and_evaluation_takes_the_middle():
+    crops = create_augmentation(["random_resized_crop"], image_size=8)
+    images = torch.randint(0, 256, (2, 3, 12, 12), dtype=torch.uint8, generator=torch.manual_seed(0))
+    assert crops(images, torch.rand(2, 3, generator=torch.manual_seed(1))).shape == (2, 3, 8, 8)
+    assert torch.equal(crops.center(images), images[..., 2:10, 2:10])
+    assert create_augmentation("flip").center(images) is images
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "reason"),
+    [
+        ("fip", {}, "Did you mean 'flip'"),
+        (["flip", "erasing"], {"erasing": {"probability": 2.0}}, "probability in"),
+        ("rand_augment", {"rand_augment": {"magnitude": 31}}, "magnitude in 0..30"),
+        ("random_resized_crop", {"random_resized_crop": {"scale": 0.0}}, "scale in"),
+        ("random_resized_crop", {"random_resized_crop": {"size": 3}}, "unknown option"),
+        ("flip", {"crop": {}}, "options of augmentation 'crop', which is not one of flip"),
+        ("auto_augment", {"auto_augment": {"policy": "mnist"}}, "unknown policy"),
+    ],
+)
+def test_a_wrong_augmentation_or_option_is_refused(names, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        create_augmentation(names, options=options)
 
 
 def test_every_shift_of_the_crop_is_equally_frequent_and_within_the_padding():

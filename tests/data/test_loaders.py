@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ncflow.data import Share, Storage
-from ncflow.data.augment import AUGMENTATIONS
+from ncflow.data.augment import AUGMENTATIONS, create_augmentation
 from ncflow.data.images import decode_image
 from ncflow.data.loaders import Batches, batch_sizes, load_batches
 from ncflow.data.pictures import Resident, Streamed, fit_square
@@ -31,7 +31,8 @@ def numbered(num_samples: int, **options) -> Batches:
         targets=torch.arange(num_samples) % 3,
         pixel_mean=torch.zeros(1),
         pixel_std=torch.full((1,), 1 / 255),
-        augment=AUGMENTATIONS["none"],
+        augment=create_augmentation("none"),
+        num_classes=3,
         **options,
     )
 

@@ -286,7 +286,7 @@ def test_the_metrics_of_moments_are_a_part_of_all():
     moments = ClassMoments.from_features(features, targets, 6)
     found, whole = moment_metrics(moments, weight, bias, class_counts=COUNTS), evaluate(PROBLEMS["ordinary"])
     assert found == pytest.approx({name: whole[name] for name in found}, rel=1e-12)  # the scatter is summed otherwise
-    missing = {name for name in whole if name.startswith(("acc/", "margin/", "nc4/", "nc5/", "calibration/"))}
+    missing = {name for name in whole if name.startswith(("acc/", "prior/", "margin/", "nc4/", "nc5/", "calibration/"))}
     assert set(whole) - set(found) == missing | {"nc1/numerical_rank"}
 
 

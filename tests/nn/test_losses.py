@@ -9,22 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from two_processes import on_two
 
 from ncflow.geometry import simplex_etf
 from ncflow.nn.losses import (
     LOSSES,
     class_weights,
     create_loss,
-    drift_penalty,
-    feature_penalty,
     posthoc_adjustment,
 )
 
 COUNTS = [500, 120, 30, 7]
 K, B = len(COUNTS), 12
 REGRESSIONS = ("mse", "dot_regression")  # of the logits themselves: not a function of their differences
-SHAPED = (*REGRESSIONS, "focal", "label_smoothing", "ldam")  # these differ from cross-entropy on balanced classes, too
+SHAPED = (
+    *REGRESSIONS,
+    "focal",
+    "label_smoothing",
+    "label_aware_smoothing",
+    "ldam",
+)  # these differ from cross-entropy on balanced classes, too
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
 
@@ -79,11 +82,25 @@ def obvious_weights(beta: float) -> list[float]:
     return [w / mean for w in raw]
 
 
+def obvious_vs(z: list[float], y: int, gamma: float = 0.15, tau: float = 1.0) -> float:
+    scaled = [(n / max(COUNTS)) ** gamma * v + tau * math.log(n / sum(COUNTS)) for n, v in zip(COUNTS, z, strict=True)]
+    return -math.log(softmax(scaled)[y])
+
+
+def obvious_label_aware_smoothing(z: list[float], y: int, head: float = 0.3, tail: float = 0.0) -> float:
+    share = (COUNTS[y] - min(COUNTS)) / (max(COUNTS) - min(COUNTS))
+    return obvious_label_smoothing(z, y, tail + (head - tail) * math.sin(math.pi / 2 * share))
+
+
 OBVIOUS = {
     "ce": lambda z, y: -math.log(softmax(z)[y]),
     "focal": obvious_focal,
     "logit_adjustment": lambda z, y: -math.log(softmax(z, COUNTS)[y]),
     "balanced_softmax": lambda z, y: -math.log(softmax(z, COUNTS)[y]),
+    "arb": lambda z, y: -math.log(softmax(z, COUNTS)[y]),
+    "vs": obvious_vs,
+    "cdt": lambda z, y: obvious_vs(z, y, gamma=0.2, tau=0.0),
+    "label_aware_smoothing": obvious_label_aware_smoothing,
     "mse": obvious_mse,
     "label_smoothing": obvious_label_smoothing,
     "dot_regression": lambda z, y: (z[y] - 1) ** 2 / 2,
@@ -128,7 +145,7 @@ def test_the_gradient_is_the_numerical_one(name):
     assert torch.autograd.gradcheck(lambda z: loss(z, targets), logits.requires_grad_())
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name not in REGRESSIONS])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in (*REGRESSIONS, "vs", "cdt")])
 def test_only_differences_of_logits_matter(name):
     logits, targets = logits_and_targets(dtype=torch.float64)
     loss = create_loss(name, COUNTS)
@@ -216,7 +233,7 @@ def test_every_option_of_a_loss_changes_it(name):
     plain = create_loss(name, COUNTS)(logits, targets)
     for option, p in inspect.signature(LOSSES[name]).parameters.items():
         if p.kind is p.KEYWORD_ONLY and option != "class_counts":
-            changed = create_loss(name, COUNTS, **{option: 0.5 if p.default is None else 0.7 * p.default})
+            changed = create_loss(name, COUNTS, **{option: 0.7 * p.default if p.default else 0.5})
             assert abs(changed(logits, targets) - plain) > 1e-4, option
 
 
@@ -244,6 +261,32 @@ def test_balanced_softmax_is_logit_adjustment_at_tau_one():
 
 def test_logit_adjustment_at_tau_zero_is_cross_entropy():
     same(create_loss("logit_adjustment", COUNTS, tau=0.0), create_loss("ce"))
+
+
+def test_arb_is_balanced_softmax():
+    same(create_loss("arb", COUNTS), create_loss("balanced_softmax", COUNTS))
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 2.0])
+def test_vs_at_gamma_zero_is_logit_adjustment(tau):
+    same(create_loss("vs", COUNTS, gamma=0.0, tau=tau), create_loss("logit_adjustment", COUNTS, tau=tau))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.15, 1.0])
+def test_vs_at_tau_zero_is_cdt(gamma):
+    same(create_loss("vs", COUNTS, gamma=gamma, tau=0.0), create_loss("cdt", COUNTS, gamma=gamma))
+
+
+def test_vs_at_zero_is_cross_entropy():
+    same(create_loss("vs", COUNTS, gamma=0.0, tau=0.0), create_loss("ce"))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
+def test_label_aware_smoothing_of_one_size_is_label_smoothing(smoothing):
+    equal = create_loss("label_aware_smoothing", COUNTS, head=smoothing, tail=smoothing)
+    same(equal, create_loss("label_smoothing", smoothing=smoothing))
+    balanced = create_loss("label_aware_smoothing", [50] * K, head=smoothing, tail=0.9)
+    same(balanced, create_loss("label_smoothing", smoothing=smoothing))
 
 
 def test_focal_at_gamma_zero_is_cross_entropy():
@@ -483,56 +526,8 @@ def test_cross_entropy_favors_the_majority_and_imbalance_losses_do_not():
     assert boundary("class_balanced", 0.9, beta=1 - 1e-9) == pytest.approx(0, abs=0.05)
 
 
-# --- penalties on features ---
-
-
-def test_the_feature_penalty_is_weight_decay_for_features():
-    """Half the mean squared norm: its gradient shrinks each of B features by h/B, whatever the others are."""
-    features = torch.randn(B, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    norms = [math.hypot(*row) for row in features.tolist()]
-    assert feature_penalty(features).item() == pytest.approx(sum(norm**2 for norm in norms) / (2 * B))
-    torch.testing.assert_close(gradient(lambda h, _: feature_penalty(h), features, torch.zeros(B)), features / B)
-    torch.testing.assert_close(feature_penalty(features.repeat(3, 1)), feature_penalty(features))
-
-
-def test_the_drift_penalty_is_the_squared_norm_of_the_batch_mean():
-    features = torch.randn(B, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    mean = [sum(row[j] for row in features.tolist()) / B for j in range(5)]
-    assert drift_penalty(features).item() == pytest.approx(sum(m**2 for m in mean))
-
-
-def test_the_drift_penalty_is_zero_exactly_for_centered_features():
-    features = torch.randn(B, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    centered = features - features.mean(0)
-    assert drift_penalty(centered).item() == pytest.approx(0, abs=1e-30)
-    assert drift_penalty(centered + 3).item() == pytest.approx(5 * 9)
-    grad = gradient(lambda h, _: drift_penalty(h), features, torch.zeros(B))
-    torch.testing.assert_close(grad, (2 * features.mean(0) / B).expand(B, 5))
-
-
-def shares(rank: int, folder: str) -> None:
-    """One of two processes, with uneven parts of one batch."""
-    features = torch.randn(B, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    mine = features.split([5, B - 5])[rank].clone().requires_grad_()
-    penalty = drift_penalty(mine)
-    penalty.backward()
-    torch.save({"penalty": penalty.detach(), "gradient": mine.grad}, f"{folder}/{rank}.pt")
-
-
-@pytest.mark.slow
-def test_the_drift_penalty_of_two_processes_is_that_of_their_common_batch(tmp_path):
-    """Each process gets twice its share of the gradient: data-parallel training then takes the mean over processes."""
-    on_two(shares, str(tmp_path))
-    features = torch.randn(B, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-    penalty = drift_penalty(features)
-    penalty.backward()
-    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for result in results:
-        torch.testing.assert_close(result["penalty"], penalty.detach())
-    torch.testing.assert_close(torch.cat([result["gradient"] for result in results]) / 2, features.grad)
-
-
 SOFT_OPTIONS = {"focal": [{}, {"alpha": [0.5, 1.0, 2.0, 0.1]}], "mse": [{}, {"target": 3.0, "emphasis": 5.0}]}
+SOFT_OPTIONS |= {"vs": [{}, {"gamma": 1.0, "tau": 0.5}], "label_aware_smoothing": [{}, {"head": 0.4, "tail": 0.2}]}
 SOFT_OPTIONS |= {"ldam": [{}, {"max_margin": 2.0, "scale": 10.0}], "label_smoothing": [{}, {"smoothing": 0.3}]}
 
 

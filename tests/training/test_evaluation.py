@@ -179,7 +179,7 @@ def test_posthoc_adjustment_adds_accuracies_on_the_test_split_and_changes_nothin
     adjusted = evaluate_splits(classifier, whole, Analysis(posthoc_tau=1.0))
     assert adjusted["train"].metrics == plain["train"].metrics
     added = adjusted["test"].metrics.keys() - plain["test"].metrics.keys()
-    assert {f"posthoc/{name}" for name in ("overall", "balanced", "tail20")} <= added
+    assert {f"posthoc/logit_adjustment/acc/{name}" for name in ("overall", "balanced", "tail20")} <= added
     logits = plain["test"].logits - torch.tensor(digits.class_counts).div(sum(digits.class_counts)).log()
     expected = (logits.argmax(1) == splits["test"].targets).float().mean().item()
-    assert adjusted["test"].metrics["posthoc/overall"] == pytest.approx(expected)
+    assert adjusted["test"].metrics["posthoc/logit_adjustment/acc/overall"] == pytest.approx(expected)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncflow.data import Batches, load_batches
-from ncflow.nn import HEADS, Classifier, create_loss
+from ncflow.nn import HEADS, Classifier, create_loss, create_penalty
 from ncflow.training import (
     SCHEDULES,
     Analysis,
@@ -36,7 +36,9 @@ def start(whole):
             return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
 
         measured = Analysis(every=options.pop("analyze_freq", 1))
-        objective = Objective(**{"criterion": create_loss("ce")} | take(Objective))
+        factors = options.pop("penalties", {})
+        penalties = [(factor, create_penalty(name, whole.class_counts)) for name, factor in factors.items()]
+        objective = Objective(**{"criterion": create_loss("ce"), "penalties": penalties} | take(Objective))
         optimizer = create_optimizer("sgd", classifier.parameters(), lr=lr)
         chosen = replace(whole, **take(Splits))
         return fit(classifier, chosen, objective, optimizer, epochs=epochs, analysis=measured, **options)
@@ -115,7 +117,7 @@ def test_a_scheduled_rate_is_the_rate_of_the_steps(start, few):
 def test_the_drift_penalty_lowers_the_drift(start, few):
     drifts = {}
     for weight in (0.0, 1.0):
-        *_, last = start(few(), epochs=5, drift_weight=weight, analyze_freq=9)
+        *_, last = start(few(), epochs=5, penalties={"drift": weight}, analyze_freq=9)
         drifts[weight] = last.analysis["train"].metrics["drift/norm"]
     assert drifts[1.0] < 0.5 * drifts[0.0]
 
@@ -254,8 +256,8 @@ def test_a_deferred_criterion_takes_over_after_its_share_of_the_epochs(start, fe
 
 
 def test_decay_of_the_features_makes_them_smaller(start, few):
-    def mean_square(feature_weight: float) -> float:
-        *_, record = start(few(), epochs=3, feature_weight=feature_weight)
+    def mean_square(factor: float) -> float:
+        *_, record = start(few(), epochs=3, penalties={"feature_decay": factor})
         return record.analysis["train"].class_means.square().sum().item()
 
     assert mean_square(0.5) < 0.7 * mean_square(0.0)

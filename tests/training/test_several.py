@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ncflow.data import SAMPLINGS, Batches, Share, Snapshot, load_batches
-from ncflow.nn import HEADS, LOSSES, Classifier, create_head, create_loss
+from ncflow.data import MIXES, SAMPLINGS, Batches, Share, Snapshot, create_mix, load_batches
+from ncflow.nn import HEADS, LOSSES, PENALTIES, Classifier, create_head, create_loss, create_penalty
 from ncflow.training import (
     Diverged,
     EpochRecord,
@@ -61,8 +61,10 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"loss {loss}": {"loss": loss} for loss in LOSSES},
     **{f"sampling {sampling}": {"sampling": sampling} for sampling in SAMPLINGS},
     "re-weighted": {"loss": "ce", "reweight": 0.99},
-    "penalties": {"head": "nearest_etf", "drift_weight": 0.1, "feature_weight": 0.01},
+    "penalties": {"head": "nearest_etf", "penalties": {name: 0.1 for name in PENALTIES}},
     "batch norms": {"backbone": normed},
+    "sharpness": {"head": "nearest_etf", "backbone": normed, "sam_radius": 0.05},
+    **{f"mix {mix}": {"head": "nearest_etf", "mix": mix} for mix in MIXES},
 }
 
 
@@ -74,6 +76,7 @@ def train(
     loss: str = "ce",
     reweight: float | None = None,
     sampling: str = "shuffled",
+    mix: str = "none",
     dtype: torch.dtype = torch.float64,
     epochs: int = 1,
     **options: Any,
@@ -87,13 +90,14 @@ def train(
     test, counts = load(digits, "test", dtype, *share), digits.class_counts
     torch.manual_seed(0)
     classifier = Classifier(backbone(), create_head(head, 16, 10)).to(dtype)
-    train = replace(load(digits, "train", dtype, *share), sampling=SAMPLINGS[sampling])
-    weights = {"drift_weight": options.pop("drift_weight", 0.0), "feature_weight": options.pop("feature_weight", 0.0)}
+    train = replace(load(digits, "train", dtype, *share), sampling=SAMPLINGS[sampling], mix=create_mix(mix, counts))
+    factors = options.pop("penalties", {})
+    penalties = [(factor, create_penalty(name, counts)) for name, factor in factors.items()]
     criterion = options.pop("criterion", create_loss(loss, counts, reweight=reweight))
     for record in fit(
         classifier,
         Splits(train, test, counts, validation=replace(test, targets=test.targets[:1])),
-        Objective(criterion, **weights),
+        Objective(criterion, penalties=penalties, sam_radius=options.pop("sam_radius", 0.0)),
         create_optimizer("sgd", classifier.parameters(), lr=0.05),
         epochs=epochs,
         accelerator=accelerator,
