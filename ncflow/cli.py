@@ -22,10 +22,12 @@ app = typer.Typer(
 TABLES = {  # of named rows with options; models, datasets, metrics and experiments also have own commands
     "heads": "ncflow.nn:HEADS",
     "losses": "ncflow.nn:LOSSES",
+    "penalties": "ncflow.nn:PENALTIES",
     "optimizers": "ncflow.training:OPTIMIZERS",
     "schedules": "ncflow.training:SCHEDULES",
     "samplings": "ncflow.data:SAMPLINGS",
     "augmentations": "ncflow.data:AUGMENTATIONS",
+    "mixes": "ncflow.data:MIXES",
     "posthoc": "ncflow.posthoc:POSTHOC",
     "models": "ncflow.nn:BACKBONES",
     "datasets": "ncflow.data:SOURCES",

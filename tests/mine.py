@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ncflow import BACKBONES, EXPERIMENTS, HEADS, LOSSES, METRICS, OPTIMIZERS, SOURCES, Head, Metric
-from ncflow.data import ImageSource
+from ncflow.data import AUGMENTATIONS, MIXES, ImageSource
 from ncflow.metrics.rows import View
+from ncflow.nn import PENALTIES
 from ncflow.params import Params, make_params
 
 
@@ -73,7 +74,25 @@ def mine_group(base: Params) -> Iterator[Params]:
         yield make_params(values, ["train.loss=mine", f"train.loss_options.margin={margin}"])
 
 
+def mine_penalty(features: Tensor, targets: Tensor, weight: Tensor, class_counts: Tensor, *, power: int = 2) -> Tensor:
+    """The mean power of the features."""
+    return features.abs().pow(power).mean()
+
+
+def mine_mix(images: Tensor, targets: Tensor, partner: Tensor, uniform: Tensor, *, share: float = 0.9) -> tuple:
+    """A constant share of the sample itself."""
+    return share * images[: len(partner)] + (1 - share) * images[partner], torch.tensor(share)
+
+
+def mine_augmentation(images: Tensor, uniform: Tensor, *, darker: float = 0.5) -> Tensor:
+    """Half of the images darker."""
+    return torch.where(uniform[:, :1, None, None] < 0.5, (darker * images).to(images.dtype), images)
+
+
 HEADS["mine"] = MineHead
+PENALTIES["mine"] = mine_penalty
+MIXES["mine"] = mine_mix
+AUGMENTATIONS["mine"] = mine_augmentation
 LOSSES["mine"] = mine_loss
 OPTIMIZERS["mine"] = mine_optimizer
 BACKBONES["mine"] = mine_backbone

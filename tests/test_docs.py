@@ -19,7 +19,7 @@ import ncflow
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "custom-experiments.md").read_text()
-TABLES = ("BACKBONES", "EXPERIMENTS", "HEADS", "LOSSES")
+TABLES = ("BACKBONES", "EXPERIMENTS", "HEADS", "LOSSES", "POSTHOC")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def block(language: str, *, starting: str = "") -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("page, fewest", [("custom-experiments.md", 30), ("metrics.md", 20)])
+@pytest.mark.parametrize("page, fewest", [("custom-experiments.md", 30), ("metrics.md", 20), ("posthoc.md", 10)])
 def test_the_python_examples_print_what_they_say(desk, page, fewest):
     failed, attempted = doctest.testfile(str(DOCS / page), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert attempted > fewest

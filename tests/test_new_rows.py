@@ -19,6 +19,9 @@ CHOICES = [  # a row of each kind in one run
     *("train.optimizer=mine", "train.optimizer_options.nesterov=false"),
     *("model.name=mine", "model.options.width=16"),
     *("dataset.name=mine", "dataset.options.brightness=150"),
+    *("train.penalties.mine=0.01", "train.penalty_options.mine.power=4"),
+    *("train.augment=[flip, mine]", "train.augment_options.mine.darker=0.7"),
+    *("train.mix=mine", "train.mix_options.share=0.8"),
 ]
 SHORT = ["train.epochs=1", "train.batch_size=32", "model.image_size=8", "dataset.imb_factor=0.5"]
 
@@ -46,7 +49,9 @@ def settings(*values: str) -> list[str]:
 def test_rows_of_a_users_file_are_checked_trained_logged_and_reported(root, monkeypatch):
     options = settings(*SHORT, *CHOICES, "exp_name=all")
     checked = run(root, "train", "--check", *options)
-    assert checked.count("name: mine") == 3 and "loss: mine" in checked and "optimizer: mine" in checked
+    assert checked.count("name: mine") == 3
+    for words in ("loss: mine", "optimizer: mine", "mix: mine", "- mine", "mine: 0.01"):
+        assert words in checked
     run(root, "train", *options)
     folder = root / "models" / "all"
     metrics = json.loads((folder / "metrics_epoch_1.json").read_text())
@@ -76,6 +81,9 @@ def test_a_users_group_is_listed_and_run_as_a_suite(root):
         ("head={name: mine, scle: 1}", "unknown key 'head.scle'. Did you mean 'head.scale'?"),
         ("head={name: mine, scale: wide}", "head.scale: Input should be a valid number"),
         ("train={loss: mine, loss_options: {margn: 1}}", "unknown option of loss 'mine' 'margn'"),
+        ("train={mix: mine, mix_options: {shar: 1}}", "unknown option of mix 'mine' 'shar'. Did you mean 'share'?"),
+        ("train={penalties: {mine: 1}, penalty_options: {mine: {pow: 1}}}", "unknown option of penalty 'mine' 'pow'"),
+        ("train={augment: mine, augment_options: {mine: {dark: 1}}}", "unknown option of augmentation 'mine' 'dark'"),
         ("dataset={name: mine, options: {bright: 1}}", "unknown option of dataset 'mine' 'bright'"),
     ],
 )
@@ -93,6 +101,9 @@ def test_a_misspelled_option_of_a_users_row_is_refused(root, setting, words):
         ("rows heads", "mine                 Rows that learn, scaled by a constant."),
         ("rows losses", "margin=0.5"),
         ("rows optimizers", "nesterov=True"),
+        ("rows penalties", "power=2"),
+        ("rows mixes", "share=0.9"),
+        ("rows augmentations", "darker=0.5"),
     ],
 )
 def test_a_users_row_is_in_the_tables_that_are_listed(root, command, words):

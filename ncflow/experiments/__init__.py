@@ -32,14 +32,17 @@ def expand(
     and for a head that the group ignores. Raises ValueError for different runs of the same name.
     """
     experiment = lookup(EXPERIMENTS, group, "experiment group")
+    if head is not None:
+        lookup(HEADS, HEAD_ALIASES.get(head, head), "head")
     if group in PUBLISHED:
-        runs = PUBLISHED[group]().runs(head=head, overrides=overrides)
+        grid = PUBLISHED[group]()
+        fixed = grid.has_own_heads
+        runs = [] if head is not None and fixed else grid.runs(head=head, overrides=overrides)
     else:
-        if head is not None:
-            lookup(HEADS, HEAD_ALIASES.get(head, head), "head")
         runs = list(experiment(_group_base(group, base, head, overrides)))
-        if head is not None and any(run.head.name != HEAD_ALIASES.get(head, head) for run in runs):
-            raise ValueError(f"group '{group}' chooses its heads itself and ignores --head {head}; leave --head out")
+        fixed = any(run.head.name != HEAD_ALIASES.get(head, head) for run in runs)
+    if head is not None and fixed:
+        raise ValueError(f"group '{group}' chooses its heads itself and ignores --head {head}; leave --head out")
     distinct: dict[str, Params] = {}
     for run in runs:
         distinct.setdefault(run.digest(), run)

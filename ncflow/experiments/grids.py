@@ -28,6 +28,11 @@ class Grid:
     settings: Settings = field(default_factory=dict)
     posthoc: Sequence[str] = ()
 
+    @property
+    def has_own_heads(self) -> bool:
+        """Whether an axis sets the head in some of its choices together with other keys. Then no head replaces it."""
+        return any(0 < sum("head.name" in choice for choice in axis) < len(axis) for axis in self.axes)
+
     def runs(self, *, head: str | None = None, overrides: Iterable[str] = ()) -> list[Params]:
         """The run of each combination, with overrides on top; `head` replaces the heads of the grid."""
         axes = _with_head(self.axes, head) if head else self.axes
