@@ -18,7 +18,16 @@ if TYPE_CHECKING:  # the same names as HOMES, for type checkers
         sample_indices,
     )
     from ncflow.experiments import EXPERIMENTS
-    from ncflow.geometry import etf_distance, nearest_etf, polar_factor, simplex_etf
+    from ncflow.geometry import (
+        FRAMES,
+        code_bound,
+        etf_distance,
+        nearest_etf,
+        orthogonal_frame,
+        polar_factor,
+        simplex_etf,
+        softmax_code,
+    )
     from ncflow.metrics import METRICS, ClassMoments, Metric, NeuralCollapse, collapse_metrics
     from ncflow.nn import (
         BACKBONES,
@@ -27,6 +36,7 @@ if TYPE_CHECKING:  # the same names as HOMES, for type checkers
         Backbone,
         Classifier,
         FixedETFHead,
+        FixedFrameHead,
         Head,
         LinearHead,
         NearestETFHead,
@@ -84,7 +94,9 @@ HOMES = {
     "EXPERIMENTS": "experiments",
     "EpochRecord": "training",
     "Evaluation": "training",
+    "FRAMES": "geometry",
     "FixedETFHead": "nn",
+    "FixedFrameHead": "nn",
     "HEADS": "nn",
     "Head": "nn",
     "LOSSES": "nn",
@@ -104,6 +116,7 @@ HOMES = {
     "Snapshot": "data",
     "TargetedModel": "nn",
     "capture": "nn",
+    "code_bound": "geometry",
     "collapse_metrics": "metrics",
     "create_accelerator": "training",
     "create_backbone": "nn",
@@ -119,6 +132,7 @@ HOMES = {
     "load_source": "data",
     "longtail_counts": "data",
     "nearest_etf": "geometry",
+    "orthogonal_frame": "geometry",
     "polar_factor": "geometry",
     "posthoc_adjustment": "nn",
     "predicted_optimum": "theory",
@@ -126,11 +140,13 @@ HOMES = {
     "sample_indices": "data",
     "seli_optimum": "theory",
     "simplex_etf": "geometry",
+    "softmax_code": "geometry",
 }
 RENAMED = {"class_counts": "longtail_counts"}  # old name -> new name
 __all__ = [
     "BACKBONES",
     "EXPERIMENTS",
+    "FRAMES",
     "HEADS",
     "LOSSES",
     "METRICS",
@@ -145,6 +161,7 @@ __all__ = [
     "EpochRecord",
     "Evaluation",
     "FixedETFHead",
+    "FixedFrameHead",
     "Head",
     "LinearHead",
     "Metric",
@@ -158,6 +175,7 @@ __all__ = [
     "TargetedModel",
     "__version__",
     "capture",
+    "code_bound",
     "collapse_metrics",
     "create_accelerator",
     "create_backbone",
@@ -173,6 +191,7 @@ __all__ = [
     "load_source",
     "longtail_counts",
     "nearest_etf",
+    "orthogonal_frame",
     "polar_factor",
     "posthoc_adjustment",
     "predicted_optimum",
@@ -180,4 +199,5 @@ __all__ = [
     "sample_indices",
     "seli_optimum",
     "simplex_etf",
+    "softmax_code",
 ]

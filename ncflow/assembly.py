@@ -22,7 +22,7 @@ from ncflow.data import (
 )
 from ncflow.data.sources import count_classes, given_options
 from ncflow.dotted import flatten
-from ncflow.lookup import fact, lookup
+from ncflow.lookup import fact, lookup, takes
 from ncflow.nn import (
     HEADS,
     Classifier,
@@ -106,7 +106,8 @@ def check(params: Params) -> Built | None:
     if params.model.checkpoint:
         load_checkpoint(params.model.checkpoint, rehearsed)
     rehearse(rehearsed, criterion, image_size=params.model.image_size, num_classes=num_classes)
-    return None if params.model.pretrained else built
+    by_sizes = takes(HEADS[params.head.name], "class_counts")  # which only the snapshot has
+    return None if params.model.pretrained or by_sizes else built
 
 
 def _refuse_unmixable(params: Params, criterion: Any, num_classes: int) -> None:
@@ -123,7 +124,7 @@ def _refuse_unmixable(params: Params, criterion: Any, num_classes: int) -> None:
 def _tried_classifier(params: Params, num_classes: int) -> Classifier:
     """Build the classifier. Running out of memory here raises OutOfMemory with the options that set its size."""
     try:
-        return build_classifier(params, num_classes)
+        return build_classifier(params, num_classes, class_counts=[1] * num_classes)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -134,17 +135,21 @@ def _tried_classifier(params: Params, num_classes: int) -> Classifier:
         ) from error
 
 
-def build_classifier(params: Params, num_classes: int, *, pretrained: bool = False) -> Classifier:
+def build_classifier(
+    params: Params, num_classes: int, *, class_counts: Sequence[int] | None = None, pretrained: bool = False
+) -> Classifier:
     """The backbone and head of these parameters, freshly initialized from torch's global generator.
 
-    `pretrained` downloads the published weights that the parameters name. Without it, they only set the shapes.
+    class_counts (K,) are the sizes of the training classes, for heads that use them. `pretrained` downloads the
+    published weights that the parameters name. Without it, they only set the shapes.
     """
     options = params.model.keywords(num_classes)
     backbone = create_backbone(params.model.name, **options if pretrained else options | {"pretrained": None})
     if not params.model.affine:
         remove_affine(backbone)
     num_features = cast(int, backbone.num_features)
-    head = create_head(params.head.name, num_features, num_classes, **params.head.model_dump(exclude={"name"}))
+    options = params.head.model_dump(exclude={"name"})
+    head = create_head(params.head.name, num_features, num_classes, class_counts=class_counts, **options)
     return Classifier(backbone, head)
 
 
@@ -186,7 +191,9 @@ def start(
         classifier = built.classifier
         set_randomness(built.randomness)
     else:
-        classifier = build_classifier(params, images.num_classes, pretrained=True)
+        classifier = build_classifier(
+            params, images.num_classes, class_counts=images.class_counts, pretrained=True
+        )
     initialize(how.optimizer, classifier)
     note = load_checkpoint(params.model.checkpoint, classifier) if params.model.checkpoint else ""
     freeze(classifier, params.model.trainable)

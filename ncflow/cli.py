@@ -193,7 +193,7 @@ def posthoc(
         _refuse_beside_pipeline(folder=folder, methods=methods, snapshot=data)
         params = _load(None, None)
         data, (_, folder, evaluation) = pipeline_snapshot(params, _root()), pipeline_run(params, _root())
-        out = _posthoc_copy(evaluation)
+        out = _posthoc_metrics(evaluation)
     if folder is None:
         raise ValueError("expected a run folder, such as `ncflow posthoc models/main_linear_ce_seed0`, got none")
     data = data or stages.snapshot_of(folder, _root() / "data")
@@ -227,8 +227,8 @@ def report(
         _refuse_beside_pipeline(folders=folders, config=config, out=out)
         if left := forget_earlier_grids(params, _root()):
             _say(f"no longer in the grid of params.yaml; delete what you do not need: {', '.join(map(str, left))}")
-        copies = {_posthoc_copy(run.evaluation) for run in pipeline_runs(params, _root()).values()}
-        for file in {file for copy in copies for file in copy.parent.glob("*.json")} - copies:
+        kept = {_posthoc_metrics(run.evaluation) for run in pipeline_runs(params, _root()).values()}
+        for file in {file for each in kept for file in each.parent.glob("*.json")} - kept:
             file.unlink()  # of a run that left the grid: the report depends on this folder
     folders = folders or [run_folder(_root(), run.exp_name) for run in quickstart(params)]
     _report(folders, out or _root() / "reports" / params.exp_name, params.exp_name)
@@ -510,7 +510,7 @@ def _load(config: Path | None, overrides: list[str] | None) -> Params:
     return load_params(config or (default if default.is_file() else None), split_overrides(overrides or []))
 
 
-def _posthoc_copy(evaluation: Path) -> Path:
+def _posthoc_metrics(evaluation: Path) -> Path:
     """The metrics file of the stage posthoc, by that of the stage evaluate of the same run."""
     return evaluation.parent.with_name("posthoc") / evaluation.name
 

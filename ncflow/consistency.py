@@ -21,8 +21,10 @@ def refuse_contradictions(params: Params) -> None:
         raise ValueError("\n".join(broken_rules))
 
 
-def _has_etf(p: Params) -> bool:
-    return bool(fact(HEADS[p.head.name], "is_frame"))
+def _has_unit_rows(p: Params) -> bool:
+    """Whether the classifier's rows have norm 1 and do not learn, as those of a simplex ETF or another frame."""
+    head = HEADS[p.head.name]
+    return bool(fact(head, "is_frame") or fact(head, "unit_rows"))
 
 
 def _has_free_features(p: Params) -> bool:
@@ -80,7 +82,7 @@ RULES: dict[str, Rule] = {
     "a regression on rows that do not learn needs features of bounded length": (
         lambda p: (
             p.train.loss in ("mse", "dot_regression")
-            and _has_etf(p)
+            and _has_unit_rows(p)
             and p.head.option("temperature") is None
             and not _features_decay(p)
         ),
@@ -93,11 +95,11 @@ RULES: dict[str, Rule] = {
     "dot regression needs rows that stay apart by themselves": (
         lambda p: p.train.loss == "dot_regression" and fact(HEADS[p.head.name], "rows") == "learned",
         "loss 'dot_regression' uses only the row of a sample's own class. Learned rows can reach its target by their "
-        "length, or by becoming equal. Expected head fixed_etf or nearest_etf, whose unit rows stay apart, "
+        "length, or by becoming equal. Expected head fixed_etf, fixed_frame or nearest_etf, whose unit rows stay apart, "
         "got head '{head.name}'; try head.name=nearest_etf, or train.loss=mse",
     ),
     "the target of dot regression must be within reach": (
-        lambda p: p.train.loss == "dot_regression" and _has_etf(p) and _asks_beyond_reach(p),
+        lambda p: p.train.loss == "dot_regression" and _has_unit_rows(p) and _asks_beyond_reach(p),
         "loss 'dot_regression' cannot reach its target: features have norm head.temperature={head.temperature:g}, and "
         "rows have norm 1. Expected a target of at most {head.temperature:g} (default 1), "
         "got train.loss_options={train.loss_options}; "

@@ -35,8 +35,8 @@ from ncflow.params import Params, make_params, read_config
 from ncflow.posthoc import POSTHOC, Unseen, freeze_features, measure_posthoc
 from ncflow.project import git_commit
 from ncflow.recording import log_history, record
-from ncflow.reports import Table, summary_table, write_report
-from ncflow.runs.layout import CONFIG, FINAL_MODEL, PROVENANCE, is_finished, posthoc_file
+from ncflow.reports import Table, arms, findings, summary_table, write_report
+from ncflow.runs.layout import CONFIG, FINAL_MODEL, PROVENANCE, is_finished
 from ncflow.runs.posthoc import PostHoc, write_posthoc
 from ncflow.runs.provenance import DataVersion, Hardware, Provenance, read_provenance
 from ncflow.runs.reader import load_run, load_runs
@@ -220,7 +220,7 @@ def posthoc(folder: Path, data: Path, methods: Sequence[str] = (), *, out: Path 
     """Stage posthoc: measure classifiers on the frozen features of a checkpoint, on every split but the training split.
 
     `methods` are rows of POSTHOC; without any, all that the run allows. Options are chosen on the validation split, or
-    are the stated defaults. The results join those of earlier calls in `<folder>.posthoc.json`; `out` gets a copy.
+    are the stated defaults. The results join those of earlier calls in `<folder>.posthoc.json`; `out` gets the numbers.
     Returns what `measure_posthoc` returns for this call. Raises ValueError for a method that needs what the run lacks.
     """
     for name in methods:
@@ -243,7 +243,7 @@ def posthoc(folder: Path, data: Path, methods: Sequence[str] = (), *, out: Path 
         write_posthoc(folder, new)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
-            write_text(out, posthoc_file(folder).read_text(encoding="utf-8"))
+            write_text(out, json.dumps(measured | {"options": results["options"]}, indent=1) + "\n")
     return results
 
 
@@ -273,7 +273,9 @@ def headline(metrics: Mapping[str, Any]) -> str:
 
 def report(folders: Sequence[Path], out: Path, *, title: str) -> tuple[Path, Table]:
     """Stage report: write the page `out`/index.html; return it and the summary table of the runs in `folders`."""
-    return write_report(folders, out, title=title), summary_table(load_runs(folders))
+    runs = load_runs(folders)
+    table = summary_table(runs)
+    return write_report(folders, out, title=title), table._replace(notes=(*table.notes, *findings(arms(runs))))
 
 
 def sync(folder: Path, data: Path, root: Path) -> str | None:
@@ -306,7 +308,8 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
             if run.posthoc is not None:
                 logger.metrics(run.posthoc.as_metrics(), step=params.train.epochs)
             logger.artifacts(folder)
-            classifier = build_classifier(params, len(run.dump["class_counts"]))
+            counts = run.dump["class_counts"]
+            classifier = build_classifier(params, len(counts), class_counts=counts.tolist())
             load_model(folder / FINAL_MODEL, classifier)
             size = params.model.image_size or (Snapshot.load(found).manifest["image_size"][0] if found else None)
             if size:
@@ -349,7 +352,7 @@ def _load_trained(folder: Path, data: Path) -> _Trained:
             "--snapshot"
         )
     accelerator = create_accelerator(params.train.device)
-    classifier = build_classifier(params, images.num_classes)
+    classifier = build_classifier(params, images.num_classes, class_counts=images.class_counts)
     load_model(folder / FINAL_MODEL, classifier)
     if provenance.final_model_sha256 not in (None, checksum(folder / FINAL_MODEL)):
         raise ValueError(

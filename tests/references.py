@@ -16,6 +16,7 @@ import mpmath
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
@@ -266,6 +267,29 @@ def gnc2_log(rows: Array) -> float:
 def gnc2_spread(rows: Array) -> float:
     units = [row / np.linalg.norm(row) for row in rows]
     return float(np.std([-math.log(np.linalg.norm(a - b)) for a, b in combinations(units, 2)], ddof=1))
+
+
+def max_cosine(rows: Array) -> float:
+    return max(cosine(a, b) for a, b in combinations(rows, 2))
+
+
+def one_vs_rest_margin(rows: Array) -> float:
+    """The least distance of a unit row to the hull of the others, each by a least squares fit with weights >= 0.
+
+    The weights fit the row by the others and 1 by their sum, with the same error weight; see Lawson and Hanson 1974.
+    """
+    units = np.array([row / np.linalg.norm(row) for row in rows])
+    distances = []
+    for k, unit in enumerate(units):
+        gaps = np.delete(units, k, axis=0) - unit
+        weights = nnls(np.vstack([gaps.T, np.ones(len(gaps))]), np.eye(gaps.shape[1] + 1)[-1])[0]
+        distances.append(np.linalg.norm(weights / weights.sum() @ gaps))
+    return float(min(distances))
+
+
+def crowding(rows: Array, sharpness: float) -> float:
+    """log Σ_{i≠j} exp(β w_i·w_j)/β."""
+    return math.log(sum(math.exp(sharpness * float(a @ b)) for a, b in permutations(rows, 2))) / sharpness
 
 
 def many(count: int) -> bool:
@@ -667,6 +691,10 @@ METRICS: dict[str, Callable[[Problem], float]] = {
     "nc2/orthogonal_distance_weight": lambda p: exact_orthogonal_distance(p.weight),
     "nc2/gnc2_log": lambda p: gnc2_log(p.centered_means),
     "nc2/gnc2_spread": lambda p: gnc2_spread(p.centered_means),
+    "nc2/max_cosine_means": lambda p: max_cosine(p.centered_means),
+    "nc2/max_cosine_weight": lambda p: max_cosine(p.weight),
+    "nc2/margin_means": lambda p: one_vs_rest_margin(p.centered_means),
+    "nc2/margin_weight": lambda p: one_vs_rest_margin(p.weight),
     "nc3/self_duality": lambda p: unit_distance(p.rows, p.centered_means) ** 2,
     "nc3/etf_error": lambda p: etf_error(p.rows @ p.centered_means.T),
     "nc3/alignment": alignment,

@@ -118,10 +118,11 @@ def test_a_run_without_validation_data_uses_the_stated_defaults(plain, data):
 def test_the_file_is_next_to_the_folder_and_later_calls_join_it(plain, data, tmp_path):
     before = {file.name: file.read_bytes() for file in plain.iterdir()}
     stages.posthoc(plain, data / "plain", ["ncm", "tau_norm"])
-    stages.posthoc(plain, data / "plain", ["lws"], out=tmp_path / "out" / "copy.json")
+    results = stages.posthoc(plain, data / "plain", ["lws"], out=tmp_path / "out" / "numbers.json")
     assert {file.name: file.read_bytes() for file in plain.iterdir()} == before
     found = json.loads(posthoc_file(plain).read_text())
-    assert json.loads((tmp_path / "out" / "copy.json").read_text()) == found
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert numbers == {"test": results["test"], "options": results["options"]}
     assert [*found["chosen_by"]] == ["ncm", "tau_norm", "lws"]
     assert found["final_model_sha256"] == json.loads(before["provenance.json"])["final_model_sha256"]
     alone = stages.posthoc(plain, data / "plain", ["tau_norm"])

@@ -40,7 +40,7 @@ def expand(
         runs = [] if head is not None and fixed else grid.runs(head=head, overrides=overrides)
     else:
         runs = list(experiment(_group_base(group, base, head, overrides)))
-        fixed = any(run.head.name != HEAD_ALIASES.get(head, head) for run in runs)
+        fixed = head is not None and any(run.head.name != HEAD_ALIASES.get(head, head) for run in runs)
     if head is not None and fixed:
         raise ValueError(f"group '{group}' chooses its heads itself and ignores --head {head}; leave --head out")
     distinct: dict[str, Params] = {}

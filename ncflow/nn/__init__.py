@@ -12,7 +12,7 @@ from ncflow.nn.backbones import (
 from ncflow.nn.checkpoints import freeze, load_checkpoint
 from ncflow.nn.classifier import Classifier, Output, TargetedModel
 from ncflow.nn.endings import ENDINGS, ends_in
-from ncflow.nn.heads import HEADS, FixedETFHead, Head, LinearHead, NearestETFHead, create_head
+from ncflow.nn.heads import HEADS, FixedETFHead, FixedFrameHead, Head, LinearHead, NearestETFHead, create_head
 from ncflow.nn.layers import capture, stages
 from ncflow.nn.losses import LOSSES, create_loss, posthoc_adjustment
 from ncflow.nn.necks import Backbone
@@ -28,6 +28,7 @@ __all__ = [
     "Backbone",
     "Classifier",
     "FixedETFHead",
+    "FixedFrameHead",
     "Head",
     "LinearHead",
     "NearestETFHead",

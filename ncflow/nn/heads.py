@@ -1,4 +1,4 @@
-"""The classifier on top of the features: learned, a fixed simplex ETF, or the ETF nearest to the current class means.
+"""The classifier on top of the features: learned, a fixed frame, or the ETF nearest to the current class means.
 
 A head maps (features (B, d), targets (B,) or None) to logits (B, K). The map is linear, with `weight` (K, d) and `bias`
 (K,) or None. It acts on the embedded features that `embed` returns. `embed` scales them to norm `temperature`, unless
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncflow.checks import LARGEST, check_batch, check_tensors, check_whole, where_float64_is
-from ncflow.geometry import nearest_etf, simplex_etf
+from ncflow.geometry import FRAMES, nearest_etf, simplex_etf
 from ncflow.geometry.nearest import SOLVERS
-from ncflow.lookup import check_options, explained_options, facts, lookup
+from ncflow.lookup import check_options, explained_options, facts, lookup, takes
 from ncflow.nn.diagnostics import search_diagnostics, solution_diagnostics
 from ncflow.nn.processes import is_recomputed, sum_over_processes
 from ncflow.ranges import Count, NotNegative, Positive, Seed
@@ -114,8 +114,40 @@ class LinearHead(Head):
         return super().__getattr__(name)
 
 
+@facts(rows="fixed", unit_rows=True, theory="fixed_frame", color="#CC79A7", marker="D", defaults={"temperature": 5.0})
+class FixedFrameHead(Head):
+    """Unit rows that stay fixed: those of a `frame` in `ncflow.FRAMES`; no parameters.
+
+    For K > d+1, where no simplex ETF exists, take the frame "softmax_code". `frame_seed` rotates a frame at random, or
+    starts its search; None is the canonical one. The frame "seli" needs class_counts (K,), the sizes of the training
+    classes. Raises ValueError for sizes that the frame does not have.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        *,
+        frame: str = "simplex_etf",
+        temperature: Positive | None = None,
+        frame_seed: Seed | None = None,
+        class_counts: Sequence[int] | Tensor | None = None,
+    ) -> None:
+        super().__init__(num_features, num_classes, temperature=temperature)
+        self.frame = frame
+        rows = _fixed_rows(frame, num_features, num_classes, seed=frame_seed, class_counts=class_counts)
+        self.register_buffer("weight", rows)
+        self.bias = None
+
+    def linear_map(self, embedded: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.weight, self.bias
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, frame={self.frame!r}"
+
+
 @facts(rows="fixed", is_frame=True, theory="fixed_etf", color="#D55E00", marker="s", defaults={"temperature": 5.0})
-class FixedETFHead(Head):
+class FixedETFHead(FixedFrameHead):
     """A simplex ETF that stays fixed: canonical, or rotated at random by `rotation_seed`. d >= K-1; no parameters."""
 
     def __init__(
@@ -126,12 +158,7 @@ class FixedETFHead(Head):
         temperature: Positive | None = None,
         rotation_seed: Seed | None = None,
     ) -> None:
-        super().__init__(num_features, num_classes, temperature=temperature)
-        self.register_buffer("weight", _initial_etf(num_features, num_classes, rotation_seed))
-        self.bias = None
-
-    def linear_map(self, embedded: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return self.weight, self.bias
+        super().__init__(num_features, num_classes, temperature=temperature, frame_seed=rotation_seed)
 
 
 @dataclass
@@ -332,16 +359,25 @@ class NearestETFHead(Head):
         return f"{super().extra_repr()}, proximal={self.proximal}, momentum={self.momentum!r}, solver={self.solver!r}"
 
 
-def create_head(name: str, num_features: int, num_classes: int, **options: Any) -> Head:
+def create_head(
+    name: str,
+    num_features: int,
+    num_classes: int,
+    *,
+    class_counts: Sequence[int] | Tensor | None = None,
+    **options: Any,
+) -> Head:
     """Return the head called `name`; an alias of the second seed is also valid.
 
-    Raises ValueError for a name or an option that does not exist.
+    class_counts (K,) are the sizes of the training classes, for heads that use them. Raises ValueError for a name or an
+    option that does not exist.
     """
     name = HEAD_ALIASES.get(name, name)
     head = lookup(HEADS, name, "head")
     check_options(head, options, f"head '{name}'")
+    given = {"class_counts": class_counts} if takes(head, "class_counts") else {}
     with explained_options(f"head '{name}'", options):
-        return head(num_features, num_classes, **options)
+        return head(num_features, num_classes, **options, **given)
 
 
 def _fill(means: Tensor, seen: Tensor) -> Tensor:
@@ -391,6 +427,23 @@ def _is_frame(weight: Tensor) -> bool:
     return bool(gap.abs().max() < 64 * torch.finfo(weight.dtype).eps)
 
 
+def _fixed_rows(frame: str, num_features: int, num_classes: int, *, seed: int | None, class_counts: Any) -> Tensor:
+    """Return the unit rows (K, d) of a frame, in torch's default dtype. A row of FRAMES gets what it takes."""
+    row = lookup(FRAMES, frame, "frame")
+    options = {} if seed is None else {"seed": seed}
+    check_options(row, options, f"frame '{frame}'")
+    given = {"class_counts": class_counts} if takes(row, "class_counts") else {}
+    rows = row(num_classes, num_features, **options, **given)
+    check_tensors(**{f"frame '{frame}'": rows})
+    fits = rows.shape == (num_classes, num_features) and rows.is_floating_point()
+    if not fits or (_has_values(rows) and not _has_unit_rows(rows)):
+        raise ValueError(
+            f"frame '{frame}' must return {num_classes} unit rows of {num_features} features, got shape "
+            f"{tuple(rows.shape)}; normalize its rows"
+        )
+    return rows.to(torch.get_default_dtype())
+
+
 def _initial_etf(num_features: int, num_classes: int, rotation_seed: int | None) -> Tensor:
     generator = None if rotation_seed is None else torch.Generator().manual_seed(rotation_seed)
     return simplex_etf(num_classes, num_features, generator=generator)
@@ -432,11 +485,13 @@ HEAD_ALIASES = {"standard": "linear", "fixed": "fixed_etf", "implicit": "nearest
 # A row: (num_features, num_classes, options by keyword) -> head. Its facts, all optional:
 # rows        the origin of its weight: "learned", "fixed", or "solved" for each batch
 # is_frame    whether its weight is a simplex ETF
+# unit_rows   whether its rows are others of norm 1 that do not learn
 # theory      a key of ncflow.reports.predictions.THEORIES
 # color, marker    used in reports and in MLflow
 # defaults    options whose default differs in a configuration
 HEADS: dict[str, Callable[..., Head]] = {
     "linear": LinearHead,
     "fixed_etf": FixedETFHead,
+    "fixed_frame": FixedFrameHead,
     "nearest_etf": NearestETFHead,
 }

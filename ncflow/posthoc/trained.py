@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ncflow.lookup import facts
 from ncflow.posthoc.frozen import Frozen, LinearMap
 
-SOLVED = 1e-8  # the largest entry of a gradient at a minimum
+SOLVED = 1e-7  # the largest entry of a gradient at a minimum
 NEARLY = 1e-4  # above this, a solution is reported as unfinished
 
 
@@ -102,7 +102,12 @@ def _minimize(name: str, objective: Callable[..., Tensor], start: Sequence[Tenso
     """The minimum of a smooth convex objective. Warns where `steps` did not reach it."""
     found = [tensor.clone().requires_grad_() for tensor in start]
     optimizer = torch.optim.LBFGS(
-        found, max_iter=steps, tolerance_grad=SOLVED, tolerance_change=0.0, line_search_fn="strong_wolfe"
+        found,
+        max_iter=steps,
+        tolerance_grad=SOLVED,
+        tolerance_change=0.0,
+        history_size=20,  # a longer history costs more time than it saves
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:

@@ -19,12 +19,13 @@ from ncflow.reports.arms import Arm, arms, facets, knobs, labels
 from ncflow.reports.curves import classwise_figure, curves_figure
 from ncflow.reports.exports import PLOTS, write_curves, write_plots, write_statistics, write_summary
 from ncflow.reports.figures import confusion_figure, cosine_figure, to_png
-from ncflow.reports.highlights import highlights
+from ncflow.reports.findings import findings
+from ncflow.reports.highlights import highlights, present
 from ncflow.reports.knobs import knob_figures
 from ncflow.reports.predictions import ASSUMPTIONS, predict
 from ncflow.reports.priors import priors_figure
 from ncflow.reports.tables import as_html, summary_table
-from ncflow.runs.reader import SELECTION, Run, config_differences, load_runs
+from ncflow.runs.reader import Run, config_differences, load_runs
 
 PAGE, FIGURES = "index.html", "figures"
 FEW = 6  # more pictures of arms than this are folded
@@ -116,6 +117,7 @@ def _render(runs: Sequence[Run], sections: Mapping[str, Sequence[Mapping[str, An
         arms=names,
         few=FEW,
         sections=sections,
+        findings=findings(compared),
         summary=as_html(summary_table(runs)),
         validated=validated,
         posthoc=any(run.posthoc and run.posthoc.methods for run in runs),
@@ -130,7 +132,7 @@ def _render(runs: Sequence[Run], sections: Mapping[str, Sequence[Mapping[str, An
         ],
         without_theory=without_theory(compared, names),
         published=[shown._asdict() | {"table": as_html(shown.table)} for shown in comparisons(names)],
-        highlights={key: highlight for key, highlight in highlights().items() if validated or key != SELECTION},
+        highlights={key: highlights()[key] for key in present(highlights(), runs)},
         datasets=_datasets(runs),
         differences={key: values for key, values in config_differences(runs).items() if key != "exp_name"},
         shared=_shared_config(runs),

@@ -185,9 +185,16 @@ def _fixed_etf(options: Options, counts: Tensor, num_features: int) -> Predictio
     feature_norm = options.get("head.temperature") or _free_feature_norm(options, counts)
     if values == "any":
         return Prediction("fixed ETF", fixed_etf_optimum(counts, feature_norm=feature_norm))
-    if options.get("head.rotation_seed") is not None or num_features < len(counts):
+    turned = any(options.get(f"head.{seed}") is not None for seed in ("rotation_seed", "frame_seed"))
+    if turned or num_features < len(counts):
         raise NoTheory("nonnegative features cannot follow the rows of a rotated ETF; no closed form is known")
     return Prediction("fixed ETF, ReLU", fixed_etf_relu_optimum(counts, feature_norm=feature_norm))
+
+
+def _fixed_frame(options: Options, counts: Tensor, num_features: int) -> Prediction:
+    """The prediction of the fixed ETF, where the frame is one."""
+    _require(options, {"head.frame": ("simplex_etf",)})
+    return _fixed_etf(options, counts, num_features)
 
 
 def _free_feature_norm(options: Options, counts: Tensor) -> float:
@@ -312,7 +319,11 @@ PLAIN_LINEAR: dict[str, tuple[Any, ...]] = {
     "head.temperature": (None,),
 }
 # The theory in a head's row -> its prediction from options, class sizes and the width of the features.
-THEORIES: dict[str, Callable[[Options, Tensor, int], Prediction]] = {"linear": _linear, "fixed_etf": _fixed_etf}
+THEORIES: dict[str, Callable[[Options, Tensor, int], Prediction]] = {
+    "linear": _linear,
+    "fixed_etf": _fixed_etf,
+    "fixed_frame": _fixed_frame,
+}
 LIMITS: dict[str, tuple[str, Callable[[Tensor], Optimum]]] = {
     "any": ("SELI", seli_optimum),
     "nonnegative": ("ReLU", relu_limit),

@@ -9,8 +9,8 @@ from html import escape
 from typing import NamedTuple
 
 from ncflow.reports.arms import Arm, arms, short, value_text
-from ncflow.reports.highlights import highlights, shown_in
-from ncflow.runs.reader import SELECTION, Run
+from ncflow.reports.highlights import ADJUSTED, highlights, present, shown_in
+from ncflow.runs.reader import Run
 
 ABSENT = "—"
 
@@ -51,8 +51,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
     """
     compared = arms(runs)
     keys = list(compared[0].choices)
-    validated = any(run.best_epoch for run in runs)
-    columns = [key for key in shown_in("table") if validated or key != SELECTION]
+    columns = present(shown_in("table"), runs)
     choices = [("", short(key, keys)) for key in keys]
     headings = (*choices, ("", "seed"), ("", "epoch"), *(_heading(key) for key in columns))
     rows = tuple(row for arm in compared for row in _arm_rows(arm, columns))
@@ -159,7 +158,7 @@ def _median_and_range(key: str, values: list[float]) -> str:
 
 def _heading(key: str) -> tuple[str, str]:
     """The heading of "train/nc1/pinv" in two lines: the split and the group, then the metric."""
-    split, _, metric = key.partition("/")
+    split, _, metric = ("test/adjusted/balanced" if key == ADJUSTED else key).partition("/")
     group, _, name = metric.rpartition("/")
     return f"{split} {group}/", f"{name} %" if highlights()[key].percent else name
 

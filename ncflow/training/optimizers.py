@@ -74,10 +74,15 @@ def create_schedule(name: str, *, warmup: float = 0.0, **options: Any) -> Schedu
 
 
 def sgd(
-    parameters: Parameters, *, lr: float = 0.1, weight_decay: float = 0.0, momentum: float = 0.9
+    parameters: Parameters,
+    *,
+    lr: float = 0.1,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    nesterov: bool = False,
 ) -> torch.optim.SGD:
-    """Gradient descent with heavy-ball momentum; weight decay is an L2 term of the gradient."""
-    return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    """Gradient descent with heavy-ball momentum, or Nesterov's; weight decay is an L2 term of the gradient."""
+    return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov)
 
 
 def adam(parameters: Parameters, *, lr: float = 1e-3, weight_decay: float = 0.0) -> torch.optim.Adam:

@@ -119,7 +119,7 @@ def test_crt_ends_where_the_gradient_vanishes(seed):
     samples = F.cross_entropy(frozen.features @ weight.T + bias, frozen.targets, reduction="none")
     loss = torch.stack([samples[frozen.targets == k].mean() for k in range(6)]).mean()
     (loss + 5e-4 * (weight.square().sum() + bias.square().sum())).backward()
-    assert max(part.grad.abs().max() for part in (weight, bias)) < 1e-7
+    assert max(part.grad.abs().max() for part in (weight, bias)) < 1e-6
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -150,7 +150,7 @@ def test_max_norm_keeps_its_bound_and_a_step_leads_back(seed, bound):
     moved = weight.detach() - weight.grad
     shortened = moved * (radius / torch.linalg.vector_norm(moved, dim=1, keepdim=True)).clamp(max=1)
     torch.testing.assert_close(shortened, weight.detach(), rtol=1e-6, atol=1e-6)
-    assert bias.grad.abs().max() < 1e-7
+    assert bias.grad.abs().max() < 1e-6
 
 
 def test_without_a_binding_bound_max_norm_is_crt():

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ncflow.reports.exports import IDENTITY, write_curves, write_statistics, write_summary
-from ncflow.reports.highlights import highlights
-from ncflow.runs.reader import SELECTION, Run, load_runs
+from ncflow.reports.highlights import ADJUSTED, OPTIONAL, highlights
+from ncflow.runs.reader import Run, load_runs
 
 MakeRun = Callable[..., Path]
 
@@ -34,21 +34,21 @@ def test_the_summary_holds_every_highlight_by_head_and_seed(three_heads_two_seed
     runs = load_runs(three_heads_two_seeds)
     summary = summary_of(runs, tmp_path)
     for run in runs:
-        expected = {key: run.final(key) for key in highlights() if key != SELECTION}
+        expected = {key: run.final(key) for key in highlights() if key not in OPTIONAL}
         assert summary[run.head][str(run.seed)] == {"epoch": 12, **expected}
 
 
 def test_with_validation_the_summary_holds_the_best_epoch_beside_the_last(make_run: MakeRun, tmp_path: Path) -> None:
     (run,) = load_runs([make_run("digits", validation=(0.1, 0.8, 0.3, 0.2))])
     summary = summary_of([run], tmp_path)["linear"]["0"]
-    expected = {key: run.best(key) for key in highlights()}
+    expected = {key: run.best(key) for key in highlights() if key != ADJUSTED}
     assert summary["epoch"] == 12
     assert summary["best_on_val"] == {"epoch": 6, **expected}
 
 
 def test_a_metric_that_was_not_measured_is_not_in_the_summary(make_run: MakeRun, tmp_path: Path) -> None:
     summary = summary_of(load_runs([make_run("digits", without=("acc/few",))]), tmp_path)
-    assert summary["linear"]["0"].keys() == {"epoch", *highlights()} - {"test/acc/few", SELECTION}
+    assert summary["linear"]["0"].keys() == {"epoch", *highlights()} - {"test/acc/few", *OPTIONAL}
 
 
 def test_repetitions_of_one_seed_are_all_in_the_summary(make_run: MakeRun, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ncflow.reports.highlights import highlights, shown_in
+from ncflow.reports.highlights import ADJUSTED, OPTIONAL, highlights, shown_in
 from ncflow.reports.tables import (
     ABSENT,
     Row,
@@ -20,11 +20,11 @@ from ncflow.reports.tables import (
     format_value,
     summary_table,
 )
-from ncflow.runs.reader import SELECTION, load_runs
+from ncflow.runs.reader import load_runs
 
 MakeRun = Callable[..., Path]
 FIXED_COLUMNS = 3  # head, seed, epoch
-SHOWN = tuple(key for key in shown_in("table") if key != SELECTION)  # without a validation part
+SHOWN = tuple(key for key in shown_in("table") if key not in OPTIONAL)  # without a validation part
 
 
 def test_one_row_per_run_when_there_is_one_seed(three_heads: list[Path]) -> None:
@@ -117,6 +117,14 @@ def test_a_run_without_validation_has_no_best_epoch_beside_others_that_have(make
         ("1", "12"),
         ("0", "6 best on val"),
     ]
+
+
+def test_adjusted_accuracy_has_a_column_where_a_run_has_it(make_run: MakeRun) -> None:
+    adjusted, plain = load_runs([make_run("a", seed=0), make_run("b", seed=1)])
+    adjusted.analyses[-1]["test"][ADJUSTED.removeprefix("test/")] = 0.75
+    table = summary_table([adjusted, plain])
+    column = table.headings.index(("test adjusted/", "balanced %"))
+    assert [row.cells[column] for row in table.rows[:2]] == ["75.0", ABSENT]
 
 
 @pytest.mark.parametrize(

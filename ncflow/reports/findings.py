@@ -1,0 +1,95 @@
+"""Findings of a comparison in sentences: how far each choice moves accuracy and collapse, next to the seeds' spread."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ncflow.reports.arms import Arm, short, value_text, varying
+from ncflow.runs.reader import Run
+
+ENOUGH = 2.0  # standard deviations over seeds that an effect must exceed to be called one
+
+
+class Question(NamedTuple):
+    """A measure of a run, and how to say a difference of two of its values."""
+
+    name: str
+    value: Callable[[Run], float | None]
+    difference: Callable[[float], str]
+
+
+def findings(arms: Sequence[Arm]) -> list[str]:
+    """One sentence for each question and each choice that varies between the arms; none for a single arm.
+
+    The effect of a choice is the range over its values of the mean over all arms with that value. An effect below
+    ENOUGH standard deviations over seeds is not called one. Without repetitions no spread is known, and it is said so.
+    """
+    if len(arms) < 2:
+        return []
+    return [sentence for question in QUESTIONS for sentence in _answers(question, arms)]
+
+
+def _answers(question: Question, arms: Sequence[Arm]) -> list[str]:
+    means = {arm: mean for arm in arms if (mean := _mean(question, arm.runs)) is not None}
+    if len(means) < 2:
+        return []
+    spread, keys = _spread(question, arms), list(arms[0].choices)
+    effects = {key: _effect(key, means) for key in varying(list(means))}
+    ranked = sorted(effects, key=lambda key: effects[key][0], reverse=True)
+    return [_sentence(question, short(key, keys), *effects[key], spread) for key in ranked]
+
+
+def _effect(key: str, means: dict[Arm, float]) -> tuple[float, object, object]:
+    """The range of the means over the values of a choice, and the values with the highest and the lowest mean."""
+    values = {repr(arm.choices[key]): arm.choices[key] for arm in means}
+    levels = {
+        name: statistics.fmean(mean for arm, mean in means.items() if repr(arm.choices[key]) == name) for name in values
+    }
+    high, low = max(levels, key=lambda name: levels[name]), min(levels, key=lambda name: levels[name])
+    return levels[high] - levels[low], values[high], values[low]
+
+
+def _sentence(question: Question, key: str, size: float, high: object, low: object, spread: float | None) -> str:
+    ends = f"from {value_text(low)} to {value_text(high)}"
+    said = f"{question.name}: {key} moves it by {question.difference(size)}, {ends}"
+    if spread is None:
+        return f"{said}. One seed: no spread is known."
+    verdict = "" if size > ENOUGH * spread else "; this does not separate from the spread over seeds"
+    return f"{said}{verdict}. The spread over seeds (std) is {question.difference(spread)}."
+
+
+def _mean(question: Question, runs: Sequence[Run]) -> float | None:
+    values = [value for run in runs if (value := question.value(run)) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def _spread(question: Question, arms: Sequence[Arm]) -> float | None:
+    """The pooled standard deviation over seeds, None without repetitions."""
+    groups = [[value for run in arm.runs if (value := question.value(run)) is not None] for arm in arms]
+    repeated = [group for group in groups if len(group) > 1]
+    if not repeated:
+        return None
+    squares = sum(statistics.variance(group) * (len(group) - 1) for group in repeated)
+    return math.sqrt(squares / sum(len(group) - 1 for group in repeated))
+
+
+def _log_nc1(run: Run) -> float | None:
+    value = run.final("train/nc1/pinv")
+    return math.log10(value) if value else None
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:.1f} points"
+
+
+def _factor(difference: float) -> str:
+    return f"a factor of {10**difference:.2g}"
+
+
+QUESTIONS = (
+    Question("Balanced accuracy on the test split", lambda run: run.final("test/acc/balanced"), _points),
+    Question("nc1 on the training split", _log_nc1, _factor),
+)

@@ -1,0 +1,65 @@
+"""Findings: effects of choices are differences of means, told next to the spread over seeds."""
+
+from __future__ import annotations
+
+import pytest
+
+from ncflow.reports.arms import arms
+from ncflow.reports.findings import findings
+from ncflow.runs.reader import Run, load_runs
+
+
+def runs_of(make_run, accuracy: dict[tuple[str, str], tuple[float, ...]], nc1: dict[str, float]) -> list[Run]:
+    """Runs of heads and losses with the given accuracies over seeds, and an nc1 for each head."""
+    runs = []
+    for (head, loss), values in accuracy.items():
+        for seed, value in enumerate(values):
+            (run,) = load_runs(
+                [make_run(f"{head}-{loss}-{seed}", head=head, seed=seed, overrides={"train": {"loss": loss}})]
+            )
+            run.analyses[-1]["test"]["acc/balanced"] = value
+            run.analyses[-1]["train"]["nc1/pinv"] = nc1[head]
+            runs.append(run)
+    return runs
+
+
+ACCURACY = {
+    ("linear", "ce"): (0.70, 0.72),
+    ("linear", "balanced_softmax"): (0.88, 0.90),
+    ("nearest_etf", "ce"): (0.71, 0.73),
+    ("nearest_etf", "balanced_softmax"): (0.88, 0.90),
+}
+NC1 = {"linear": 0.5, "nearest_etf": 0.05}
+
+
+def test_the_largest_effect_on_accuracy_comes_first_with_its_direction(make_run):
+    loss, head, *_ = findings(arms(runs_of(make_run, ACCURACY, NC1)))
+    assert loss.startswith("Balanced accuracy on the test split: loss moves it by 17.5 points, from ce to")
+    assert "does not separate" not in loss and "(std) is 1.4 points." in loss
+    assert "head moves it by 0.5 points, from linear to nearest_etf; this does not separate from the spread" in head
+
+
+def test_collapse_is_compared_by_factors(make_run):
+    *_, head, loss = findings(arms(runs_of(make_run, ACCURACY, NC1)))
+    assert "nc1 on the training split: head moves it by a factor of 10, from nearest_etf to linear" in head
+    assert "loss moves it by a factor of 1, " in loss and "does not separate" in loss
+
+
+def test_one_seed_has_no_spread_and_no_verdict(make_run):
+    sentences = findings(arms(runs_of(make_run, {key: values[:1] for key, values in ACCURACY.items()}, NC1)))
+    assert len(sentences) == 4
+    assert all(sentence.endswith("One seed: no spread is known.") for sentence in sentences)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_single_arm_has_no_findings(make_run, count):
+    chosen = {("linear", "ce"): ACCURACY["linear", "ce"][:count]}
+    assert findings(arms(runs_of(make_run, chosen, NC1))) == []
+
+
+def test_the_report_and_the_page_state_the_findings(make_run, tmp_path):
+    from ncflow import stages
+
+    folders = [make_run("a", head="linear"), make_run("b", head="nearest_etf")]
+    page, table = stages.report(folders, tmp_path / "page", title="heads")
+    assert table.notes and all(sentence in page.read_text() for sentence in table.notes)
