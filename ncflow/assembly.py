@@ -191,9 +191,7 @@ def start(
         classifier = built.classifier
         set_randomness(built.randomness)
     else:
-        classifier = build_classifier(
-            params, images.num_classes, class_counts=images.class_counts, pretrained=True
-        )
+        classifier = build_classifier(params, images.num_classes, class_counts=images.class_counts, pretrained=True)
     initialize(how.optimizer, classifier)
     note = load_checkpoint(params.model.checkpoint, classifier) if params.model.checkpoint else ""
     freeze(classifier, params.model.trainable)

@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 TABLES = {  # of named rows with options; models, datasets, metrics and experiments also have own commands
     "heads": "ncflow.nn:HEADS",
+    "frames": "ncflow.geometry:FRAMES",
     "losses": "ncflow.nn:LOSSES",
     "penalties": "ncflow.nn:PENALTIES",
     "optimizers": "ncflow.training:OPTIMIZERS",
@@ -151,6 +152,7 @@ def evaluate(
 ) -> None:
     """Recompute every metric from the checkpoint; fail if it is not the trained model."""
     from ncflow import stages
+    from ncflow.runs.layout import evaluation_file
     from ncflow.suite import is_first
 
     if pipeline:
@@ -158,11 +160,11 @@ def evaluate(
 
         _refuse_beside_pipeline(folder=folder, snapshot=data, out=out)
         params = _load(None, None)
-        data, (_, folder, out) = pipeline_snapshot(params, _root()), pipeline_run(params, _root())
+        data, (_, folder, out, _) = pipeline_snapshot(params, _root()), pipeline_run(params, _root())
     if folder is None:
         raise ValueError("expected a run folder, such as `ncflow evaluate models/main_linear_ce_seed0`, got none")
     data = data or stages.snapshot_of(folder, _root() / "data")
-    metrics = stages.evaluate(folder, data, out or folder.with_name(f"{folder.name}.evaluation.json"))
+    metrics = stages.evaluate(folder, data, out or evaluation_file(folder))
     count = sum(map(len, metrics.values()))
     if is_first():
         _say(f"{folder}: the checkpoint is the model that was trained ({count} metrics measured again)")
@@ -192,8 +194,7 @@ def posthoc(
 
         _refuse_beside_pipeline(folder=folder, methods=methods, snapshot=data)
         params = _load(None, None)
-        data, (_, folder, evaluation) = pipeline_snapshot(params, _root()), pipeline_run(params, _root())
-        out = _posthoc_metrics(evaluation)
+        data, (_, folder, _, out) = pipeline_snapshot(params, _root()), pipeline_run(params, _root())
     if folder is None:
         raise ValueError("expected a run folder, such as `ncflow posthoc models/main_linear_ce_seed0`, got none")
     data = data or stages.snapshot_of(folder, _root() / "data")
@@ -219,18 +220,16 @@ def report(
 ) -> None:
     """Compare runs: print a table, and write figures and one self-contained page."""
     from ncflow.experiments import quickstart
-    from ncflow.experiments.pipeline import forget_earlier_grids, pipeline_runs
-    from ncflow.runs.layout import run_folder
+    from ncflow.experiments.pipeline import forget_earlier_grids
+    from ncflow.runs.layout import is_next_to_run, run_folder
 
     params = _load(config, None)
     if pipeline:
         _refuse_beside_pipeline(folders=folders, config=config, out=out)
         if left := forget_earlier_grids(params, _root()):
             _say(f"no longer in the grid of params.yaml; delete what you do not need: {', '.join(map(str, left))}")
-        kept = {_posthoc_metrics(run.evaluation) for run in pipeline_runs(params, _root()).values()}
-        for file in {file for each in kept for file in each.parent.glob("*.json")} - kept:
-            file.unlink()  # of a run that left the grid: the report depends on this folder
     folders = folders or [run_folder(_root(), run.exp_name) for run in quickstart(params)]
+    folders = [path for path in folders if not is_next_to_run(path)]  # a shell's models/* names these files as well
     _report(folders, out or _root() / "reports" / params.exp_name, params.exp_name)
 
 
@@ -508,11 +507,6 @@ def _load(config: Path | None, overrides: list[str] | None) -> Params:
 
     default = _root() / "params.yaml"
     return load_params(config or (default if default.is_file() else None), split_overrides(overrides or []))
-
-
-def _posthoc_metrics(evaluation: Path) -> Path:
-    """The metrics file of the stage posthoc, by that of the stage evaluate of the same run."""
-    return evaluation.parent.with_name("posthoc") / evaluation.name
 
 
 def _refuse_beside_pipeline(**options: object) -> None:

@@ -95,7 +95,7 @@ RULES: dict[str, Rule] = {
     "dot regression needs rows that stay apart by themselves": (
         lambda p: p.train.loss == "dot_regression" and fact(HEADS[p.head.name], "rows") == "learned",
         "loss 'dot_regression' uses only the row of a sample's own class. Learned rows can reach its target by their "
-        "length, or by becoming equal. Expected head fixed_etf, fixed_frame or nearest_etf, whose unit rows stay apart, "
+        "length, or by becoming equal. Expected head fixed_etf, fixed_frame or nearest_etf, whose rows stay apart, "
         "got head '{head.name}'; try head.name=nearest_etf, or train.loss=mse",
     ),
     "the target of dot regression must be within reach": (

@@ -16,8 +16,7 @@ import mpmath
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import nnls
-from scipy.optimize import minimize
+from scipy.optimize import minimize, nnls
 
 Array = NDArray[np.float64]
 

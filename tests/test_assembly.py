@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ncflow import assembly, stages
+from ncflow.geometry import FRAMES
 from ncflow.params import make_params
 from ncflow.training import OutOfMemory, explained_faults
 
@@ -39,7 +40,7 @@ def test_the_largest_seed_serves_several_processes_too(begin):
 
 @pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
 def test_a_model_too_large_is_reported_with_its_own_options(monkeypatch, error):
-    def build(*_: object) -> None:
+    def build(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(assembly, "build_classifier", build)
@@ -49,9 +50,20 @@ def test_a_model_too_large_is_reported_with_its_own_options(monkeypatch, error):
 
 
 def test_any_other_error_of_building_a_model_stays_what_it_was(monkeypatch):
-    def build(*_: object) -> None:
+    def build(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(assembly, "build_classifier", build)
     with pytest.raises(RuntimeError, match="a bug"):
         assembly.check(make_params({}))
+
+
+def test_a_head_by_class_sizes_has_those_of_the_snapshot(tmp_path):
+    """`check` knows no sizes yet and takes equal ones, so training must build the head again."""
+    options = {"dataset": {"imb_factor": 0.02}, "model": {"image_size": 8}}
+    params = make_params(options | {"head": {"name": "fixed_frame", "frame": "seli"}})
+    images = stages.snapshot(params, tmp_path / "digits")
+    accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1)
+    head = assembly.start(params, images, accelerator, "fp32", built=assembly.check(params)).classifier.head
+    expected = FRAMES["seli"](10, head.num_features, class_counts=images.class_counts)
+    torch.testing.assert_close(head.weight, expected.float())

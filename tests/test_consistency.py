@@ -14,6 +14,7 @@ from ncflow import assembly, cli, stages
 from ncflow.consistency import RULES, refuse_contradictions
 from ncflow.data.sources import SOURCES, count_classes, load_source
 from ncflow.experiments import PUBLISHED, expand
+from ncflow.geometry import FRAMES
 from ncflow.lookup import fact, options_of
 from ncflow.nn import HEADS
 from ncflow.params import WIDTHS, Params, make_params
@@ -156,6 +157,13 @@ def test_every_contradiction_is_told_at_once():
     assert len(message.splitlines()) == 2
 
 
+@pytest.mark.parametrize("name", ["the target of dot regression must be within reach", next(iter(CASES))])
+@pytest.mark.parametrize("frame", FRAMES)
+def test_rules_about_unit_rows_hold_for_every_frame(name, frame):
+    overrides = [key.replace("fixed_etf", f"{{name: fixed_frame, frame: {frame}}}") for key in CASES[name][0]]
+    assert broken(make_params({}, overrides)) == [name]
+
+
 CORRECTIONS = {
     "loss": "train.loss=balanced_softmax",
     "re-weighting": "train.reweight=0.99",
@@ -180,6 +188,7 @@ def test_two_corrections_for_class_sizes_are_one_too_many(first, second):
         [*UFM, "train.loss=mse", "head=fixed_etf", "head.temperature=null"],  # free features decay as all parameters do
         ["train.loss=dot_regression", "head=nearest_etf"],  # the second seed's
         ["train.loss=dot_regression", "head=fixed_etf", "train.loss_options.target=5"],
+        ["train.loss=dot_regression", "head=fixed_frame", "head.frame=orthogonal", "train.loss_options.target=5"],
         ["train.loss=ldam", "train.reweight=0.9999", "head.normalize=true", "head.temperature=1"],  # Cao et al. 2019
         ["train.posthoc_tau=1"],
         ["train.posthoc_tau=1", "train.loss=focal"],

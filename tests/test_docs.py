@@ -19,7 +19,7 @@ import ncflow
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "custom-experiments.md").read_text()
-TABLES = ("BACKBONES", "EXPERIMENTS", "HEADS", "LOSSES", "POSTHOC")
+TABLES = ("BACKBONES", "EXPERIMENTS", "FRAMES", "HEADS", "LOSSES", "POSTHOC")
 
 
 @pytest.fixture

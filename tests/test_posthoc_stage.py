@@ -228,3 +228,27 @@ def test_a_report_has_the_methods_of_the_run(plain, data, tmp_path):
     page, table = stages.report([plain], tmp_path / "report", title="x")
     assert [row.cells[0] for row in table.rows] == ["linear", "linear, post hoc: ncm", "linear, post hoc: crt"]
     assert "linear, post hoc: crt" in page.read_text()
+
+
+def test_a_report_of_all_that_lies_in_models_skips_the_files_next_to_runs(plain, data, monkeypatch):
+    stages.posthoc(plain, data / "plain", ["ncm"])
+    reported = []
+    monkeypatch.setattr(cli, "_report", lambda folders, *others: reported.extend(folders))
+    monkeypatch.setattr(sys, "argv", ["ncflow", "report", str(plain), str(posthoc_file(plain))])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert reported == [plain]
+
+
+def test_the_pipelines_report_forgets_runs_that_left_the_grid(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text("exp_name: main\ngrid: {head: [linear], loss: [ce], seed: [0]}\n")
+    folder = tmp_path / "reports" / "main" / "posthoc"
+    folder.mkdir(parents=True)
+    for name in ("linear_ce_seed0", "linear_ce_seed7", "fixed_etf_ce_seed0"):
+        (folder / f"{name}.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_report", lambda *arguments: None)
+    monkeypatch.setattr(sys, "argv", ["ncflow", "report", "--pipeline"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert [file.name for file in folder.iterdir()] == ["linear_ce_seed0.json"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ncflow.dotted import nest
 from ncflow.nn.heads import HEAD_ALIASES
-from ncflow.params import Params, make_params
+from ncflow.params import HeadParams, Params, make_params
 
 Settings = dict[str, Any]  # dotted key -> value, as in --set
 
@@ -19,8 +19,8 @@ class Grid:
     """All combinations of one choice from each axis; a choice sets one key, or several keys together.
 
     `settings` apply to all runs of the grid, on top of COMMON. `names` is a format string over the parameters of a run.
-    The names therefore stay correct under overrides. `posthoc` are the rows of POSTHOC that a suite measures on each
-    finished run.
+    The names therefore stay correct under overrides. `{variant}` in it is the head with its options. `posthoc` are the
+    rows of POSTHOC that a suite measures on each finished run.
     """
 
     names: str
@@ -72,10 +72,24 @@ def _with_head(axes: Sequence[Sequence[Settings]], head: str) -> list[Sequence[S
 
 def _named(run: Params, names: str) -> Params:
     """The run with its name; the head is added if the pattern lacks it and it is not "linear"."""
-    if "{head.name}" not in names and run.head.name != "linear":
+    if "{head.name}" not in names and "{variant}" not in names and run.head.name != "linear":
         names += "_{head.name}"
-    name = names.format(**dict(run)).replace("/", "-")  # timm/<model>
+    name = names.format(**dict(run), variant=_variant(run.head)).replace("/", "-")  # timm/<model>
     return make_params(run.model_dump(mode="json") | {"exp_name": name})
+
+
+def _variant(head: HeadParams) -> str:
+    """The name of a head and its options that are not the defaults, such as linear_normalize_temperature=5."""
+    defaults = {option: field.default for option, field in type(head).model_fields.items()}
+    changed = {option: value for option, value in head if option != "name" and value != defaults[option]}
+    return "_".join([head.name, *(_option(option, value) for option, value in changed.items())])
+
+
+def _option(name: str, value: Any) -> str:
+    """An option in a name: only its name where it is switched on, only its value where that is text."""
+    if isinstance(value, str):
+        return value
+    return name if value is True else f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
 
 
 # The first seed's settings. The momentum is the default of SGD, 0.9.

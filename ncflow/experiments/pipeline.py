@@ -19,11 +19,12 @@ STAGE = "DVC_STAGE"  # environment variable: DVC sets it to the stage, such as t
 
 
 class PipelineRun(NamedTuple):
-    """One run of the pipeline: its parameters, its run folder, and the file of its evaluation."""
+    """One run of the pipeline: its parameters, its run folder, and the metrics files of two of its stages."""
 
     params: Params
     folder: Path
     evaluation: Path
+    posthoc: Path
 
 
 def pipeline_snapshot(params: Params, root: Path) -> Path:
@@ -63,26 +64,26 @@ def pipeline_runs(params: Params, root: Path) -> dict[str, PipelineRun]:
     """Every run of the grid, by the name of its matrix item in DVC, such as linear-ce-0."""
     if not params.grid.loss:
         raise ValueError("dvc.yaml trains every loss of grid.loss, got none; set it in params.yaml, such as [ce]")
-    points = product(params.grid.head, params.grid.loss, params.grid.seed)
+    points, reports = product(params.grid.head, params.grid.loss, params.grid.seed), root / "reports" / params.exp_name
     return {
         f"{head}-{loss}-{seed}": PipelineRun(
             run,
             run_folder(root, run.exp_name),
-            root / "reports" / params.exp_name / "evaluation" / f"{head}_{loss}_seed{seed}.json",
+            *(reports / stage / f"{head}_{loss}_seed{seed}.json" for stage in ("evaluation", "posthoc")),
         )
         for (head, loss, seed), run in zip(points, quickstart(params), strict=True)
     }
 
 
 def forget_earlier_grids(params: Params, root: Path) -> list[Path]:
-    """Delete evaluations of runs that left the grid, and return the run folders of such runs.
+    """Delete the metrics files of runs that left the grid, and return the run folders of such runs.
 
-    The report depends on the folder of evaluations. With an old file in it, its hash would match no other clone. DVC
-    keeps a copy of each evaluation in its cache. Run folders stay, because training them took time.
+    The report depends on the folders of these files. With an old file in one, its hash would match no other clone. DVC
+    keeps a copy of each file in its cache. Run folders stay, because training them took time.
     """
     runs = pipeline_runs(params, root).values()
-    folder = root / "reports" / params.exp_name / "evaluation"
-    for file in set(folder.glob("*.json")) - {run.evaluation for run in runs}:
+    kept = {file for run in runs for file in (run.evaluation, run.posthoc)}
+    for file in {file for each in kept for file in each.parent.glob("*.json")} - kept:
         file.unlink()
     names = re.compile(rf"{re.escape(params.exp_name)}_[a-z_]+_seed\d+")
     found = (path for path in sorted((root / "models").glob("*_seed*")) if names.fullmatch(path.name))

@@ -1,4 +1,4 @@
-"""Simplex frames and softmax codes, and the frames nearest to given class means. Inputs and outputs are tensors; only torch is needed."""
+"""Simplex frames and softmax codes, and the frames nearest to given class means, as tensors; only torch is needed."""
 
 from ncflow.geometry.codes import FRAMES, code_bound, orthogonal_frame, softmax_code
 from ncflow.geometry.frames import contrasts, from_contrasts, random_orthonormal, seli_frame, simplex_etf

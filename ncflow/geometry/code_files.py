@@ -36,7 +36,7 @@ def store_code(rows: Tensor, seed: int) -> None:
     """Store rows (K, d), if the folder is writable."""
     data = rows.numpy().astype("<f8").tobytes()
     with suppress(OSError, RuntimeError):
-        path = _path(*rows.shape, seed)
+        path = _path(len(rows), rows.shape[1], seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write(hashlib.sha256(data).digest() + data))
 

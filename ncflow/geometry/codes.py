@@ -23,6 +23,9 @@ BLOCK = 256  # rows whose cosines are in memory at a time
 STEPS = 1000  # of the descent
 FEW_STEPS = 400  # where one step takes LONG or more
 LONG = 3e7  # products K²d
+STARTS = 4  # of the descent, where one step takes SHORT or less
+SHORT = 1e5
+ALIKE = 1e-4  # codes whose largest cosines differ by less are equally good
 SHARPEST = 300.0  # inverse temperature at the end, for rows at wide angles
 RATE = 0.05  # size of the first steps, as a share of the distance of rows
 KEPT = 32  # codes in memory
@@ -49,9 +52,9 @@ def softmax_code(num_classes: int, num_features: int, *, seed: int = 0) -> Tenso
 
     K <= d+1: the canonical simplex ETF, for every seed. d+1 < K <= 2d: K-d simplices in orthogonal subspaces, turned
     at random by `seed`; the largest cosine is 0, as for the orthoplex, which is the case K = 2d. d = 2: the regular
-    polygon. Else a local minimum of the log-sum-exp of all cosines, by descent from a random start of this seed. One
-    step takes O(K²d) operations and O(Kd) memory. The descent has no branches, so machines agree to rounding; files
-    in ~/.cache/ncflow/codes keep its results. Raises ValueError for K < 2, and for K > 2 in one dimension, where rows
+    polygon. Else a local minimum of the log-sum-exp of all cosines, by descent from random starts of this seed. One
+    step takes O(K²d) operations and O(Kd) memory. Machines agree to rounding, far below 1e-6; files in
+    ~/.cache/ncflow/codes keep the results. Raises ValueError for K < 2, and for K > 2 in one dimension, where rows
     would coincide. Jiang et al. 2023.
     """
     _check_room(num_classes, num_features)
@@ -107,7 +110,7 @@ def _code(num_classes: int, num_features: int, seed: int) -> Tensor:
     stored = load_code(num_classes, num_features, seed)
     if stored is not None:
         return stored
-    code = _descend(num_classes, num_features, seed)
+    code = _search(num_classes, num_features, seed)
     store_code(code, seed)
     return code
 
@@ -123,16 +126,26 @@ def _orthogonal_simplices(num_classes: int, num_features: int, seed: int) -> Ten
     sizes = [size + 1] * larger + [size] * (number - larger)
     blocks = [simplex_etf(n, n - 1, dtype=torch.float64) for n in sizes]
     turn = random_orthonormal(num_features, num_features, generator=_seeded(seed), dtype=torch.float64)
-    return F.normalize(torch.block_diag(*blocks) @ turn, dim=1)
+    turns = torch.split_with_sizes(turn, [n - 1 for n in sizes])  # each simplex by the dimensions of its subspace
+    return F.normalize(torch.cat([block @ part for block, part in zip(blocks, turns, strict=True)]), dim=1)
 
 
-def _descend(num_classes: int, num_features: int, seed: int) -> Tensor:
+def _search(num_classes: int, num_features: int, seed: int) -> Tensor:
+    """The result of a descent: the first of the best ones, where several are fast."""
+    starts = STARTS if num_classes**2 * num_features <= SHORT else 1
+    draws = torch.randn(starts, num_classes, num_features, generator=_seeded(seed), dtype=torch.float64)
+    found = [_descend(F.normalize(draw, dim=1)) for draw in draws]
+    cosines = [largest_cosine(rows) for rows in found]
+    return next(rows for rows, cosine in zip(found, cosines, strict=True) if cosine < min(cosines) + ALIKE)
+
+
+def _descend(rows: Tensor) -> Tensor:
     """Minimize the log-sum-exp of the cosines with rising inverse temperature: momentum on the sphere, step as Adam.
 
     One scale for all entries, unlike Adam's, keeps the descent independent of the basis. It has no branch, so a
     rounding error stays a rounding error.
     """
-    rows = F.normalize(_gaussian(num_classes, num_features, seed), dim=1)
+    num_classes, num_features = rows.shape
     spread = num_classes ** (-2 / (num_features - 1))  # 1 - cosine of neighbors grows with K and d like this
     last = max(SHARPEST, 100 / spread)
     steps = STEPS if num_classes**2 * num_features < LONG else FEW_STEPS
@@ -151,8 +164,8 @@ def _descend(num_classes: int, num_features: int, seed: int) -> Tensor:
 def crowding_gradient(rows: Tensor, sharpness: float) -> Tensor:
     """The gradient (K, d) of log Σ_{i≠j} exp(β w_i·w_j)/β at rows (K, d), with β = `sharpness`.
 
-    Row i is 2 Σ_j p_ij w_j with the shares p_ij of the pairs in the sum. Each block of rows takes its shares by row, and
-    the shares of the rows follow at the end.
+    Row i is 2 Σ_j p_ij w_j with the shares p_ij of the pairs in the sum. A block of rows has shares that sum to 1 in
+    each row; the shares of the rows follow at the end.
     """
     totals, pulls = [], []
     for start in range(0, len(rows), BLOCK):
@@ -172,10 +185,6 @@ def _cosines(rows: Tensor, start: int) -> Tensor:
 
 def _seeded(seed: int | None) -> torch.Generator | None:
     return None if seed is None else torch.Generator().manual_seed(seed)
-
-
-def _gaussian(num_classes: int, num_features: int, seed: int) -> Tensor:
-    return torch.randn(num_classes, num_features, generator=_seeded(seed), dtype=torch.float64)
 
 
 def _simplex_row(num_classes: int, num_features: int, *, seed: int | None = None) -> Tensor:
@@ -232,7 +241,8 @@ def _code_row(num_classes: int, num_features: int, *, seed: int | None = None) -
 def _random_row(num_classes: int, num_features: int, *, seed: int | None = None) -> Tensor:
     """Independent random directions; any K and d."""
     check_whole(num_classes=num_classes, num_features=num_features)
-    return F.normalize(_gaussian(num_classes, num_features, 0 if seed is None else seed), dim=1)
+    generator = _seeded(0 if seed is None else seed)
+    return F.normalize(torch.randn(num_classes, num_features, generator=generator, dtype=torch.float64), dim=1)
 
 
 # A row: (num_classes, num_features) -> unit rows (K, d). Keyword-only, both optional: `seed`, and `class_counts` (K,).

@@ -115,20 +115,20 @@ def _one_vs_rest_margin(frame: Frame) -> Tensor | None:
 JIANG = "Jiang et al. 2023"
 METRICS: dict[str, Metric] = {
     "nc2/max_cosine_means": Metric(
-        of_means(_max_cosine), "max over pairs of cos(μ̃_i, μ̃_j)", "[−1/(K−1), 1]", "−1/(K−1)", "train", JIANG
+        of_means(_max_cosine), "max over pairs of cos(μ̃_i, μ̃_j)", "[−1, 1]", "−1/(K−1)", "train", JIANG
     ),
     "nc2/max_cosine_weight": Metric(
-        of_weight(_max_cosine), "the same of w_i, w_j", "[−1/(K−1), 1]", "−1/(K−1)", EITHER, JIANG
+        of_weight(_max_cosine), "the same of w_i, w_j", "[−1, 1]", "−1/(K−1)", EITHER, JIANG
     ),
     "nc2/margin_means": Metric(
         of_means(_one_vs_rest_margin),
         "min over k of the distance of μ̂_k to the convex hull of the others, μ̂_k = μ̃_k/‖μ̃_k‖; for K ≤ 128",
-        "[0, K/(K−1)]",
+        "[0, 2]",
         "K/(K−1)",
         "train",
         JIANG,
     ),
     "nc2/margin_weight": Metric(
-        of_weight(_one_vs_rest_margin), "the same of w_k/‖w_k‖", "[0, K/(K−1)]", "K/(K−1)", EITHER, JIANG
+        of_weight(_one_vs_rest_margin), "the same of w_k/‖w_k‖", "[0, 2]", "K/(K−1)", EITHER, JIANG
     ),
 }

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from ncflow.metrics import accuracy, calibration, codes, drift, imbalance, nc1, nc2, nc3, nc4, nc5, priors, squared_error
+from ncflow.metrics import (
+    accuracy,
+    calibration,
+    codes,
+    drift,
+    imbalance,
+    nc1,
+    nc2,
+    nc3,
+    nc4,
+    nc5,
+    priors,
+    squared_error,
+)
 from ncflow.metrics.rows import Metric
 
 MODULES = (accuracy, priors, nc1, nc2, codes, nc3, nc4, nc5, squared_error, drift, imbalance, calibration)

@@ -205,6 +205,7 @@ def test_a_classifier_of_equal_rows_has_neither_margin_nor_nearest_etf(row):
         gone |= {"nc2/equinorm_weight", "nc2/equinorm_gap", "nc2/equiangularity_weight", "nc2/etf_error_weight"}
         gone |= {"nc2/maximal_angle_weight", "nc2/orthogonal_error_weight", "nc2/orthogonal_distance_weight"}
         gone |= {name for name in references.METRICS if name.startswith("nc3/alignment")}
+        gone |= {"nc2/max_cosine_weight", "nc2/margin_weight"}
         gone |= {"nc3/self_duality", "nc3/etf_error", "imbalance/minority_cosine"}
         gone |= {"imbalance/majority_minority_cosine", "imbalance/seli_error_weight", "imbalance/norm_slope"}
     assert set(references.METRICS) - set(found) == gone

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from two_processes import on_two
 
-from ncflow.geometry import etf_distance, nearest_etf, simplex_etf
+from ncflow.geometry import FRAMES, etf_distance, nearest_etf, simplex_etf
 from ncflow.lookup import fact, options_of
 from ncflow.nn.heads import AVERAGES, HEAD_ALIASES, HEADS, FixedETFHead, Head, LinearHead, NearestETFHead, create_head
 
@@ -25,6 +25,9 @@ VARIANTS = {
     "linear-normalize": ("linear", {"normalize": True, "temperature": 3.0}),
     "fixed_etf": ("fixed_etf", {}),
     "fixed_etf-rotated": ("fixed_etf", {"temperature": 5.0, "rotation_seed": 1}),
+    "fixed_frame": ("fixed_frame", {}),
+    "fixed_frame-orthogonal": ("fixed_frame", {"frame": "orthogonal", "temperature": 3.0}),
+    "fixed_frame-random": ("fixed_frame", {"frame": "random", "frame_seed": 1}),
     "nearest_etf": ("nearest_etf", {}),
     "nearest_etf-raw": ("nearest_etf", {"temperature": None, "momentum": 0.5, "proximal": 0.0}),
     "nearest_etf-constant": ("nearest_etf", {"differentiate": False, "momentum": "ema", "rotation_seed": 1}),
@@ -202,6 +205,8 @@ def test_an_alias_of_the_second_seed_is_the_head_itself(alias):
         ("nearest_eft", {}, "unknown head 'nearest_eft'. Did you mean 'nearest_etf'"),
         ("linear", {"biass": True}, "unknown option of head 'linear' 'biass'. Did you mean 'bias'"),
         ("fixed_etf", {"momentum": "ema"}, "unknown option of head 'fixed_etf' 'momentum'"),
+        ("fixed_frame", {"frame": "softmax_cod"}, "unknown frame 'softmax_cod'. Did you mean 'softmax_code'"),
+        ("fixed_frame", {"frame": "seli"}, "frame seli needs class_counts"),
         ("nearest_etf", {"momentum": "cumulativ"}, "unknown momentum 'cumulativ'. Did you mean 'cumulative'"),
         ("nearest_etf", {"momentum": 0.0}, "number in \\(0, 1\\], got 0.0"),
         ("nearest_etf", {"solver": "closedform"}, "unknown solver 'closedform'. Did you mean 'closed_form'"),
@@ -255,6 +260,61 @@ def test_the_rotation_seed_alone_decides_the_first_etf(name):
     first, again, other = (create_head(name, D, K, rotation_seed=seed).weight for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
+
+
+# --- fixed frames ---
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("num_features", [K - 1, K, D])
+def test_the_fixed_etf_is_the_fixed_frame_of_that_name(num_features, seed):
+    """The same bits and the same keys, so a checkpoint of one is one of the other."""
+    etf = create_head("fixed_etf", num_features, K, rotation_seed=seed).state_dict()
+    frame = create_head("fixed_frame", num_features, K, frame="simplex_etf", frame_seed=seed).state_dict()
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    assert set(etf) == set(frame) == {"weight"}
+    assert torch.equal(etf["weight"], simplex_etf(K, num_features, generator=generator))
+    assert torch.equal(etf["weight"], frame["weight"])
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_head_has_the_rows_of_its_frame_and_learns_nothing(name):
+    counts = [50, 20, 9, 3, 2, 1, 1]
+    head = create_head(
+        "fixed_frame", 4 if name in ("softmax_code", "random") else 7, 7, frame=name, class_counts=counts
+    )
+    torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(7))
+    assert not list(head.parameters())
+    assert head.weight.dtype is torch.get_default_dtype()
+
+
+def test_class_sizes_reach_only_heads_and_frames_that_take_them():
+    sizes = {"class_counts": [40, 30, 3, 2, 1]}
+    for name in HEADS:
+        assert create_head(name, D, K, **sizes).weight.shape == (K, D)
+    balanced, tail = (
+        create_head("fixed_frame", D, K, frame="seli", class_counts=c) for c in ([7] * K, [90, 9, 3, 2, 1])
+    )
+    torch.testing.assert_close(balanced.weight, simplex_etf(K, D))
+    assert tail.weight[-2] @ tail.weight[-1] > 0 > tail.weight[0] @ tail.weight[-1]
+    with pytest.raises(ValueError, match="class_counts for 5 classes, got 2"):
+        create_head("fixed_frame", D, K, frame="seli", class_counts=[3, 2])
+
+
+def test_a_code_that_is_the_simplex_etf_is_taken_with_a_warning():
+    with pytest.warns(UserWarning, match="softmax_code of 5 classes in 8 features is the simplex ETF"):
+        head = create_head("fixed_frame", D, K, frame="softmax_code")
+    assert torch.equal(head.weight, simplex_etf(K, D))
+
+
+def test_a_users_frame_gets_what_it_takes_and_needs_unit_rows(monkeypatch):
+    monkeypatch.setitem(FRAMES, "axes", lambda num_classes, num_features: torch.eye(num_classes, num_features))
+    monkeypatch.setitem(FRAMES, "long", lambda num_classes, num_features: 2 * torch.eye(num_classes, num_features))
+    assert torch.equal(create_head("fixed_frame", D, K, frame="axes").weight, torch.eye(K, D))
+    with pytest.raises(ValueError, match="unknown option of frame 'axes' 'seed'"):
+        create_head("fixed_frame", D, K, frame="axes", frame_seed=1)
+    with pytest.raises(ValueError, match="frame 'long' must return 5 unit rows of 8 features"):
+        create_head("fixed_frame", D, K, frame="long")
 
 
 # --- nearest ETF: means ---

@@ -22,6 +22,7 @@ SCALED = (
     "drift/norm",
     "nc3/uniformity",
     "acc/",
+    "prior/",
     "calibration/",
     "nc4/",
     "nc1/numerical_rank",

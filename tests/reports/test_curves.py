@@ -77,7 +77,7 @@ def test_compared_heads_keep_one_color_and_differ_in_dash(make_run: MakeRun) -> 
     paths = [make_run(f"{h}{lr}", head=h, overrides={"train": {"lr": lr}}) for h in HEADS for lr in (0.1, 0.2)]
     styles = arm_styles(arms(load_runs(paths)))
     assert [style["color"] for style in styles] == [look_of(head)["color"] for head in HEADS for _ in range(2)]
-    assert len({(style["color"], style["linestyle"]) for style in styles}) == 6
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == 2 * len(HEADS)
 
 
 @pytest.mark.parametrize("values", [(0.1, 0.01, 0.5), ("ce", "mse", "focal")])

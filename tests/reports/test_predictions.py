@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from ncflow.geometry import FRAMES
 from ncflow.params import TrainParams, head_section
 from ncflow.reports.against_theory import lengths_figure, predictions, theory_table
 from ncflow.reports.arms import arms, labels
@@ -220,6 +221,20 @@ def test_nonnegative_features_stay_at_an_angle_to_a_fixed_etf(make_run: MakeRun)
     narrow = fixed("narrow")
     narrow.dump.update(class_means=torch.ones(3, 2), weight=torch.ones(3, 2))
     assert "rotated ETF" in why_not(narrow)
+
+
+def test_only_a_fixed_frame_that_is_an_etf_has_a_theory(make_run: MakeRun) -> None:
+    def fixed(run: str, head: str = "fixed_frame", **options: Any) -> Run:
+        overrides = {"head": {"name": head, "temperature": 5.0} | options, "model": {"name": "resnet20"}}
+        shape = {"num_classes": 3, "class_counts": (30, 9, 1)}
+        return load_run(make_run(run, head=head, **shape, overrides=overrides | {"train": TRAIN}))
+
+    etf, frame = (predict(fixed(head, head)) for head in ("fixed_etf", "fixed_frame"))
+    assert etf.theory == frame.theory == "fixed ETF, ReLU"
+    assert torch.equal(etf.optimum.class_means, frame.optimum.class_means)
+    assert "rotated ETF" in why_not(fixed("rotated", frame_seed=0))
+    for name in FRAMES.keys() - {"simplex_etf"}:
+        assert f"head.frame={name}" in why_not(fixed(name, frame=name))
 
 
 def test_the_nearest_etf_head_has_no_closed_form(make_run: MakeRun) -> None:

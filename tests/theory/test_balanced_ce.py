@@ -69,6 +69,10 @@ def test_unequal_sizes_are_refused():
 NOT_ZERO = {
     "nc1/numerical_rank": 1,
     "nc2/gnc2_log": "-log of the distance of unit rows",
+    "nc2/max_cosine_means": "-1/(K-1)",
+    "nc2/max_cosine_weight": "-1/(K-1)",
+    "nc2/margin_means": "K/(K-1)",
+    "nc2/margin_weight": "K/(K-1)",
     "nc3/alignment": 1,
     "nc3/alignment_few": 1,
     "nc4/ncc_accuracy": 1,

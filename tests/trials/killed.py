@@ -13,7 +13,11 @@ from trial import Command, Project, expect, untroubled, wait_for
 from ncflow import stages
 
 SUITE = ("suite", "quickstart", "--jobs", "2")
-RUNS = [f"quickstart_{head}_seed0" for head in ("linear", "fixed_etf", "nearest_etf")]
+RUNS = [
+    f"quickstart_{head}_{loss}_seed0"
+    for head in ("linear", "fixed_etf", "nearest_etf")
+    for loss in ("ce", "balanced_softmax")
+]
 
 
 def worker(project: Project) -> str:
