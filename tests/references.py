@@ -633,7 +633,10 @@ def max_norm(problem: Problem, *, bound: float, weight_decay: float) -> tuple[Ar
 
 # name -> (problem, every option that has candidates) -> weight and bias, for every row of ncflow's POSTHOC
 POSTHOC: dict[str, Callable[..., tuple[Array, Array]]] = {
-    "logit_adjustment": lambda p, tau: (p.weight, np.array([b - tau * math.log(q) for b, q in zip(p.bias, priors(p))])),
+    "logit_adjustment": lambda p, tau: (
+        p.weight,
+        np.array([b - tau * math.log(q) for b, q in zip(p.bias, priors(p), strict=True)]),
+    ),
     "multiplicative": lambda p, tau: scaled(p, [q**-tau for q in priors(p)]),
     "tau_norm": lambda p, tau: scaled(p, [float(np.linalg.norm(w)) ** -tau for w in p.weight]),
     "ncm": lambda p: (p.means, np.array([-(mean @ mean) / 2 for mean in p.means])),

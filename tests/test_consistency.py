@@ -235,7 +235,7 @@ def test_published_groups_break_no_rule_with_any_head(group, head):
         (["train.loss=label_smoothing", "train.loss_options.smoothing=1"], "smoothing in"),
         (["head=nearest_etf", "head.tolerance=1e-6"], "unknown option of solver 'closed_form' 'tolerance'"),
         (["head=nearest_etf", "model.num_features=8"], "num_features >= num_classes - 1, got 8 and 10"),
-        (["head=fixed_etf", "dataset.name=cifar100"], "got 64 and 100; use a wider neck or the linear head"),
+        (["head=fixed_etf", "dataset.name=cifar100"], "got 64 and 100; use a wider neck, the linear head, or"),
         (["model.stem=cifar", "model.name=vit_tiny"], "unknown option of backbone 'vit_tiny' 'stem'"),
         (["train.schedule=none", "train.schedule_options.gamma=0.5"], "unknown option of schedule 'none' 'gamma'"),
         (["train.sampling=stratifid"], "Did you mean 'stratified'"),

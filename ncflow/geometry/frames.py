@@ -135,7 +135,7 @@ def check_etf_exists(num_classes: int, num_features: int, what: str) -> None:
     if num_features < num_classes - 1:
         raise ValueError(
             f"{what} needs num_features >= num_classes - 1, got {num_features} and {num_classes}; "
-            "use a wider neck or the linear head"
+            "use a wider neck, the linear head, or head fixed_frame with frame=softmax_code"
         )
 
 
