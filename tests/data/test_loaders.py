@@ -167,6 +167,22 @@ def test_streamed_batches_equal_resident_ones(which, device, request):
             assert torch.equal(images, same_images) and torch.equal(targets, same_targets)
 
 
+@pytest.mark.parametrize("storage", [Storage(), Storage(0, 1)])
+def test_random_crops_come_from_pictures_stored_with_a_margin(flower_snapshot, storage):
+    crops = load_batches(flower_snapshot, "train", image_size=28, augment="random_resized_crop", storage=storage)
+    plain = load_batches(flower_snapshot, "train", image_size=32, storage=storage)
+    assert crops.augment.crop_size == 28
+    for (images, _), (larger, _) in zip(crops.ordered(), plain.ordered(), strict=True):
+        assert torch.equal(images, larger[..., 2:30, 2:30])  # the middle of 28·256/224 = 32 pixels
+    for images, _ in crops.shuffled(1):
+        assert images.shape[2:] == (28, 28)
+
+
+def test_pictures_no_larger_than_their_crops_have_no_margin(digits):
+    crops = load_batches(digits, "train", image_size=8, augment="random_resized_crop")
+    assert crops.pictures.images.shape[2:] == (8, 8)
+
+
 def test_the_byte_budget_decides_exactly(digits):
     needed = len(digits.targets("test")) * 32 * 32
     assert isinstance(load_batches(digits, "test", storage=Storage(needed)).pictures, Resident)

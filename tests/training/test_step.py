@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ncflow.data import MIXES, create_mix, load_batches
 from ncflow.geometry import etf_distance
-from ncflow.nn import HEADS, Classifier, create_head, create_loss
+from ncflow.nn import HEADS, PENALTIES, Classifier, create_head, create_loss, create_penalty
 from ncflow.training import (
     Analysis,
     MovingAverage,
@@ -175,6 +175,20 @@ def test_a_stopped_training_resumes_with_the_same_bits(kind, head, start, splits
     assert [record.loss for record in records] == losses[1:]
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kind", ["sam", *MIXES, *PENALTIES])
+def test_every_method_trains_in_bfloat16(kind, splits, digits):
+    classifier, chosen = make("nearest_etf"), splits
+    if kind in MIXES:
+        mix = create_mix(kind, digits.class_counts)
+        chosen = Splits(load_batches(digits, "train", image_size=8, mix=mix), splits.test, splits.class_counts)
+    penalties = [(0.1, create_penalty(kind, digits.class_counts))] if kind in PENALTIES else []
+    objective = Objective(create_loss("ce"), penalties=penalties, sam_radius=0.05 if kind == "sam" else 0.0)
+    optimizer = create_optimizer("sgd", classifier.parameters(), lr=0.05)
+    (record,) = fit(classifier, chosen, objective, optimizer, epochs=1, precision="bf16")
+    assert 0 < record.loss < 10
+    assert all(parameter.dtype == torch.float32 for parameter in classifier.parameters())
 
 
 def test_a_state_without_the_average_does_not_fit(start):
