@@ -62,7 +62,7 @@ def _path(path: str) -> str:
 
 def _class_order(order: Any) -> Any:
     """Names that are whole numbers, such as those of digits, may be written as numbers."""
-    if isinstance(order, list | tuple) and all(type(name) in (str, int) for name in order):
+    if isinstance(order, list) and all(type(name) in (str, int) for name in order):
         return [str(name) for name in order]
     if order not in ORDERS:
         raise ValueError(f"must be {' or '.join(ORDERS)}, or a list of all class names, the most frequent first")

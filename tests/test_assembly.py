@@ -9,6 +9,7 @@ import torch
 
 from ncflow import assembly, stages
 from ncflow.geometry import FRAMES
+from ncflow.nn import LOSSES
 from ncflow.params import make_params
 from ncflow.training import OutOfMemory, explained_faults
 
@@ -67,3 +68,31 @@ def test_a_head_by_class_sizes_has_those_of_the_snapshot(tmp_path):
     head = assembly.start(params, images, accelerator, "fp32", built=assembly.check(params)).classifier.head
     expected = FRAMES["seli"](10, head.num_features, class_counts=images.class_counts)
     torch.testing.assert_close(head.weight, expected.float())
+
+
+def test_a_loss_that_cannot_mix_is_refused_before_training(monkeypatch):
+    def of_classes(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """A user's loss that needs a class for each sample."""
+        return -logits.log_softmax(1).gather(1, targets.unsqueeze(1)).mean()
+
+    monkeypatch.setitem(LOSSES, "of_classes", of_classes)
+    train = {"loss": "of_classes"}
+    assembly.check(make_params({"train": train, "model": {"image_size": 8}}))
+    with pytest.raises(ValueError, match="train.mix=mixup needs a loss that takes shares .* 'of_classes' raises"):
+        assembly.check(make_params({"train": train | {"mix": "mixup"}, "model": {"image_size": 8}}))
+
+
+@pytest.mark.parametrize("trainable", ["head", "norm_bias"])
+def test_a_run_starts_from_a_checkpoint_and_trains_a_part(trainable, tmp_path):
+    keys = {"dataset": {"name": "digits", "imb_factor": 0.02}, "model": {"image_size": 8}}
+    params = make_params(keys)
+    images = stages.snapshot(params, tmp_path / "digits")
+    accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1)
+    first = assembly.start(params, images, accelerator, "fp32").classifier
+    torch.save(first.state_dict(), tmp_path / "first.pth")
+    weights = [f"model.checkpoint={tmp_path / 'first.pth'}", f"model.trainable={trainable}", "seed=7"]
+    training = assembly.start(make_params(keys, weights), images, accelerator, "fp32")
+    assert training.note == "started from first.pth: backbone and head"
+    for tensor, expected in zip(training.classifier.state_dict().values(), first.state_dict().values(), strict=True):
+        assert torch.equal(tensor, expected)
+    assert not all(parameter.requires_grad for parameter in training.classifier.parameters())

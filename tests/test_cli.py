@@ -157,7 +157,7 @@ def test_every_group_is_listed_with_its_number_of_runs_and_its_question(project,
     code, out, _ = run(monkeypatch, capsys, "experiments", "--set", "dataset.name=digits")
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert code == 0
-    assert list(lines) == ["quickstart", *(f"exp{number}" for number in range(1, 13))]
+    assert list(lines) == ["quickstart", *(f"exp{number}" for number in range(1, 17))]
     assert lines["exp1"] == "14 runs  Universality: 4 data sets × 14 models."
 
 

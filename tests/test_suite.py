@@ -436,9 +436,18 @@ def test_runs_are_side_by_side_as_many_as_asked_for(project):
     assert not any(line["name"] == "a" and line.get("at", 9e9) < events[1][0] for line in seen(project))
 
 
+@pytest.mark.parametrize(("limit", "threads"), [("4", 4), ("99", 12), ("many", 12), ("0", 12)])
+def test_the_environment_limits_the_threads_of_a_run(tmp_path, monkeypatch, limit, threads):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    monkeypatch.setattr(engines, "cpus", lambda: 12)
+    assert [task.threads for task in started(monkeypatch, tmp_path, 1)] == [threads]
+
+
 @pytest.mark.parametrize(("jobs", "processes"), [(1, 1), (1, 2), (2, 1), (3, 2)])
 def test_each_run_gets_its_share_of_cpus_and_process_count(tmp_path, monkeypatch, jobs, processes):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(engines, "cpus", lambda: 12)
     tasks = started(monkeypatch, tmp_path, jobs, processes=processes, jobs=jobs)
     assert {task.threads * task.processes * jobs for task in tasks} == {12}

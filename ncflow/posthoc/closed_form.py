@@ -10,12 +10,13 @@ from torch import Tensor
 from ncflow import geometry
 from ncflow.lookup import facts
 from ncflow.posthoc.frozen import Frozen, Lacking, LinearMap
+from ncflow.training.evaluation import DEFAULT_TAU, TAUS
 
 TENTHS = tuple(tenth / 10 for tenth in range(11))
 
 
-@facts(candidates={"tau": tuple(step / 4 for step in range(9))}, needs=("log_probabilities", "sizes_uncorrected"))
-def logit_adjustment(frozen: Frozen, *, tau: float = 1.0) -> LinearMap:
+@facts(candidates={"tau": TAUS}, needs=("log_probabilities", "sizes_uncorrected"))
+def logit_adjustment(frozen: Frozen, *, tau: float = DEFAULT_TAU) -> LinearMap:
     """z - τ log π with class priors π: the bias b - τ log π. τ = 0 is the classifier itself.
 
     The default τ = 1 is Fisher consistent for the balanced error. Menon, Jayasumana, Rawat, Jain, Veit and Kumar 2021.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,13 @@ class PostHoc:
 
 
 def write_posthoc(folder: Path, new: PostHoc) -> PostHoc:
-    """Write the results next to a run's folder, and return them with those of earlier calls on the same checkpoint."""
-    there = read_posthoc(folder)
+    """Write the results next to a run's folder, and return them with those of earlier calls on the same checkpoint.
+
+    A damaged file is replaced.
+    """
+    there = None
+    with suppress(ValueError):
+        there = read_posthoc(folder)
     if there is not None and there.final_model_sha256 == new.final_model_sha256:
         new = there.updated(new)
     values = asdict(new)
@@ -116,4 +122,4 @@ def _from_json(file: Path, values: object) -> PostHoc:
 
 
 def _damaged(file: Path, expected: str) -> ValueError:
-    return ValueError(f"'{file}' is damaged: expected {expected}; delete it and rerun `ncflow posthoc`")
+    return ValueError(f"'{file}' is damaged: expected {expected}; rerun `ncflow posthoc`")

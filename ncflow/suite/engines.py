@@ -54,7 +54,8 @@ def create_engine(
 class LocalEngine:
     """Engine for this machine, divided into equal slots: each slot has a share of the CPUs and one or more GPUs.
 
-    The default is one slot with one process per GPU. `jobs_per_gpu` sets the number of slots per GPU.
+    The default is one slot with one process per GPU. `jobs_per_gpu` sets the number of slots per GPU. OMP_NUM_THREADS
+    in the environment limits the threads of each process.
     """
 
     def __init__(
@@ -66,7 +67,8 @@ class LocalEngine:
         by_gpu = jobs_per_gpu * len(gpus) if jobs_per_gpu else None
         jobs = min((limit for limit in (jobs, by_gpu) if limit), default=1)
         self._processes = processes or max(len(gpus) // jobs, 1)
-        self._threads = max(cpus() // (jobs * self._processes), 1)
+        share = max(cpus() // (jobs * self._processes), 1)
+        self._threads = min(share, _most_threads() or share)
         self._gpus = [_share_of_gpus(gpus, slot, self._processes) for slot in range(jobs)]
         self._slots: list[Attempt | None] = [None] * jobs
 
@@ -88,6 +90,12 @@ class LocalEngine:
     def _free_slot(self) -> int | None:
         free = (slot for slot, attempt in enumerate(self._slots) if attempt is None or attempt.poll())
         return next(free, None)
+
+
+def _most_threads() -> int | None:
+    """The limit that OMP_NUM_THREADS sets, None without one. OpenMP ignores other values, and so does this."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else None
 
 
 def visible_gpus() -> list[str]:

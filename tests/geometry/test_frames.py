@@ -59,7 +59,7 @@ def test_one_seed_gives_one_etf_in_every_dtype():
 
 @pytest.mark.parametrize("num_classes, num_features", [(5, 3), (100, 64)])
 def test_too_few_dimensions_are_refused_with_the_way_out(num_classes, num_features):
-    expected = f"num_features >= num_classes - 1, got {num_features} and {num_classes}; use a wider neck or the linear"
+    expected = f"num_features >= num_classes - 1, got {num_features} and {num_classes}; use a wider neck, the linear"
     with pytest.raises(ValueError, match=expected):
         simplex_etf(num_classes, num_features)
 

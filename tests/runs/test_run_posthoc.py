@@ -88,5 +88,12 @@ def test_a_damaged_file_is_named_with_its_key(make_run: MakeRun, change: str | d
     write_posthoc(folder, results(ncm=0.6))
     file = posthoc_file(folder)
     file.write_text(change if isinstance(change, str) else json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(ValueError, match=rf"a.posthoc.json' is damaged: {message}.*; delete it and rerun"):
+    with pytest.raises(ValueError, match=rf"a.posthoc.json' is damaged: {message}.*; rerun `ncflow posthoc`"):
         _ = load_run(folder).posthoc
+
+
+def test_new_results_replace_a_damaged_file(make_run: MakeRun) -> None:
+    folder = make_run("a")
+    posthoc_file(folder).write_text("{")
+    new = PostHoc("0.1.0", "abc", {"test": {"posthoc/ncm/acc/balanced": 0.5}}, {}, {"ncm": ""})
+    assert write_posthoc(folder, new) == new == read_posthoc(folder)
