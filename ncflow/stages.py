@@ -35,7 +35,7 @@ from ncflow.params import Params, make_params, read_config
 from ncflow.posthoc import POSTHOC, Unseen, freeze_features, measure_posthoc
 from ncflow.project import git_commit
 from ncflow.recording import log_history, record
-from ncflow.reports import Table, arms, findings, summary_table, write_report
+from ncflow.reports import Table, arms, findings, summary_table
 from ncflow.runs.layout import CONFIG, FINAL_MODEL, PROVENANCE, is_finished
 from ncflow.runs.posthoc import PostHoc, write_posthoc
 from ncflow.runs.provenance import DataVersion, Hardware, Provenance, read_provenance
@@ -273,6 +273,8 @@ def headline(metrics: Mapping[str, Any]) -> str:
 
 def report(folders: Sequence[Path], out: Path, *, title: str) -> tuple[Path, Table]:
     """Stage report: write the page `out`/index.html; return it and the summary table of the runs in `folders`."""
+    from ncflow.reports.page import write_report  # imports matplotlib
+
     runs = load_runs(folders)
     table = summary_table(runs)
     return write_report(folders, out, title=title), table._replace(notes=(*table.notes, *findings(arms(runs))))

@@ -1,8 +1,10 @@
-"""Reports that compare runs: tables, figures and one self-contained page, from run folders only."""
+"""Reports that compare runs: tables, figures and one self-contained page, from run folders only.
+
+`ncflow.reports.page` has the page. It imports matplotlib and pandas, which most commands do not need.
+"""
 
 from ncflow.reports.arms import arms
 from ncflow.reports.findings import findings
-from ncflow.reports.page import write_report
 from ncflow.reports.posthoc import posthoc_table
 from ncflow.reports.tables import Table, as_html, as_markdown, as_text, summary_table
 
@@ -15,5 +17,4 @@ __all__ = [
     "findings",
     "posthoc_table",
     "summary_table",
-    "write_report",
 ]

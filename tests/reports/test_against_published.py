@@ -11,9 +11,10 @@ import pytest
 
 from ncflow.nn import BACKBONES, LOSSES
 from ncflow.posthoc import POSTHOC
-from ncflow.reports import against_published, write_report
+from ncflow.reports import against_published
 from ncflow.reports.against_published import HEADINGS, comparisons, method_of, setting_of
 from ncflow.reports.arms import arms, labels
+from ncflow.reports.page import write_report
 from ncflow.reports.published import Published, published_numbers
 from ncflow.runs.reader import Run, load_runs
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ncflow.reports import summary_table, write_report
+from ncflow.reports import summary_table
 from ncflow.reports.highlights import OPTIONAL, highlights
+from ncflow.reports.page import write_report
 from ncflow.reports.predictions import ASSUMPTIONS
 from ncflow.runs.reader import SELECTION, load_runs
 

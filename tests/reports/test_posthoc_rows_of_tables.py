@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ncflow.files import checksum
-from ncflow.reports import posthoc_table, write_report
+from ncflow.reports import posthoc_table
+from ncflow.reports.page import write_report
 from ncflow.reports.tables import ABSENT, as_html, as_markdown, as_text, summary_table
 from ncflow.runs.posthoc import PostHoc, write_posthoc
 from ncflow.runs.reader import load_runs

@@ -13,9 +13,9 @@ import torch
 
 from ncflow.metrics import METRICS, class_recalls
 from ncflow.metrics.priors import PRIORS, prior_accuracies
-from ncflow.reports import write_report
 from ncflow.reports.arms import arms
 from ncflow.reports.figures import to_image
+from ncflow.reports.page import write_report
 from ncflow.reports.priors import PLACES, priors_figure
 from ncflow.runs.reader import Run, load_run, load_runs
 

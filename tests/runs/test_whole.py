@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from ncflow.reports import write_report
 from ncflow.reports.figures import cosine_figure, literal, to_png
+from ncflow.reports.page import write_report
 from ncflow.tensors import read_tensors, write_tensors
 
 MakeRun = Callable[..., Path]
