@@ -185,14 +185,14 @@ def start(
     `built`, from `check`, is used where it has as many classes as the images.
     """
     resume = states.newest(accelerator) if states else None
-    how = params.train
+    train = params.train
     set_seed(params.seed)
     if built and built.num_classes == images.num_classes:
         classifier = built.classifier
         set_randomness(built.randomness)
     else:
         classifier = build_classifier(params, images.num_classes, class_counts=images.class_counts, pretrained=True)
-    initialize(how.optimizer, classifier)
+    initialize(train.optimizer, classifier)
     note = load_checkpoint(params.model.checkpoint, classifier) if params.model.checkpoint else ""
     freeze(classifier, params.model.trainable)
     classifier.to(accelerator.device)
@@ -200,7 +200,7 @@ def start(
         set_seed((params.seed + accelerator.process_index) % 2**32)
     splits = load_splits(params, images, accelerator)
     optimizer = _optimizer(params, classifier)
-    average = MovingAverage(classifier, how.ema) if how.ema else None
+    average = MovingAverage(classifier, train.ema) if train.ema else None
     if states and resume and (reason := misfit(resume, classifier, optimizer, averaged=average is not None)):
         states.leave_out(resume["epoch"], reason)
         resume = None
@@ -209,7 +209,7 @@ def start(
         splits,
         _objective(params, torch.tensor(images.class_counts, device=accelerator.device)),
         optimizer,
-        epochs=how.epochs,
+        epochs=train.epochs,
         schedule=_schedule(params),
         analysis=replace(analysis(params, classifier, images.class_counts), average=average),
         precision=precision,
@@ -222,11 +222,11 @@ def start(
 
 def analysis(params: Params, classifier: Classifier, class_counts: Sequence[int]) -> Analysis:
     """The measurements that the parameters select."""
-    how = params.train
+    train = params.train
     return Analysis(
-        every=how.analyze_freq,
-        layers=how.analyze_layers,
-        solver=how.analyze_solver,
+        every=train.analyze_freq,
+        layers=train.analyze_layers,
+        solver=train.analyze_solver,
         posthoc_tau=posthoc_tau(params),
         objective=feature_objective(params, classifier, class_counts),
     )
@@ -238,19 +238,19 @@ def refuse_to_extend(params: Params, done: int) -> None:
     It is the start if every finished epoch has the same learning rate and the same loss in both.
     Raises ValueError with the reason where it is not.
     """
-    how, schedule = params.train, _schedule(params)
-    shares = [(epoch / done, epoch / how.epochs) for epoch in range(done)]
+    train, schedule = params.train, _schedule(params)
+    shares = [(epoch / done, epoch / train.epochs) for epoch in range(done)]
     if any(schedule(short) != schedule(long) for short, long in shares):
-        warm = f" and train.warmup={how.warmup:g}" if how.warmup else ""
+        warm = f" and train.warmup={train.warmup:g}" if train.warmup else ""
         raise ValueError(
-            f"cannot extend a run of {done} epochs to {how.epochs}: the learning rates of train.schedule={how.schedule}"
-            f"{warm} depend on train.epochs; train from the start without --extend, or use train.schedule=none and "
+            f"cannot extend a run of {done} epochs to {train.epochs}: the learning rates of "
+            f"train.schedule={train.schedule}{warm} depend on train.epochs; train from the start without --extend, or use train.schedule=none and "
             "train.warmup=0 in both runs"
         )
-    after = how.reweight_after
-    if how.reweight is not None and any((short >= after) != (long >= after) for short, long in shares):
+    after = train.reweight_after
+    if train.reweight is not None and any((short >= after) != (long >= after) for short, long in shares):
         raise ValueError(
-            f"cannot extend a run of {done} epochs to {how.epochs}: train.reweight_after={after:g} is a share of "
+            f"cannot extend a run of {done} epochs to {train.epochs}: train.reweight_after={after:g} is a share of "
             "train.epochs; train from the start without --extend, or use train.reweight_after=0 in both runs"
         )
 
@@ -270,16 +270,21 @@ def feature_objective(params: Params, classifier: Classifier, class_counts: Sequ
 
     Its gap to theory is measured where `exact_optimum` gives the minimum.
     """
-    how, free = params.train, params.model.name == "free_features"
-    if not free and how.decay != "head":  # then the decay of the backbone's weights is part of the objective
+    train, free = params.train, params.model.name == "free_features"
+    if not free and train.decay != "head":  # then the decay of the backbone's weights is part of the objective
         return None
-    if how.optimizer not in L2_DECAY or params.head.option("temperature") is not None:
+    if train.optimizer not in L2_DECAY or params.head.option("temperature") is not None:
         return None  # another objective, or other features than those that decay
     if fact(HEADS[params.head.name], "rows") not in ("learned", "fixed"):
         return None  # rows that follow the batch, or unknown ones
-    if how.reweight is not None or how.sampling == "class_balanced" or how.augment != "none" or how.mix != "none":
+    if (
+        train.reweight is not None
+        or train.sampling == "class_balanced"
+        or train.augment != "none"
+        or train.mix != "none"
+    ):
         return None
-    if how.penalties.keys() - {"drift", "feature_decay"} or how.sam or how.ema or params.model.trainable != "all":
+    if train.penalties.keys() - {"drift", "feature_decay"} or train.sam or train.ema or params.model.trainable != "all":
         return None
     factors = _factors(params)
     counts = torch.tensor(class_counts)
@@ -292,10 +297,10 @@ def feature_objective(params: Params, classifier: Classifier, class_counts: Sequ
     return FeatureObjective(
         _criterion(params, counts.to(classifier.head.weight.device)),
         weight_decay=lambda_w,
-        row_decay=lambda_w if free and how.decay != "head" else 0.0,
+        row_decay=lambda_w if free and train.decay != "head" else 0.0,
         feature_weight=factors["feature_decay"],
         drift_weight=factors["drift"],
-        decay=how.decay,
+        decay=train.decay,
         optimum=optimum,
     )
 
@@ -331,16 +336,16 @@ def _batch_size(params: Params, split: str, num_processes: int) -> int | None:
 
 
 def _objective(params: Params, counts: torch.Tensor) -> Objective:
-    how = params.train
-    late = (how.reweight_after, _criterion(params, counts, reweight=how.reweight)) if how.reweight else None
-    return Objective(_criterion(params, counts), late, _penalties(params, counts), how.sam)
+    train = params.train
+    late = (train.reweight_after, _criterion(params, counts, reweight=train.reweight)) if train.reweight else None
+    return Objective(_criterion(params, counts), late, _penalties(params, counts), train.sam)
 
 
 def _factors(params: Params) -> dict[str, float]:
     """The factor of each penalty by name; 0 for one that is not used."""
-    how = params.train
-    return {"drift": how.drift_penalty, "feature_decay": how.feature_decay} | {
-        name: factor for name, factor in how.penalties.items() if factor
+    train = params.train
+    return {"drift": train.drift_penalty, "feature_decay": train.feature_decay} | {
+        name: factor for name, factor in train.penalties.items() if factor
     }
 
 
@@ -354,8 +359,8 @@ def _penalties(params: Params, counts: torch.Tensor) -> list[tuple[float, Any]]:
 
 
 def _augmentation(params: Params) -> Any:
-    how = params.train
-    return create_augmentation(how.augment, image_size=params.model.image_size, options=how.augment_options)
+    train = params.train
+    return create_augmentation(train.augment, image_size=params.model.image_size, options=train.augment_options)
 
 
 def _mix(params: Params, counts: torch.Tensor) -> Any:
@@ -367,11 +372,11 @@ def _criterion(params: Params, class_counts: torch.Tensor, *, reweight: float | 
 
 
 def _schedule(params: Params) -> Any:
-    how = params.train
-    return create_schedule(how.schedule, warmup=how.warmup, **how.schedule_options)
+    train = params.train
+    return create_schedule(train.schedule, warmup=train.warmup, **train.schedule_options)
 
 
 def _optimizer(params: Params, classifier: Classifier) -> torch.optim.Optimizer:
-    how = params.train
-    options = {"lr": how.lr, "weight_decay": how.weight_decay, "momentum": how.momentum} | how.optimizer_options
-    return create_optimizer(how.optimizer, parameter_groups(classifier, decay=how.decay), **options)
+    train = params.train
+    options = {"lr": train.lr, "weight_decay": train.weight_decay, "momentum": train.momentum} | train.optimizer_options
+    return create_optimizer(train.optimizer, parameter_groups(classifier, decay=train.decay), **options)

@@ -88,8 +88,8 @@ def train(
     `extend` resumes from the last state of a finished run, in a new MLflow run. That run has fewer epochs and no other
     difference. Raises ValueError where there is no such run, or where its epochs would differ in a longer run.
     """
-    how = params.train
-    with interruptible(RESUMES), explained_faults(batch_size=how.batch_size, precision=how.precision):
+    train = params.train
+    with interruptible(RESUMES), explained_faults(batch_size=train.batch_size, precision=train.precision):
         built = check(params)  # before any file is written
         with claimed(root, params.exp_name) if is_first() else nullcontext():
             _train(
@@ -367,15 +367,15 @@ def _load_trained(folder: Path, data: Path) -> _Trained:
 
 def _lacks(params: Params, *, validated: bool) -> dict[str, str]:
     """What post-hoc methods may need and this run does not have: a key of NEEDS -> the reason."""
-    how, lacks = params.train, {}
-    loss = LOSSES[how.loss]
+    train, lacks = params.train, {}
+    loss = LOSSES[train.loss]
     if not fact(loss, "log_probabilities", True):
-        lacks["log_probabilities"] = f"loss '{how.loss}' has other logits; choose another method, such as ncm"
-    corrected = fact(loss, "corrects_sizes", False) or how.sampling == "class_balanced" or how.reweight is not None
+        lacks["log_probabilities"] = f"loss '{train.loss}' has other logits; choose another method, such as ncm"
+    corrected = fact(loss, "corrects_sizes", False) or train.sampling == "class_balanced" or train.reweight is not None
     if corrected and not validated:
         lacks["sizes_uncorrected"] = (
-            f"the run has train.loss={how.loss}, train.sampling={how.sampling} and train.reweight={how.reweight}, and "
-            "no validation data; choose another method, such as ncm, or train with dataset.val_fraction > 0"
+            f"the run has train.loss={train.loss}, train.sampling={train.sampling} and "
+            f"train.reweight={train.reweight}, and no validation data; choose another method, such as ncm, or train with dataset.val_fraction > 0"
         )
     return lacks
 

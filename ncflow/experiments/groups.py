@@ -132,8 +132,8 @@ def exp10() -> Grid:
     classes than features (512) no simplex ETF fits. nc2 is that of a frame as spread out as the width allows.
     """
     data = {"dataset.name": "imagenet_lt", "dataset.imb_factor": -1.0}
-    how = {"train.batch_size": 32, "train.lr": 0.0125, "train.analyze_freq": 50}
-    return Grid("exp10_{dataset.name}_{model.name}", [each("model.name", "vgg11", "resnet18")], data | how)
+    training = {"train.batch_size": 32, "train.lr": 0.0125, "train.analyze_freq": 50}
+    return Grid("exp10_{dataset.name}_{model.name}", [each("model.name", "vgg11", "resnet18")], data | training)
 
 
 def exp11() -> Grid:
@@ -161,8 +161,8 @@ def exp12() -> Grid:
     data = [{"dataset.name": name, "model.num_features": width} for name, width in widths.items()]
     # The mean over N samples gives each feature 1/N of the gradient, hence the high rate. With one sample per class, a
     # weight decay of 1/K would bring all features to zero.
-    how = {"train.batch_size": 1000, "train.lr": 100.0, "train.weight_decay": 5e-4, "train.epochs": 1000}
-    settings = BALANCED | how | {"train.analyze_freq": 20, "model.name": "free_features"}
+    training = {"train.batch_size": 1000, "train.lr": 100.0, "train.weight_decay": 5e-4, "train.epochs": 1000}
+    settings = BALANCED | training | {"train.analyze_freq": 20, "model.name": "free_features"}
     heads = each("head.name", "linear", "fixed_etf", "nearest_etf")
     return Grid("exp12_{dataset.name}_d{model.num_features}_{head.name}", [data, heads], settings)
 

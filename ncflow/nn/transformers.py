@@ -77,8 +77,8 @@ def eva02_tiny(
 ) -> Backbone:
     """EVA-02-Tiny on 14x14 patches, with a BatchNorm neck, not the final LayerNorm; d = 192. Fang et al. 2024."""
     # The published weights end in a norm of averaged tokens. A model with a class token lacks it: so not strict.
-    how = {"global_pool": "token"} | ({"pretrained_strict": False} if pretrained else {})
-    body = _small_vit("eva02_tiny_patch14_224", image_size, patch_size, pretrained, **how)
+    options = {"global_pool": "token"} | ({"pretrained_strict": False} if pretrained else {})
+    body = _small_vit("eva02_tiny_patch14_224", image_size, patch_size, pretrained, **options)
     if not final_norm:
         body.norm = nn.Identity()
     return Backbone(body, 192, neck=neck, project_to=num_features, layers=TWELVE_BLOCKS)

@@ -45,7 +45,7 @@ def start_run(
     KILLED. The tag `error` holds the message. `enabled=False` logs nothing; all processes except the main one use it.
     """
     if not enabled:
-        yield RunLogger(_Nothing(), run_id=None)
+        yield RunLogger(NullMlflow(), run_id=None)
         return
     with store(root) as mlflow, interruptible():
         all_tags = _strings({**(tags or {}), **_NOBODY, "mlflow.runColor": color, "attempt": attempt})
@@ -283,16 +283,16 @@ def _strings(values: Mapping[str, object]) -> dict[str, str]:
     return {key: str(value)[:_LONGEST] for key, value in values.items() if value is not None}
 
 
-class _Nothing:
+class NullMlflow:
     """Replacement for mlflow in processes that do not log: accepts any attribute and any call, without effect."""
 
-    def __getattr__(self, name: str) -> _Nothing:
+    def __getattr__(self, name: str) -> NullMlflow:
         return self
 
-    def __call__(self, *args: object, **options: object) -> _Nothing:
+    def __call__(self, *args: object, **options: object) -> NullMlflow:
         return self
 
-    def __iter__(self) -> Iterator[_Nothing]:
+    def __iter__(self) -> Iterator[NullMlflow]:
         return iter(())
 
 
