@@ -244,8 +244,8 @@ def refuse_to_extend(params: Params, done: int) -> None:
         warm = f" and train.warmup={train.warmup:g}" if train.warmup else ""
         raise ValueError(
             f"cannot extend a run of {done} epochs to {train.epochs}: the learning rates of "
-            f"train.schedule={train.schedule}{warm} depend on train.epochs; train from the start without --extend, or use train.schedule=none and "
-            "train.warmup=0 in both runs"
+            f"train.schedule={train.schedule}{warm} depend on train.epochs; train from the start without --extend, or "
+            "use train.schedule=none and train.warmup=0 in both runs"
         )
     after = train.reweight_after
     if train.reweight is not None and any((short >= after) != (long >= after) for short, long in shares):
@@ -277,12 +277,9 @@ def feature_objective(params: Params, classifier: Classifier, class_counts: Sequ
         return None  # another objective, or other features than those that decay
     if fact(HEADS[params.head.name], "rows") not in ("learned", "fixed"):
         return None  # rows that follow the batch, or unknown ones
-    if (
-        train.reweight is not None
-        or train.sampling == "class_balanced"
-        or train.augment != "none"
-        or train.mix != "none"
-    ):
+    if train.reweight is not None or train.sampling == "class_balanced":
+        return None
+    if train.augment != "none" or train.mix != "none":
         return None
     if train.penalties.keys() - {"drift", "feature_decay"} or train.sam or train.ema or params.model.trainable != "all":
         return None

@@ -375,7 +375,8 @@ def _lacks(params: Params, *, validated: bool) -> dict[str, str]:
     if corrected and not validated:
         lacks["sizes_uncorrected"] = (
             f"the run has train.loss={train.loss}, train.sampling={train.sampling} and "
-            f"train.reweight={train.reweight}, and no validation data; choose another method, such as ncm, or train with dataset.val_fraction > 0"
+            f"train.reweight={train.reweight}, and no validation data; choose another method, such as ncm, or train "
+            "with dataset.val_fraction > 0"
         )
     return lacks
 
