@@ -24,7 +24,7 @@ class Question(NamedTuple):
 def findings(arms: Sequence[Arm]) -> list[str]:
     """One sentence for each question and each choice that varies between the arms; none for a single arm.
 
-    The effect of a choice is the range over its values of the mean over all arms with that value. An effect below
+    The arms must be a whole grid: otherwise an effect of one choice may be that of another. The effect of a choice is the range over its values of the mean over all arms with that value. An effect below
     ENOUGH standard deviations over seeds is not called one. Without repetitions no spread is known, and it is said so.
     """
     if len(arms) < 2:
@@ -34,12 +34,18 @@ def findings(arms: Sequence[Arm]) -> list[str]:
 
 def _answers(question: Question, arms: Sequence[Arm]) -> list[str]:
     means = {arm: mean for arm in arms if (mean := _mean(question, arm.runs)) is not None}
-    if len(means) < 2:
+    if len(means) < 2 or not _is_grid(list(means)):
         return []
     spread, keys = _spread(question, arms), list(arms[0].choices)
     effects = {key: _effect(key, means) for key in varying(list(means))}
     ranked = sorted(effects, key=lambda key: effects[key][0], reverse=True)
     return [_sentence(question, short(key, keys), *effects[key], spread) for key in ranked]
+
+
+def _is_grid(arms: Sequence[Arm]) -> bool:
+    """Whether there is an arm for each combination of the values of the choices."""
+    values = [{repr(arm.choices[key]) for arm in arms} for key in varying(arms)]
+    return len(arms) == math.prod(map(len, values))
 
 
 def _effect(key: str, means: dict[Arm, float]) -> tuple[float, object, object]:
@@ -53,6 +59,8 @@ def _effect(key: str, means: dict[Arm, float]) -> tuple[float, object, object]:
 
 
 def _sentence(question: Question, key: str, size: float, high: object, low: object, spread: float | None) -> str:
+    if not size:
+        return f"{question.name}: {key} does not move it."
     ends = f"from {value_text(low)} to {value_text(high)}"
     said = f"{question.name}: {key} moves it by {question.difference(size)}, {ends}"
     if spread is None:
