@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ncflow import BACKBONES, EXPERIMENTS, HEADS, LOSSES, METRICS, OPTIMIZERS, SOURCES, Head, Metric
 from ncflow.data import AUGMENTATIONS, MIXES, ImageSource
+from ncflow.geometry import FRAMES
 from ncflow.metrics.rows import View
 from ncflow.nn import PENALTIES
 from ncflow.params import Params, make_params
+from ncflow.posthoc import POSTHOC, Frozen, LinearMap
 
 
 class MineHead(Head):
@@ -89,7 +91,19 @@ def mine_augmentation(images: Tensor, uniform: Tensor, *, darker: float = 0.5) -
     return torch.where(uniform[:, :1, None, None] < 0.5, (darker * images).to(images.dtype), images)
 
 
+def mine_frame(num_classes: int, num_features: int, *, seed: int | None = None) -> Tensor:
+    """The same direction for all classes."""
+    return torch.ones(num_classes, num_features, dtype=torch.float64) / num_features**0.5
+
+
+def mine_posthoc(frozen: Frozen, *, shift: float = 0.0) -> LinearMap:
+    """The classifier with a shifted bias."""
+    return LinearMap(frozen.weight, frozen.bias + shift)
+
+
 HEADS["mine"] = MineHead
+FRAMES["mine"] = mine_frame
+POSTHOC["mine"] = mine_posthoc
 PENALTIES["mine"] = mine_penalty
 MIXES["mine"] = mine_mix
 AUGMENTATIONS["mine"] = mine_augmentation

@@ -65,6 +65,7 @@ def test_rows_of_a_users_file_are_checked_trained_logged_and_reported(root, monk
     page = (root / "reports" / "all" / "index.html").read_text()
     assert "mine/" in reported and "largest norm of a class mean" in page
     run(root, "evaluate", str(folder))
+    assert "mine" in run(root, "posthoc", str(folder), "--methods", "mine,ncm")
     assert ncflow.read_runs([folder])["mine/width"].notna().any()
 
 
@@ -91,6 +92,13 @@ def test_a_misspelled_option_of_a_users_row_is_refused(root, setting, words):
     assert words in run(root, "train", "--check", "--set", setting, code=65)
 
 
+def test_a_users_frame_is_a_choice_of_the_head(root):
+    assert "frame: mine" in run(root, "train", "--check", *settings("head={name: fixed_frame, frame: mine}"))
+    assert "Did you mean 'mine'" in run(
+        root, "train", "--check", "--set", "head={name: fixed_frame, frame: min}", code=65
+    )
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -102,6 +110,8 @@ def test_a_misspelled_option_of_a_users_row_is_refused(root, setting, words):
         ("rows losses", "margin=0.5"),
         ("rows optimizers", "nesterov=True"),
         ("rows penalties", "power=2"),
+        ("rows frames", "The same direction for all classes."),
+        ("rows posthoc", "shift=0.0"),
         ("rows mixes", "share=0.9"),
         ("rows augmentations", "darker=0.5"),
     ],

@@ -24,8 +24,9 @@ class Question(NamedTuple):
 def findings(arms: Sequence[Arm]) -> list[str]:
     """One sentence for each question and each choice that varies between the arms; none for a single arm.
 
-    The arms must be a whole grid: otherwise an effect of one choice may be that of another. The effect of a choice is the range over its values of the mean over all arms with that value. An effect below
-    ENOUGH standard deviations over seeds is not called one. Without repetitions no spread is known, and it is said so.
+    The arms must be a whole grid: otherwise an effect of one choice may be that of another. The effect of a choice is
+    the range over its values of the mean over all arms with that value. An effect below ENOUGH standard deviations over
+    seeds is not called one. Without repetitions no spread is known, and the sentence says that.
     """
     if len(arms) < 2:
         return []
