@@ -341,9 +341,9 @@ def _objective(params: Params, counts: torch.Tensor) -> Objective:
 def _factors(params: Params) -> dict[str, float]:
     """The factor of each penalty by name; 0 for one that is not used."""
     train = params.train
-    return {"drift": train.drift_penalty, "feature_decay": train.feature_decay} | {
-        name: factor for name, factor in train.penalties.items() if factor
-    }
+    # In the order of names: equal configurations must add up in one order, to the last bit.
+    others = {name: factor for name, factor in sorted(train.penalties.items()) if factor}
+    return {"drift": train.drift_penalty, "feature_decay": train.feature_decay} | others
 
 
 def _penalties(params: Params, counts: torch.Tensor) -> list[tuple[float, Any]]:

@@ -113,9 +113,10 @@ def train(
     """
     params = _load(config, set_)
     if pipeline:
-        from ncflow.experiments.pipeline import pipeline_run, pipeline_snapshot
+        from ncflow.experiments.pipeline import pipeline_run, pipeline_snapshot, refuse_unwatched
 
         _refuse_beside_pipeline(config=config, set=set_, snapshot=data, group=group)
+        refuse_unwatched(params, _root())
         data, group = pipeline_snapshot(params, _root()), params.exp_name
         params = pipeline_run(params, _root()).params
     from ncflow.suite import claimed, is_first, is_launched, launch

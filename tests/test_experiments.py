@@ -162,6 +162,28 @@ def test_overrides_change_what_quickstart_is_made_from():
     ]
 
 
+@pytest.mark.parametrize("override", ["train.loss=focal", "train={loss: focal, epochs: 3}"])
+def test_an_override_of_the_loss_narrows_the_grid(override):
+    base = make_params({"grid": {"head": ["linear"], "loss": ["ce", "balanced_softmax"]}})
+    (run,) = expand("quickstart", base, overrides=[override])
+    assert (run.exp_name, run.train.loss) == ("quickstart_linear_focal_seed0", "focal")
+
+
+def test_options_of_the_base_loss_stay_with_that_loss():
+    train = {"loss": "focal", "loss_options": {"gamma": 3.0}}
+    base = make_params({"train": train, "grid": {"head": ["linear"], "loss": ["ce", "focal"]}})
+    plain, focal = expand("quickstart", base)
+    assert (plain.train.loss, plain.train.loss_options) == ("ce", {})
+    assert (focal.train.loss, focal.train.loss_options) == ("focal", {"gamma": 3.0})
+
+
+def test_a_loss_that_the_grid_replaces_is_announced():
+    said = []
+    base = make_params({"train": {"loss": "focal"}, "grid": {"loss": ["ce"]}})
+    assert {run.train.loss for run in expand("quickstart", base, announce=said.append)} == {"ce"}
+    assert said == ["quickstart: grid.loss=['ce'] replaces train.loss=focal"]
+
+
 def test_an_unknown_group_lists_the_choices():
     with pytest.raises(ValueError, match=r"unknown experiment group 'quikstart'. Did you mean 'quickstart'"):
         expand("quikstart", BASE)

@@ -129,6 +129,15 @@ def test_a_folder_is_watched_by_itself_or_by_one_above(tmp_path, deps, watched):
         refuse_unwatched(params, tmp_path)
 
 
+@pytest.mark.parametrize(("deps", "watched"), [(["w.pth"], True), (["${model.checkpoint}"], True), (["other"], False)])
+def test_a_checkpoint_is_watched_by_the_stage_that_trains(tmp_path, deps, watched):
+    params = make_params({"model": {"checkpoint": "w.pth"}})
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": {"deps": deps}}}))
+    refused = pytest.raises(ValueError, match="add w.pth to the deps of its stage train")
+    with nullcontext() if watched else refused:
+        refuse_unwatched(params, tmp_path)
+
+
 def test_lists_elsewhere_are_watched_too(tmp_path):
     lists = {"train": "train.txt", "test": "../lists/test.txt"}
     params = make_params({"dataset": {"name": "listed", "root": "pics", "lists": lists}})

@@ -506,3 +506,12 @@ def test_an_unfinished_run_folder_is_not_logged(project, folder, tmp_path):
     (copy / "final_model.pth").unlink()
     with pytest.raises(ValueError, match="is unfinished: no final_model.pth"):
         stages.sync(copy, project / "data", tmp_path)
+
+
+def test_elsewhere_another_tau_of_adjusted_logits_is_no_other_checkpoint(tmp_path):
+    """A τ is chosen among a few values. Rounding may choose another one, with other accuracies."""
+    logged = {"test": {"acc/balanced": 0.5, "posthoc/logit_adjustment/acc/balanced": 0.6}}
+    measured = {"test": {"acc/balanced": 0.5, "posthoc/logit_adjustment/acc/balanced": 0.7}}
+    stages._refuse_if_different(measured, logged, tolerance=stages.ELSEWHERE, folder=tmp_path)
+    with pytest.raises(ValueError, match="test/posthoc/logit_adjustment/acc/balanced of the checkpoint is 0.7"):
+        stages._refuse_if_different(measured, logged, tolerance=0.0, folder=tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ncflow.files import write_text
 from ncflow.lookup import lookup
 from ncflow.nn.heads import HEAD_ALIASES, HEADS
 from ncflow.params import Params, make_params
-from ncflow.yaml_files import dump_yaml
+from ncflow.yaml_files import dump_yaml, parse_yaml
 
 __all__ = ["EXPERIMENTS", "PUBLISHED", "expand", "posthoc_methods", "quickstart", "write_configs"]
 
@@ -43,6 +43,8 @@ def expand(
         fixed = head is not None and any(run.head.name != HEAD_ALIASES.get(head, head) for run in runs)
     if head is not None and fixed:
         raise ValueError(f"group '{group}' chooses its heads itself and ignores --head {head}; leave --head out")
+    if experiment is quickstart and base.grid.loss and base.train.loss not in {run.train.loss for run in runs}:
+        announce(f"{group}: grid.loss={base.grid.loss} replaces train.loss={base.train.loss}")
     distinct: dict[str, Params] = {}
     for run in runs:
         distinct.setdefault(run.digest(), run)
@@ -79,9 +81,19 @@ def _group_base(group: str, base: Params, head: str | None, overrides: Iterable[
     chosen = {override.partition("=")[0].strip() for override in overrides}
     grid |= {"seed": [base.seed]} if "seed" in chosen else {}
     grid |= {"head": [base.head.name]} if {"head", "head.name"} & chosen else {}
-    grid |= {"loss": [base.train.loss]} if "train.loss" in chosen and grid["loss"] else {}
+    grid |= {"loss": [base.train.loss]} if grid["loss"] and _sets_loss(overrides) else {}
     name = base.exp_name if "exp_name" in chosen else group
     return make_params(base.model_dump(mode="json") | {"exp_name": name, "grid": grid})
+
+
+def _sets_loss(overrides: Iterable[str]) -> bool:
+    """Whether an override sets train.loss, by its own key or in a whole section train."""
+    for override in overrides:
+        key, _, text = override.partition("=")
+        section = parse_yaml(text) if key.strip() == "train" else None
+        if key.strip() == "train.loss" or (isinstance(section, Mapping) and "loss" in section):
+            return True
+    return False
 
 
 def _refuse_namesakes(runs: Iterable[Params]) -> None:

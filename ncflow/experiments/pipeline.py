@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -33,30 +34,36 @@ def pipeline_snapshot(params: Params, root: Path) -> Path:
 
 
 def refuse_unwatched(params: Params, root: Path) -> None:
-    """Raise ValueError if the snapshot stage of dvc.yaml does not depend on the folder of the data.
+    """Raise ValueError if dvc.yaml does not depend on the files that the parameters name: the data, and a checkpoint.
 
-    Without the dependency, DVC does not notice changes of the data. `dataset.root` may be null, so a dependency cannot
-    always refer to it.
+    Without the dependency, DVC does not notice changes of these files. The keys may be null, so a dependency cannot
+    always refer to them.
     """
-    if params.dataset.root is None:
-        return
-    folder = Path(params.dataset.root).expanduser()
-    lists = (folder / name for name in (params.dataset.lists or {}).values())
-    watched = _watched(params.dataset.root, root)
-    for path in (folder, *lists):
+    checkpoint = params.model.checkpoint
+    if params.dataset.root is not None:
+        folder = Path(params.dataset.root).expanduser()
+        lists = (folder / name for name in (params.dataset.lists or {}).values())
+        _refuse_unwatched("dataset.root", params.dataset.root, [folder, *lists], "snapshot", root)
+    if checkpoint is not None:
+        _refuse_unwatched("model.checkpoint", checkpoint, [Path(checkpoint).expanduser()], "train", root)
+
+
+def _refuse_unwatched(key: str, value: str, paths: Sequence[Path], stage: str, root: Path) -> None:
+    watched = _watched(stage, key, value, root)
+    for path in paths:
         place = (root / path).resolve()
         if not watched & {place, *place.parents}:
             raise ValueError(
-                f"dvc.yaml does not watch {path} of dataset.root={params.dataset.root}: DVC would not notice "
-                f"changes of the data; add {path} to the deps of its stage snapshot"
+                f"dvc.yaml does not watch {path} of {key}={value}: DVC would not notice its changes; "
+                f"add {path} to the deps of its stage {stage}"
             )
 
 
-def _watched(data: str, root: Path) -> set[Path]:
-    """The dependencies of the snapshot stage; `${dataset.root}` among them is replaced by its value."""
-    deps = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["snapshot"].get("deps", [])
+def _watched(stage: str, key: str, value: str, root: Path) -> set[Path]:
+    """The dependencies of a stage; `${key}` among them is replaced by its value."""
+    deps = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage].get("deps", [])
     names = [name for dep in deps for name in (dep if isinstance(dep, dict) else [dep])]  # a dict: path -> options
-    plain = (Path(name.replace("${dataset.root}", data)).expanduser() for name in names)
+    plain = (Path(name.replace(f"${{{key}}}", value)).expanduser() for name in names)
     return {(root / path).resolve() for path in plain}
 
 
