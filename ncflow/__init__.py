@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names as HOMES, for type checkers
     from ncflow.data import (
+        AUGMENTATIONS,
+        MIXES,
         SOURCES,
         Batches,
         Recipe,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:  # the same names as HOMES, for type checkers
         BACKBONES,
         HEADS,
         LOSSES,
+        PENALTIES,
         Backbone,
         Classifier,
         FixedETFHead,
@@ -46,6 +49,7 @@ if TYPE_CHECKING:  # the same names as HOMES, for type checkers
         create_backbone,
         create_head,
         create_loss,
+        create_penalty,
         drift_penalty,
         list_backbones,
         posthoc_adjustment,
@@ -86,6 +90,7 @@ def __dir__() -> list[str]:
 
 
 HOMES = {
+    "AUGMENTATIONS": "data",
     "BACKBONES": "nn",
     "Backbone": "nn",
     "Batches": "data",
@@ -102,6 +107,7 @@ HOMES = {
     "LOSSES": "nn",
     "LinearHead": "nn",
     "METRICS": "metrics",
+    "MIXES": "data",
     "Metric": "metrics",
     "NearestETFHead": "nn",
     "NeuralCollapse": "metrics",
@@ -111,6 +117,7 @@ HOMES = {
     "Objective": "training",
     "Analysis": "training",
     "Output": "nn",
+    "PENALTIES": "nn",
     "Recipe": "data",
     "SOURCES": "data",
     "Snapshot": "data",
@@ -123,6 +130,7 @@ HOMES = {
     "create_head": "nn",
     "create_loss": "nn",
     "create_optimizer": "training",
+    "create_penalty": "nn",
     "drift_penalty": "nn",
     "etf_distance": "geometry",
     "evaluate_splits": "training",
@@ -144,13 +152,16 @@ HOMES = {
 }
 RENAMED = {"class_counts": "longtail_counts"}  # old name -> new name
 __all__ = [
+    "AUGMENTATIONS",
     "BACKBONES",
     "EXPERIMENTS",
     "FRAMES",
     "HEADS",
     "LOSSES",
     "METRICS",
+    "MIXES",
     "OPTIMIZERS",
+    "PENALTIES",
     "POSTHOC",
     "SOURCES",
     "Analysis",
@@ -182,6 +193,7 @@ __all__ = [
     "create_head",
     "create_loss",
     "create_optimizer",
+    "create_penalty",
     "drift_penalty",
     "etf_distance",
     "evaluate_splits",
