@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same names as HOMES, for type checkers
         simplex_etf,
         softmax_code,
     )
+    from ncflow.measuring import Measurement, measure
     from ncflow.metrics import METRICS, ClassMoments, Metric, NeuralCollapse, collapse_metrics
     from ncflow.nn import (
         BACKBONES,
@@ -108,6 +109,7 @@ HOMES = {
     "LinearHead": "nn",
     "METRICS": "metrics",
     "MIXES": "data",
+    "Measurement": "measuring",
     "Metric": "metrics",
     "NearestETFHead": "nn",
     "NeuralCollapse": "metrics",
@@ -137,6 +139,7 @@ HOMES = {
     "fit": "training",
     "list_backbones": "nn",
     "load_batches": "data",
+    "measure": "measuring",
     "load_source": "data",
     "longtail_counts": "data",
     "nearest_etf": "geometry",
@@ -175,6 +178,7 @@ __all__ = [
     "FixedFrameHead",
     "Head",
     "LinearHead",
+    "Measurement",
     "Metric",
     "NearestETFHead",
     "NeuralCollapse",
@@ -202,6 +206,7 @@ __all__ = [
     "load_batches",
     "load_source",
     "longtail_counts",
+    "measure",
     "nearest_etf",
     "orthogonal_frame",
     "polar_factor",

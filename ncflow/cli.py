@@ -213,6 +213,42 @@ def posthoc(
 
 
 @app.command()
+def features(
+    folder: Annotated[Path, typer.Argument(help="Run folder, such as models/main_linear_ce_seed0.")],
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: <run folder>.features.npz.")] = None,
+) -> None:
+    """Write features, targets, logits and classifier of every split of a finished run to one .npz file."""
+    from ncflow import stages
+    from ncflow.runs.layout import features_file
+    from ncflow.suite import is_first
+
+    out = out or features_file(folder)
+    stages.features(folder, data or stages.snapshot_of(folder, _root() / "data"), out)
+    if is_first():
+        _say(f"{out}: measure it with `uv run ncflow measure {_shown(out)}`")
+
+
+@app.command()
+def measure(
+    file: Annotated[Path, typer.Argument(help="Features: .npz, .pt, .pth, .safetensors or .parquet.")],
+    train: Annotated[Path | None, typer.Option(help="The training features, if FILE holds unseen ones.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json; default: reports/<name of FILE>.")] = None,
+) -> None:
+    """Measure features that anybody trained: every metric of each split, printed and written as JSON."""
+    from ncflow import stages
+
+    out = out or _root() / "reports" / file.stem
+    measured = stages.measure(file, train, out)
+    names = list(dict.fromkeys(name for metrics in measured.values() for name in metrics))
+    _say(f"{'':32}" + "".join(f"{split:>14}" for split in measured))
+    for name in names:
+        values = (f"{metrics[name]:14.6g}" if name in metrics else f"{'—':>14}" for metrics in measured.values())
+        _say(f"{name:32}" + "".join(values))
+    _say(f"written: {out / 'metrics.json'}")
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path] | None, typer.Argument(help="Run folders; default: the grid of params.yaml.")] = None,
     config: Config = None,

@@ -30,6 +30,8 @@ from ncflow.files import checksum, write_text
 from ncflow.imports import IMPORTED, checkpoint_sha256, run_digest
 from ncflow.interruption import RESUMES, end_if_asked, interruptible, watched
 from ncflow.lookup import fact, lookup
+from ncflow.measuring import FeatureSplit, read_features, write_features
+from ncflow.measuring import measure as measure_features
 from ncflow.nn import HEADS, LOSSES, Classifier
 from ncflow.params import Params, make_params, read_config
 from ncflow.posthoc import POSTHOC, Unseen, freeze_features, measure_posthoc
@@ -245,6 +247,54 @@ def posthoc(folder: Path, data: Path, methods: Sequence[str] = (), *, out: Path 
             out.parent.mkdir(parents=True, exist_ok=True)
             write_text(out, json.dumps(measured | {"options": results["options"]}, indent=1) + "\n")
     return results
+
+
+def features(folder: Path, data: Path, out: Path) -> Path:
+    """Write features, targets, logits and classifier of every split of a finished run to one .npz file."""
+    _, provenance, classifier, splits, accelerator = _load_trained(folder, data)
+    head, names = classifier.head, provenance.snapshot.class_names
+    batches = {"train": splits.train, "test": splits.test}
+    batches |= {} if splits.validation is None else {"val": splits.validation}
+    found = {}
+    for split, each in batches.items():
+        rows, logits, _ = extract(classifier, each)
+        found[split] = FeatureSplit(
+            gather_rows(accelerator, rows),
+            each.targets,
+            head.weight,
+            head.bias,
+            gather_rows(accelerator, logits),
+            list(splits.class_counts),
+            names,
+        )
+    return write_features(out, found) if accelerator.is_main_process else out
+
+
+def measure(file: Path, train: Path | None, out: Path) -> dict[str, dict[str, float]]:
+    """Measure the features in a file and write the metrics of each split to `out`/metrics.json.
+
+    `train` is a file of the training features, if `file` holds unseen ones. Raises ValueError for files that do not
+    fit each other.
+    """
+    splits = read_features(file)
+    if train is not None:
+        if set(splits) != {"train"}:
+            raise ValueError(f"{file} has the splits {', '.join(splits)} itself; leave --train out")
+        splits = {"test": splits["train"], "train": read_features(train)["train"]}
+    seen = splits.get("train")
+    if seen is None:
+        raise ValueError(f"{file} holds no training split, got {', '.join(splits)}; name one with --train")
+    given = next((split for split in splits.values() if split.weight is not None), seen)
+    options: dict[str, Any] = {"weight": given.weight, "bias": given.bias, "class_names": given.class_names}
+    options["class_counts"] = seen.class_counts
+    measured = measure_features(seen.features, seen.targets, **options).metrics
+    for name, split in splits.items():
+        if name != "train":
+            pair = (seen.features, seen.targets)
+            measured[name] = measure_features(split.features, split.targets, train=pair, **options).metrics["test"]
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "metrics.json", json.dumps(measured, indent=1) + "\n")
+    return measured
 
 
 def track_posthoc(folder: Path, root: Path) -> bool:

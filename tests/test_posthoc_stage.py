@@ -230,6 +230,17 @@ def test_a_report_has_the_methods_of_the_run(plain, data, tmp_path):
     assert "linear, post hoc: crt" in page.read_text()
 
 
+def test_measured_features_of_a_run_give_its_own_metrics(validated, data, tmp_path):
+    file = stages.features(validated, data / "validated", tmp_path / "features.npz")
+    measured = stages.measure(file, None, tmp_path / "out")
+    logged = load_run(validated).analyses[-1]
+    assert set(measured) == {"train", "val", "test"}
+    for split, metrics in measured.items():
+        assert metrics == {name: logged[split][name] for name in metrics}
+        others = {name.split("/")[0] for name in logged[split].keys() - metrics.keys()}
+        assert others <= {"posthoc", "head", "objective", "layers"}
+
+
 def test_a_report_of_all_that_lies_in_models_skips_the_files_next_to_runs(plain, data, monkeypatch):
     stages.posthoc(plain, data / "plain", ["ncm"])
     reported = []

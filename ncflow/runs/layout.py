@@ -15,7 +15,7 @@ PROVENANCE = "provenance.json"
 FINAL_MODEL = "final_model.pth"
 METRICS, GEOMETRY = "metrics_epoch_{}.json", "raw_geo_epoch_{}.pt"  # of an epoch
 POSTHOC = "{}.posthoc.json"  # of a run's name, next to its folder: DVC empties the folder before it trains
-EVALUATION = "{}.evaluation.json"  # likewise
+EVALUATION, FEATURES = "{}.evaluation.json", "{}.features.npz"  # likewise
 SPLITS = ("train", "val", "test")  # in the order of tables
 LAST_EPOCH = 10**9
 
@@ -40,9 +40,14 @@ def evaluation_file(folder: Path) -> Path:
     return folder.with_name(EVALUATION.format(folder.name))
 
 
+def features_file(folder: Path) -> Path:
+    """The file of the features of the run in a folder."""
+    return folder.with_name(FEATURES.format(folder.name))
+
+
 def is_next_to_run(path: Path) -> bool:
     """Whether a path is one of the files next to a run folder, as `models/*` in a shell names them, too."""
-    return path.is_file() and path.name.endswith((POSTHOC.format(""), EVALUATION.format("")))
+    return path.is_file() and path.name.endswith(tuple(name.format("") for name in (POSTHOC, EVALUATION, FEATURES)))
 
 
 def is_finished(folder: Path) -> bool:
