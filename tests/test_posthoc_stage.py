@@ -37,7 +37,7 @@ class Small(torch.nn.Sequential):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project folder with a store of its own."""
+    """A project folder with its own store."""
     root = tmp_path_factory.mktemp("project")
     (root / "params.yaml").write_text("exp_name: main\n")
     with pytest.MonkeyPatch.context() as patch:

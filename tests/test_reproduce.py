@@ -207,20 +207,20 @@ def test_the_verdict_compares_the_gap_with_the_tolerance(make_run: MakeRun, shar
     row = REPRODUCTIONS[name]
     gap = share * tolerance(row.dataset, row.imb_factor)
     runs = make_runs(make_run, *(row.published.value + gap + offset for offset in (-1, 0, 1)))
-    told = lines(conclude(name, runs, []))
-    assert told["verdict"].startswith(f"{word}: ") and told["verdict"].endswith(f"{gap:+.1f} points")
-    assert told["measured"].startswith(f"{row.published.value + gap:.1f} ± 1.0 %") and "3 seeds" in told["measured"]
-    assert told["published"].startswith(f"{row.published.value:g} %, {row.source}")
-    assert told["tolerance"].startswith(f"{tolerance(row.dataset, row.imb_factor):.2f} points")
-    assert told["known to differ"] == row.differs
+    shown = lines(conclude(name, runs, []))
+    assert shown["verdict"].startswith(f"{word}: ") and shown["verdict"].endswith(f"{gap:+.1f} points")
+    assert shown["measured"].startswith(f"{row.published.value + gap:.1f} ± 1.0 %") and "3 seeds" in shown["measured"]
+    assert shown["published"].startswith(f"{row.published.value:g} %, {row.source}")
+    assert shown["tolerance"].startswith(f"{tolerance(row.dataset, row.imb_factor):.2f} points")
+    assert shown["known to differ"] == row.differs
 
 
 def test_changed_runs_have_no_verdict(make_run: MakeRun) -> None:
     name = "ce_cifar10_100"
     runs = make_runs(make_run, REPRODUCTIONS[name].published.value)
-    told = lines(conclude(name, runs, ["dataset.name", "train.epochs"]))
-    assert told["verdict"] == "not comparable: differs in dataset.name, train.epochs"
-    assert "±" not in told["measured"] and "1 seed" in told["measured"]
+    shown = lines(conclude(name, runs, ["dataset.name", "train.epochs"]))
+    assert shown["verdict"] == "not comparable: differs in dataset.name, train.epochs"
+    assert "±" not in shown["measured"] and "1 seed" in shown["measured"]
 
 
 def test_runs_without_the_accuracy_are_refused(make_run: MakeRun) -> None:
@@ -235,13 +235,13 @@ def test_runs_without_the_accuracy_are_refused(make_run: MakeRun) -> None:
 @pytest.mark.slow
 def test_a_look_alike_runs_to_its_end_without_a_verdict(project, monkeypatch, capsys):
     out = reproduce(monkeypatch, capsys, "ldam_drw_cifar10_100", "--seeds", "2", "--set", LOOK_ALIKE)
-    told = lines(out.partition("\nldam_drw_cifar10_100\n")[2])
+    shown = lines(out.partition("\nldam_drw_cifar10_100\n")[2])
     changed = "dataset.imb_factor, dataset.name, model.image_size, model.name, train.epochs"
-    assert told["verdict"] == f"not comparable: differs in {changed}"
+    assert shown["verdict"] == f"not comparable: differs in {changed}"
     runs = load_runs(sorted((project / "models").iterdir()))
     assert [run.name for run in runs] == [f"ldam_drw_cifar10_100_changed_seed{seed}" for seed in range(2)]
     mean = 50 * sum(run.final(MEASURED) for run in runs)
-    assert told["measured"].startswith(f"{mean:.1f} ± ") and "at epoch 1, 2 seeds" in told["measured"]
+    assert shown["measured"].startswith(f"{mean:.1f} ± ") and "at epoch 1, 2 seeds" in shown["measured"]
     assert (project / "reports" / "reproduce_ldam_drw_cifar10_100_changed" / "index.html").is_file()
 
 
@@ -254,8 +254,8 @@ def test_cifar10_is_read_from_its_own_files(project, monkeypatch, capsys):
     write_cifar10(project / "cifar")
     small = "dataset.root=cifar dataset.min_samples=1 train.epochs=1 model.image_size=8"
     out = reproduce(monkeypatch, capsys, "mixup_cifar10_100", "--seeds", "1", "--set", small)
-    told = lines(out.partition("\nmixup_cifar10_100\n")[2])
-    assert told["verdict"] == "not comparable: differs in dataset.min_samples, model.image_size, train.epochs"
-    assert told["published"] == "72.8 %, MiSLAS: mixup, cifar10, 100:1"
+    shown = lines(out.partition("\nmixup_cifar10_100\n")[2])
+    assert shown["verdict"] == "not comparable: differs in dataset.min_samples, model.image_size, train.epochs"
+    assert shown["published"] == "72.8 %, MiSLAS: mixup, cifar10, 100:1"
     page = (project / "reports" / "reproduce_mixup_cifar10_100_changed" / "index.html").read_text()
     assert "<summary>MiSLAS</summary>" in page  # its data, imbalance and backbone are those of the source

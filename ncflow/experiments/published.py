@@ -1,6 +1,6 @@
 """Published configurations that ncflow can run: the recipe of the source, its number, and whether ours agrees.
 
-`REPRODUCTIONS` is the table. A row refers to a number in published.csv and holds no number of its own.
+`REPRODUCTIONS` is the table. A row refers to a number in published.csv and holds no number itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Start from weights on disk: find a backbone in a file of tensors, whatever its keys begin with; freeze parts."""
+"""Start from weights on disk: find a backbone in a file of tensors, under any prefix; freeze parts."""
 
 from __future__ import annotations
 

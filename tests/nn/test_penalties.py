@@ -116,7 +116,7 @@ def test_two_processes_have_the_penalty_of_their_common_batch(tmp_path):
 
 
 def test_the_feature_penalty_is_weight_decay_for_features():
-    """Half the mean squared norm: its gradient shrinks each of B features by h/B, whatever the others are."""
+    """Half the mean squared norm: its gradient shrinks each of B features by h/B. The others do not matter."""
     features = torch.randn(B, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     norms = [math.hypot(*row) for row in features.tolist()]
     assert feature_penalty(features).item() == pytest.approx(sum(norm**2 for norm in norms) / (2 * B))

@@ -1,4 +1,4 @@
-"""Findings: effects of choices are differences of means, told next to the spread over seeds."""
+"""Findings: effects of choices are differences of means, shown next to the spread over seeds."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_an_incomplete_grid_has_no_findings(make_run):
     assert findings(arms(runs_of(make_run, three, NC1))) == []
 
 
-def test_a_choice_without_effect_is_told_as_such(make_run):
+def test_a_choice_without_effect_is_named(make_run):
     same = {key: (0.7, 0.8) for key in ACCURACY}
     assert findings(arms(runs_of(make_run, same, NC1)))[:2] == [
         "Balanced accuracy on the test split: head does not move it.",
