@@ -231,21 +231,25 @@ def features(
 
 @app.command()
 def measure(
-    file: Annotated[Path, typer.Argument(help="Features: .npz, .pt, .pth, .safetensors or .parquet.")],
-    train: Annotated[Path | None, typer.Option(help="The training features, if FILE holds unseen ones.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json; default: reports/<name of FILE>.")] = None,
+    files: Annotated[
+        list[Path], typer.Argument(help="Features: .npz, .pt, .pth, .safetensors or .parquet; several are epochs.")
+    ],
+    train: Annotated[Path | None, typer.Option(help="The training features, if the file holds unseen ones.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in reports; default: that of the file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: models/<name>.")] = None,
 ) -> None:
-    """Measure features that anybody trained: every metric of each split, printed and written as JSON."""
+    """Measure features that anybody trained: every metric of each split, for reports next to runs."""
     from ncflow import stages
+    from ncflow.runs.layout import run_folder
 
-    out = out or _root() / "reports" / file.stem
-    measured = stages.measure(file, train, out)
+    out = out or run_folder(_root(), name or files[-1].stem)
+    measured = stages.measure(files, train, out)
     names = list(dict.fromkeys(name for metrics in measured.values() for name in metrics))
     _say(f"{'':32}" + "".join(f"{split:>14}" for split in measured))
     for name in names:
         values = (f"{metrics[name]:14.6g}" if name in metrics else f"{'—':>14}" for metrics in measured.values())
         _say(f"{name:32}" + "".join(values))
-    _say(f"written: {out / 'metrics.json'}")
+    _say(f"written: {out / 'metrics.json'}\nnext: `uv run ncflow report {_shown(out)}` and any runs to compare with")
 
 
 @app.command()

@@ -30,7 +30,7 @@ from ncflow.files import checksum, write_text
 from ncflow.imports import IMPORTED, checkpoint_sha256, run_digest
 from ncflow.interruption import RESUMES, end_if_asked, interruptible, watched
 from ncflow.lookup import fact, lookup
-from ncflow.measuring import FeatureSplit, read_features, write_features
+from ncflow.measuring import FeatureSplit, read_features, series, write_features
 from ncflow.measuring import measure as measure_features
 from ncflow.nn import HEADS, LOSSES, Classifier
 from ncflow.params import Params, make_params, read_config
@@ -42,7 +42,7 @@ from ncflow.runs.layout import CONFIG, FINAL_MODEL, PROVENANCE, is_finished
 from ncflow.runs.posthoc import PostHoc, write_posthoc
 from ncflow.runs.provenance import DataVersion, Hardware, Provenance, read_provenance
 from ncflow.runs.reader import load_run, load_runs
-from ncflow.runs.writer import RunFolder, load_model
+from ncflow.runs.writer import RunFolder, load_model, write_measured
 from ncflow.suite import claimed, is_first
 from ncflow.tracking import has_finished, log_to_finished, start_run
 from ncflow.training import (
@@ -270,31 +270,58 @@ def features(folder: Path, data: Path, out: Path) -> Path:
     return write_features(out, found) if accelerator.is_main_process else out
 
 
-def measure(file: Path, train: Path | None, out: Path) -> dict[str, dict[str, float]]:
-    """Measure the features in a file and write the metrics of each split to `out`/metrics.json.
+def measure(files: Sequence[Path], train: Path | None, out: Path) -> dict[str, dict[str, float]]:
+    """Measure the features in files, and write `out`: metrics.json, and the layout of a run, which reports read.
 
-    `train` is a file of the training features, if `file` holds unseen ones. Raises ValueError for files that do not
-    fit each other.
+    Several files are a series: the last number in each name is its epoch. `train` is a file of the training features,
+    if one file holds unseen ones. Returns the metrics of the last epoch. Raises ValueError for files that do not fit
+    each other, and if `out` is the folder of a trained run.
     """
+    if is_finished(out):
+        raise ValueError(f"{out} is the folder of a trained run; choose another --name or --out")
+    if train is not None and len(files) > 1:
+        raise ValueError(f"--train belongs to one file, got {len(files)}; put the splits of each epoch in one file")
+    analyses = {epoch: _measured(file, train) for epoch, file in series(files).items()}
+    names = {"dataset": "measured", "model": out.name, "head": "measured"}
+    config = {"exp_name": out.name, "seed": 0, "train": {}} | {key: {"name": name} for key, name in names.items()}
+    write_measured(out, config, analyses)
+    last = dict(analyses[max(analyses)][0])
+    write_text(out / "metrics.json", json.dumps(last, indent=1) + "\n")
+    return last
+
+
+def _measured(file: Path, train: Path | None) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """The metrics of each split of a file, and the geometry that a dump of a run holds."""
     splits = read_features(file)
     if train is not None:
         if set(splits) != {"train"}:
             raise ValueError(f"{file} has the splits {', '.join(splits)} itself; leave --train out")
-        splits = {"test": splits["train"], "train": read_features(train)["train"]}
+        splits = {"train": read_features(train)["train"], "test": splits["train"]}
     seen = splits.get("train")
     if seen is None:
         raise ValueError(f"{file} holds no training split, got {', '.join(splits)}; name one with --train")
     given = next((split for split in splits.values() if split.weight is not None), seen)
     options: dict[str, Any] = {"weight": given.weight, "bias": given.bias, "class_names": given.class_names}
     options["class_counts"] = seen.class_counts
-    measured = measure_features(seen.features, seen.targets, **options).metrics
+    on_train = measure_features(seen.features, seen.targets, **options)
+    metrics = dict(on_train.metrics)
     for name, split in splits.items():
         if name != "train":
             pair = (seen.features, seen.targets)
-            measured[name] = measure_features(split.features, split.targets, train=pair, **options).metrics["test"]
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "metrics.json", json.dumps(measured, indent=1) + "\n")
-    return measured
+            metrics[name] = measure_features(split.features, split.targets, train=pair, **options).metrics["test"]
+    predictions, targets = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+    if given.weight is not None and "test" in splits:
+        logits = splits["test"].features @ given.weight.mT + (0 if given.bias is None else given.bias)
+        predictions, targets = logits.argmax(1), splits["test"].targets.long()
+    geometry = {
+        "predictions": predictions,
+        "targets": targets,
+        "class_means": on_train.class_means,
+        "class_counts": on_train.class_counts.long(),
+        **({} if given.weight is None else {"weight": given.weight}),
+        **({} if given.bias is None else {"bias": given.bias}),
+    }
+    return metrics, geometry
 
 
 def track_posthoc(folder: Path, root: Path) -> bool:

@@ -232,7 +232,7 @@ def test_a_report_has_the_methods_of_the_run(plain, data, tmp_path):
 
 def test_measured_features_of_a_run_give_its_own_metrics(validated, data, tmp_path):
     file = stages.features(validated, data / "validated", tmp_path / "features.npz")
-    measured = stages.measure(file, None, tmp_path / "out")
+    measured = stages.measure([file], None, tmp_path / "out")
     logged = load_run(validated).analyses[-1]
     assert set(measured) == {"train", "val", "test"}
     for split, metrics in measured.items():

@@ -6,7 +6,8 @@ classifier and the classes outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,24 @@ def read_features(file: str | Path) -> dict[str, FeatureSplit]:
         return _splits(content)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def series(files: Sequence[Path]) -> dict[int, Path]:
+    """Epoch -> file: the last number in each name, in order. A single file is epoch 1.
+
+    Raises ValueError for a name without a number, and for two files of one epoch.
+    """
+    if len(files) == 1:
+        return {1: Path(files[0])}
+    epochs: dict[int, Path] = {}
+    for file in map(Path, files):
+        numbers = re.findall(r"\d+", file.stem)
+        if not numbers or not 0 < int(numbers[-1]) <= 10**9:
+            raise ValueError(f"{file} has no epoch in its name; expected names such as epoch_10.npz")
+        other = epochs.setdefault(int(numbers[-1]), file)
+        if other is not file:
+            raise ValueError(f"{other} and {file} are both of epoch {numbers[-1]}; leave one out")
+    return dict(sorted(epochs.items()))
 
 
 def write_features(file: Path, splits: Mapping[str, FeatureSplit]) -> Path:

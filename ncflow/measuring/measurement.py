@@ -15,9 +15,15 @@ FEW = 5  # classes that a message names
 
 
 class Measurement(NamedTuple):
-    """Metrics by split: {"train": {"nc1/pinv": …}} and, if there is a test split, {"test": {…}}."""
+    """Metrics by split: {"train": {"nc1/pinv": …}} and, if there is a test split, {"test": {…}}.
+
+    class_means (K, d) are those of the training split, NaN for a class without samples. class_counts (K,) are the sizes
+    of its classes.
+    """
 
     metrics: dict[str, dict[str, float]]
+    class_means: torch.Tensor
+    class_counts: torch.Tensor
 
 
 @torch.no_grad()
@@ -54,11 +60,11 @@ def measure(
     known: dict[str, Any] = {"num_classes": num_classes, "class_counts": counts}
     on_train = collapse_metrics(seen[0], seen[1], weight, bias, moments=means, **known)
     if train is None:
-        return Measurement({"train": on_train})
+        return Measurement({"train": on_train}, means.means_or_nan, counts)
     moments = ClassMoments.from_features(own[0], own[1].long(), num_classes, scatter=False)
     known |= {"train_means": means.means_or_nan, "moments": moments}
     unseen = collapse_metrics(own[0], own[1], weight, bias, **known)
-    return Measurement({"train": on_train, "test": unseen})
+    return Measurement({"train": on_train, "test": unseen}, means.means_or_nan, counts)
 
 
 def _check_finite(name: str, features: Any, targets: Any) -> None:

@@ -46,7 +46,7 @@ def comparisons(names: Mapping[Arm, str], numbers: Sequence[Published] | None = 
 
 def setting_of(options: Options) -> Setting | None:
     """Data set, imbalance factor and backbone of a run as the papers name them; None if it changes one of them."""
-    backbone = BACKBONES.get(options["model.name"])
+    backbone = BACKBONES.get(str(options.get("model.name")))
     if backbone is None or not _is_usual(options, USUAL_SETTING) or _has(options, "model.options."):
         return None
     return str(options["dataset.name"]), float(options.get("dataset.imb_factor", 0.01)), backbone

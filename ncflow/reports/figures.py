@@ -19,7 +19,7 @@ LONGEST = 10  # the most letters of a class name on an axis
 
 def cosine_figure(
     class_means: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     *,
     class_counts: torch.Tensor | None = None,
     class_names: Sequence[str] | None = None,
@@ -30,14 +30,13 @@ def cosine_figure(
 
     With class_counts (K,), the largest class comes first: minority collapse is then a red corner at the lower right.
     `predicted` holds a theory's name, class means (K,d) and rows (K,d), drawn next to the measured ones. The axes
-    show class_names (K,), or the numbers of the classes.
+    show class_names (K,), or the numbers of the classes. Without a weight there is no panel of rows.
     """
     order = _largest_first(class_counts, len(class_means))
-    panels = {
-        "centered class means": _cosines(_centered(class_means)[order]),
-        "classifier rows": _cosines(_array(weight)[order]),
-        "simplex ETF": _etf_cosines(len(order)),
-    }
+    panels = {"centered class means": _cosines(_centered(class_means)[order])}
+    if weight is not None:
+        panels["classifier rows"] = _cosines(_array(weight)[order])
+    panels["simplex ETF"] = _etf_cosines(len(order))
     if predicted:
         theory, ideal_means, ideal_weight = predicted
         panels[f"means by theory: {theory}"] = _cosines(_centered(ideal_means)[order])

@@ -94,10 +94,11 @@ def _portraits(run: Run) -> Iterator[Picture]:
     prediction = predict(run)
     ideal = (prediction.theory, prediction.optimum.class_means, prediction.optimum.weight) if prediction else None
     known: dict[str, Any] = {"class_counts": counts, "class_names": run.class_names, "title": about}
-    cosines = cosine_figure(dump["class_means"], dump["weight"], predicted=ideal, **known)
+    cosines = cosine_figure(dump["class_means"], dump.get("weight"), predicted=ideal, **known)
     yield Picture("cosines", f"cosines_{run.name}", about, cosines)
-    confusion = confusion_figure(dump["predictions"], dump["targets"], len(counts), **known)
-    yield Picture("confusion", f"confusion_{run.name}", about, confusion)
+    if len(dump["targets"]):  # measured features may lack a test split, or a classifier
+        confusion = confusion_figure(dump["predictions"], dump["targets"], len(counts), **known)
+        yield Picture("confusion", f"confusion_{run.name}", about, confusion)
 
 
 def _render(runs: Sequence[Run], sections: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> str:
@@ -155,7 +156,8 @@ def _datasets(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for run in runs:
         counts = [int(count) for count in run.dump["class_counts"]]
         key = json.dumps([run.config.get("dataset"), counts])
-        entry = found.setdefault(key, {"config": run.config.get("dataset", {}), "counts": counts, "runs": []})
+        config = {"name": "unknown"} | run.config.get("dataset", {})
+        entry = found.setdefault(key, {"config": config, "counts": counts, "runs": []})
         entry["runs"].append(run.name)
     return list(found.values())
 

@@ -17,7 +17,7 @@ from ncflow.runs.layout import LAST_EPOCH, SPLITS, epoch_of
 
 NUMBERS = ("epoch", "seconds", "loss", "accuracy")  # of each record of the history
 SECTIONS = ("dataset", "model", "head", "train")  # of a configuration
-ROWS = ("class_means", "weight")  # of a dump: (K, d)
+ROWS = ("class_means",)  # of a dump: (K, d); measured features may lack the classifier's "weight"
 SAMPLES = ("predictions", "targets")  # (N,)
 
 
@@ -80,10 +80,13 @@ def whole_dump(file: Path, dump: object) -> dict[str, torch.Tensor]:
         if not isinstance(dump.get(name), torch.Tensor):
             raise damaged(file, f"a tensor as {name}", dump.get(name))
     counts, features = dump["class_counts"], dump["class_means"].shape[-1:]
-    fits = counts.ndim == 1 and all(dump[name].shape == (len(counts), *features) for name in ROWS)
+    if not isinstance(dump.get("weight", counts), torch.Tensor):
+        raise damaged(file, "a tensor as weight", dump["weight"])
+    rows = [name for name in (*ROWS, "weight") if name in dump]
+    fits = counts.ndim == 1 and all(dump[name].shape == (len(counts), *features) for name in rows)
     fits = fits and dump["targets"].ndim == 1 and dump["targets"].shape == dump["predictions"].shape
     if not fits:
-        shapes = ", ".join(f"{name} {tuple(dump[name].shape)}" for name in ("class_counts", *ROWS, *SAMPLES))
+        shapes = ", ".join(f"{name} {tuple(dump[name].shape)}" for name in ("class_counts", *rows, *SAMPLES))
         raise damaged(file, "class_counts (K,), class_means and weight (K, d), predictions and targets (N,)", shapes)
     for name in SAMPLES:
         labels = dump[name]

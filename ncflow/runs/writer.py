@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ncflow.files import publish, write_text
-from ncflow.runs.layout import FINAL_MODEL, GEOMETRY, HISTORY, METRICS, SPLITS, epoch_of
+from ncflow.runs.layout import CONFIG, FINAL_MODEL, GEOMETRY, HISTORY, METRICS, SPLITS, epoch_of
 from ncflow.tensors import read_tensors, write_tensors
 from ncflow.training.evaluation import Evaluation
 from ncflow.training.loop import EpochRecord
 from ncflow.training.state import differing_tensors
+from ncflow.yaml_files import dump_yaml
 
 
 class RunFolder:
@@ -80,6 +82,27 @@ class RunFolder:
 
     def _publish(self, file: Path) -> Path:
         return file if self.kept == self.path else publish(file, self.path / file.name)
+
+
+def write_measured(
+    folder: Path,
+    config: Mapping[str, Any],
+    analyses: Mapping[int, tuple[Mapping[str, Mapping[str, float]], Mapping[str, Tensor]]],
+) -> None:
+    """Write measured features in the layout of a run: epoch -> metrics by split, and geometry as in a dump.
+
+    Reports then show them next to runs. There is no final model. Training loss and time are unknown: NaN and 0.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_later(folder, 0)
+    history = []
+    for epoch, (metrics, geometry) in analyses.items():
+        accuracy = metrics["train"].get("acc/overall", math.nan)
+        history.append({"epoch": epoch, "lr": 0.0, "loss": math.nan, "accuracy": accuracy, "seconds": 0.0})
+        write_text(folder / METRICS.format(epoch), json.dumps({"epoch": epoch, "test": {}, **metrics}, indent=1))
+        write_tensors(folder / GEOMETRY.format(epoch), geometry)
+    write_text(folder / HISTORY, json.dumps(history, indent=1))
+    write_text(folder / CONFIG, dump_yaml(dict(config)))
 
 
 def load_model(path: str | Path, classifier: nn.Module) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncflow.measuring import FeatureSplit, measure, read_features, write_features
+from ncflow.measuring import FeatureSplit, measure, read_features, series, write_features
 from ncflow.measuring.files import READERS
 from ncflow.metrics import collapse_metrics
 
@@ -36,7 +36,7 @@ def test_measuring_gives_the_collapse_metrics(seed):
 
 def test_arrays_and_tensors_give_the_same_numbers():
     h, y = features()
-    assert measure(h.numpy(), y.numpy(), weight=WEIGHT.numpy()) == measure(h, y, weight=WEIGHT)
+    assert measure(h.numpy(), y.numpy(), weight=WEIGHT.numpy()).metrics == measure(h, y, weight=WEIGHT).metrics
 
 
 def test_unseen_features_are_compared_with_the_training_split():
@@ -149,12 +149,12 @@ def test_the_command_writes_the_metrics_of_every_split(tmp_path):
 
     train, test = (FeatureSplit(*features(seed), WEIGHT) for seed in (0, 1))
     file = write_features(tmp_path / "all.npz", {"train": train, "test": test})
-    measured = stages.measure(file, None, tmp_path / "out")
+    measured = stages.measure([file], None, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == measured
     alone = [write_features(tmp_path / f"{name}.npz", {"train": s}) for name, s in (("seen", train), ("unseen", test))]
-    assert stages.measure(alone[1], alone[0], tmp_path / "two") == measured
+    assert stages.measure([alone[1]], alone[0], tmp_path / "two") == measured
     with pytest.raises(ValueError, match="has the splits train, test itself; leave --train out"):
-        stages.measure(file, alone[0], tmp_path / "wrong")
+        stages.measure([file], alone[0], tmp_path / "wrong")
 
 
 def test_the_command_line_prints_every_metric(tmp_path, monkeypatch, capsys):
@@ -168,3 +168,39 @@ def test_the_command_line_prints_every_metric(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["train"]
     assert all(name in printed for name in metrics) and str(tmp_path / "out" / "metrics.json") in printed
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize("splits", [("train",), ("train", "test")])
+def test_a_report_shows_measured_features_next_to_a_run(tmp_path, make_run, weight, splits):
+    from ncflow import stages
+
+    files = []
+    for epoch in (5, 10):
+        found = {name: FeatureSplit(*features(seed), weight) for seed, name in enumerate(splits, epoch)}
+        files.append(write_features(tmp_path / f"epoch_{epoch}.npz", found))
+    measured = stages.measure(files[::-1], None, tmp_path / "mine")
+    page, table = stages.report(
+        [tmp_path / "mine", make_run("trained", num_classes=4)], tmp_path / "page", title="both"
+    )
+    assert [row.cells[0] for row in table.rows] == ["measured", "digits"]
+    column = table.headings.index(("train nc1/", "pinv"))
+    assert table.rows[0].cells[column] == f"{measured['train']['nc1/pinv']:#.3g}"
+    assert "mine" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [(["a.npz", "b_2.npz"], "a.npz has no epoch in its name"), (["a_1.npz", "b_01.npz"], "are both of epoch")],
+)
+def test_a_series_needs_an_epoch_in_each_name(names, reason):
+    with pytest.raises(ValueError, match=reason):
+        series([Path(name) for name in names])
+
+
+def test_a_trained_run_is_never_overwritten(tmp_path):
+    from ncflow import stages
+
+    (tmp_path / "final_model.pth").touch()
+    with pytest.raises(ValueError, match="is the folder of a trained run; choose another --name"):
+        stages.measure([tmp_path / "features.npz"], None, tmp_path)
