@@ -237,6 +237,7 @@ def measure(
     train: Annotated[Path | None, typer.Option(help="The training features, if the file holds unseen ones.")] = None,
     name: Annotated[str | None, typer.Option(help="Name in reports; default: that of the file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: models/<name>.")] = None,
+    no_track: Annotated[bool, typer.Option("--no-track", help="Do not log the results to MLflow.")] = False,
 ) -> None:
     """Measure features that anybody trained: every metric of each split, for reports next to runs."""
     from ncflow import stages
@@ -244,6 +245,8 @@ def measure(
 
     out = out or run_folder(_root(), name or files[-1].stem)
     measured = stages.measure(files, train, out)
+    if not no_track:
+        stages.track_measured(out, _root())
     names = list(dict.fromkeys(name for metrics in measured.values() for name in metrics))
     _say(f"{'':32}" + "".join(f"{split:>14}" for split in measured))
     for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -288,6 +289,25 @@ def measure(files: Sequence[Path], train: Path | None, out: Path) -> dict[str, d
     last = dict(analyses[max(analyses)][0])
     write_text(out / "metrics.json", json.dumps(last, indent=1) + "\n")
     return last
+
+
+def track_measured(out: Path, root: Path) -> None:
+    """Log measured features as an MLflow run with the tag `measured`; the same numbers again are the same run."""
+    run = load_run(out)
+    numbers = [{"epoch": record["epoch"]} for record in run.history]  # loss and time are unknown
+    content = hashlib.sha256(json.dumps(run.analyses, sort_keys=True).encode()).hexdigest()[:12]
+    with (
+        interruptible(),
+        start_run(
+            root=root,
+            name=run.name,
+            config=run.config,
+            tags={"group": run.name, "head": run.head, "measured": True},
+            attempt=f"measured-{run.name}-{content}",
+        ) as logger,
+    ):
+        log_history(numbers, run.analyses, logger)
+        logger.artifacts(out)
 
 
 def _measured(file: Path, train: Path | None) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:

@@ -157,11 +157,26 @@ def test_the_command_writes_the_metrics_of_every_split(tmp_path):
         stages.measure([file], alone[0], tmp_path / "wrong")
 
 
+def test_mlflow_has_measured_features_as_one_run(tmp_path, monkeypatch):
+    from ncflow import stages, tracking
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    files = [write_features(tmp_path / f"e_{n}.npz", {"train": FeatureSplit(*features(n), WEIGHT)}) for n in (2, 4)]
+    measured = stages.measure(files, None, tmp_path / "mine")
+    for _ in range(2):  # the same numbers again are the same run
+        stages.track_measured(tmp_path / "mine", tmp_path)
+    with tracking.store(tmp_path) as mlflow:
+        (run,) = mlflow.search_runs(filter_string="tags.measured = 'True'", output_format="list")
+        steps = [metric.step for metric in mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/nc1/pinv")]
+    assert run.data.metrics["train/nc1/pinv"] == measured["train"]["nc1/pinv"]
+    assert (run.info.run_name, run.info.status, steps) == ("mine", "FINISHED", [2, 4])
+
+
 def test_the_command_line_prints_every_metric(tmp_path, monkeypatch, capsys):
     from ncflow import cli
 
     file = write_features(tmp_path / "mine.npz", {"train": FeatureSplit(*features(), WEIGHT)})
-    monkeypatch.setattr("sys.argv", ["ncflow", "measure", str(file), "--out", str(tmp_path / "out")])
+    monkeypatch.setattr("sys.argv", ["ncflow", "measure", str(file), "--out", str(tmp_path / "out"), "--no-track"])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 0
