@@ -42,10 +42,13 @@ class FeatureSplit:
 def read_features(file: str | Path) -> dict[str, FeatureSplit]:
     """The splits of a file of features by name; a file of one split is "train".
 
-    Suffixes are those of READERS. Raises ValueError that names the file for one that is missing, damaged or of another
-    kind, for a missing key, and for an unknown one.
+    Suffixes are those of READERS. A folder holds features.npy, targets.npy and so on, or shards: files whose samples
+    follow each other in the order of their names. Raises ValueError that names the file for one that is missing,
+    damaged or of another kind, for a missing key, and for an unknown one.
     """
     file = Path(file)
+    if file.is_dir():
+        return _read_folder(file)
     if not file.is_file():
         raise ValueError(f"no file {file}; expected features in one of {', '.join(READERS)}")
     if file.suffix not in READERS:
@@ -59,6 +62,35 @@ def read_features(file: str | Path) -> dict[str, FeatureSplit]:
         return _splits(content)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def _read_folder(folder: Path) -> dict[str, FeatureSplit]:
+    if (folder / "features.npy").is_file():
+        try:
+            return _splits({file.stem: np.load(file, allow_pickle=False) for file in sorted(folder.glob("*.npy"))})
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+    shards = [read_features(file) for file in sorted(folder.iterdir()) if file.suffix in READERS]
+    if not shards:
+        raise ValueError(f"{folder} holds neither features.npy nor shards in one of {', '.join(READERS)}")
+    if any(shard.keys() != shards[0].keys() for shard in shards):
+        raise ValueError(f"{folder}: expected the same splits in each shard, got {', '.join(shards[0])} and others")
+    return {split: _joined([shard[split] for shard in shards], folder) for split in shards[0]}
+
+
+def _joined(parts: Sequence[FeatureSplit], folder: Path) -> FeatureSplit:
+    """The samples of all parts in order; classifier and classes are those of the first part that has them."""
+    widths = {part.features.shape[1:] for part in parts}
+    if len(widths) > 1:
+        raise ValueError(f"{folder}: expected features of one width in all shards, got {sorted(map(tuple, widths))}")
+    rows: dict[str, Any] = {
+        key: None if any(getattr(part, key) is None for part in parts) else torch.cat([getattr(p, key) for p in parts])
+        for key in ("features", "targets", "logits")
+    }
+    shared: dict[str, Any] = {
+        key: next((v for p in parts if (v := getattr(p, key)) is not None), None) for key in SHARED
+    }
+    return FeatureSplit(**rows, **shared)
 
 
 def series(files: Sequence[Path]) -> dict[int, Path]:

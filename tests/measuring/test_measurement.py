@@ -107,6 +107,36 @@ def test_written_splits_are_read_back(tmp_path):
         assert found[split].class_names == list("abcd") and found[split].class_counts == [10] * K
 
 
+def test_shards_in_a_folder_follow_each_other(tmp_path):
+    h, y = features()
+    whole = write_features(tmp_path / "whole.npz", {"train": FeatureSplit(h, y, WEIGHT)})
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, part in enumerate((slice(0, 7), slice(7, 30), slice(30, 40))):
+        write_features(folder / f"part_{number}.npz", {"train": FeatureSplit(h[part], y[part], WEIGHT)})
+    (joined,), (expected,) = (list(read_features(path).values()) for path in (folder, whole))
+    assert torch.equal(joined.features, expected.features) and torch.equal(joined.targets, expected.targets)
+    assert torch.equal(joined.weight, WEIGHT)
+
+
+def test_a_folder_of_arrays_is_one_split(tmp_path):
+    h, y = features()
+    for name, array in (("features", h), ("targets", y), ("weight", WEIGHT)):
+        np.save(tmp_path / f"{name}.npy", array.numpy())
+    (found,) = read_features(tmp_path).values()
+    assert torch.equal(found.features, h) and torch.equal(found.targets, y) and torch.equal(found.weight, WEIGHT)
+
+
+def test_a_folder_without_features_and_shards_of_two_widths_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds neither features.npy nor shards"):
+        read_features(tmp_path)
+    h, y = features()
+    for name, width in (("a", D), ("b", D - 1)):
+        write(tmp_path / f"{name}.npz", {"features": h[:, :width], "targets": y})
+    with pytest.raises(ValueError, match="features of one width in all shards"):
+        read_features(tmp_path)
+
+
 class Evil:
     def __reduce__(self):
         return print, ("unpickled",)
