@@ -58,7 +58,8 @@ def test_rows_of_a_users_file_are_checked_trained_logged_and_reported(root, monk
     assert metrics["train"]["mine/width"] > 0
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with tracking.store(root) as mlflow:
-        (logged,) = mlflow.search_runs(filter_string="attributes.run_name = 'all'", output_format="list")
+        query = {"filter_string": "attributes.run_name = 'all'", "search_all_experiments": True}
+        (logged,) = mlflow.search_runs(**query, output_format="list")
     assert logged.data.metrics["train/mine/width"] == metrics["train"]["mine/width"]
     assert logged.data.params["cfg.head.scale"] == "3.0" and logged.info.status == "FINISHED"
     reported = run(root, "report", str(folder), "--out", str(root / "reports" / "all"))

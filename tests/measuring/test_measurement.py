@@ -196,7 +196,8 @@ def test_mlflow_has_measured_features_as_one_run(tmp_path, monkeypatch):
     for _ in range(2):  # the same numbers again are the same run
         stages.track_measured(tmp_path / "mine", tmp_path)
     with tracking.store(tmp_path) as mlflow:
-        (run,) = mlflow.search_runs(filter_string="tags.measured = 'True'", output_format="list")
+        query = {"filter_string": "tags.measured = 'True'", "search_all_experiments": True}
+        (run,) = mlflow.search_runs(**query, output_format="list")
         steps = [metric.step for metric in mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/nc1/pinv")]
     assert run.data.metrics["train/nc1/pinv"] == measured["train"]["nc1/pinv"]
     assert (run.info.run_name, run.info.status, steps) == ("mine", "FINISHED", [2, 4])

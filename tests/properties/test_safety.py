@@ -38,7 +38,6 @@ CALLS = {
     "os.popen",
     "yaml.unsafe_load",
     "yaml.full_load",
-    "np.load",
 }
 LOADERS = {"_Loader if aliases else _PlainLoader"}  # both are yaml.SafeLoader
 
@@ -54,6 +53,7 @@ def complaints(tree: ast.AST) -> list[str]:
             name, options = ast.unparse(node.func), {o.arg: ast.unparse(o.value) for o in node.keywords}
             unsafe = name in CALLS
             unsafe |= name == "torch.load" and options.get("weights_only") != "True"
+            unsafe |= name == "np.load" and options.get("allow_pickle") != "False"
             unsafe |= name in ("yaml.load", "yaml.load_all") and options.get("Loader") not in LOADERS
             unsafe |= options.get("shell") == "True" or options.get("allow_pickle") == "True"
             unsafe |= options.get("trust_remote_code") == "True"
@@ -77,6 +77,7 @@ def test_no_module_can_run_what_it_reads(file):
         "from joblib import load",
         "eval(text)",
         "subprocess.run(text, shell=True)",
+        "np.load(file)",
         "np.load(file, allow_pickle=True)",
     ],
 )
