@@ -17,6 +17,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the backgrou
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 THROWN: Counter[str] = Counter()  # by the tests of all workers
+STORES = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
+OUTSIDE = {name: os.environ.get(name) for name in STORES}
 
 
 def counted() -> dict[str, int]:
@@ -32,6 +34,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_readme.py")  # the longest file, beside all others
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """MLflow writes its choice of store, run and experiment into the environment; the next test starts without it."""
+    for name, value in OUTSIDE.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
