@@ -4,6 +4,7 @@ from ncflow.geometry.codes import FRAMES, code_bound, orthogonal_frame, softmax_
 from ncflow.geometry.frames import contrasts, from_contrasts, random_orthonormal, seli_frame, simplex_etf
 from ncflow.geometry.nearest import etf_distance, nearest_etf
 from ncflow.geometry.polar import polar_factor
+from ncflow.geometry.seli_products import seli_product
 
 __all__ = [
     "FRAMES",
@@ -16,6 +17,7 @@ __all__ = [
     "polar_factor",
     "random_orthonormal",
     "seli_frame",
+    "seli_product",
     "simplex_etf",
     "softmax_code",
 ]

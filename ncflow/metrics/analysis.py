@@ -13,7 +13,7 @@ from ncflow.metrics import nc1, squared_error
 from ncflow.metrics.accuracy import accuracies, class_recalls
 from ncflow.metrics.frame import Frame
 from ncflow.metrics.moments import ClassMoments, GramSum, variances_along, variances_of
-from ncflow.metrics.nc4 import Decisions, decide, nearest_classes
+from ncflow.metrics.nc4 import Decisions, decide, mean_gaps, nearest_classes
 from ncflow.metrics.priors import prior_accuracies
 from ncflow.metrics.rounding import EPS, Rounding, differ
 from ncflow.metrics.shots import shot_groups
@@ -112,16 +112,17 @@ class Analysis:
         return {name: group for name, group in groups.items() if bool(group.any())}
 
     @cached_property
-    def seli(self) -> tuple[Tensor, Tensor] | None:
-        """SELI's classifier and class means (K, K), None if a class has no training samples."""
-        return _seli(self.class_counts)
+    def seli(self) -> tuple[Tensor, Tensor]:
+        """SELI's classifier and class means (K, K). Every class needs training samples."""
+        return seli_frame(self.class_counts, device=self.class_counts.device)
 
     @cached_property
-    def seli_means(self) -> Tensor | None:
-        """SELI's class means (K', K') of the classes that have samples, None if one has no training samples."""
+    def seli_means(self) -> Tensor:
+        """SELI's class means (K', K') of the classes that have samples, all of which need training samples."""
         seen = self.moments.counts > 0
-        frames = self.seli if bool(seen.all()) else _seli(self.class_counts[seen])
-        return frames and frames[1]
+        if bool(seen.all()):
+            return self.seli[1]
+        return seli_frame(self.class_counts[seen], device=self.class_counts.device)[1]
 
     @cached_property
     def nearest(self) -> Tensor:
@@ -137,6 +138,16 @@ class Analysis:
         return Rounding.of(known, torch.clamp(self.moments.eps, min=self.means_eps))
 
     @cached_property
+    def nearest_gaps(self) -> Tensor:
+        """The distance (K,) of each mean in `nearest` to the nearest other one, NaN for a class without a mean."""
+        separation = self.present.frame.pairs[2]
+        if self.train_means is not None or separation is None:
+            return mean_gaps(self.nearest, self.moments.sample_mean)
+        gaps = torch.full_like(self.moments.counts, torch.nan)
+        gaps[self.moments.counts > 0] = separation.nearest
+        return gaps
+
+    @cached_property
     def nearest_differ(self) -> bool:
         """Whether `nearest` holds several different means, so that a nearest one is defined."""
         known = self.nearest[self.nearest.isfinite().all(1)]
@@ -149,7 +160,7 @@ class Analysis:
             return None
         if self.decisions is not None:
             return self.decisions.nearest_means
-        return nearest_classes(*self.samples, self.nearest, self.moments.sample_mean)
+        return nearest_classes(*self.samples, self.nearest, self.moments.sample_mean, self.nearest_gaps)
 
     @cached_property
     def features_differ(self) -> bool:
@@ -163,7 +174,9 @@ class Analysis:
         if self.samples is None or self.classifier is None:
             return None
         blurs = self.rows.known_rounding.level() if self.rows else 0.0, self.present.rounding.level()
-        return decide(*self.samples, *self.classifier, self.nearest, self.moments.sample_mean, *blurs)
+        return decide(
+            *self.samples, *self.classifier, self.nearest, self.moments.sample_mean, *blurs, self.nearest_gaps
+        )
 
     @cached_property
     def accuracies(self) -> dict[str, Tensor]:
@@ -184,7 +197,3 @@ class Analysis:
         if self.samples is None or self.decisions is None:
             return None
         return class_recalls(self.decisions.predictions, self.samples[1], len(self.class_counts))
-
-
-def _seli(class_counts: Tensor) -> tuple[Tensor, Tensor] | None:
-    return seli_frame(class_counts, device=class_counts.device) if bool((class_counts > 0).all()) else None

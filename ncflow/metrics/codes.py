@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ncflow.geometry import contrasts, from_contrasts
 from ncflow.metrics.frame import Frame
-from ncflow.metrics.pairs import pairwise_cosines, unit_rows
+from ncflow.metrics.pairs import unit_rows
 from ncflow.metrics.rows import EITHER, Metric, of_means, of_weight
 
 MOST_CLASSES = 128  # each class may need a quadratic program of K variables
@@ -25,12 +25,12 @@ WELL_CONDITIONED = 1e-6  # smallest over largest singular value of contrasts, ab
 Array = npt.NDArray[np.float64]
 
 
-def max_cosine(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+def max_cosine(frame: Frame) -> Tensor:
     """The largest cosine of two rows (K, d). In [-1/(K-1), 1], -1/(K-1) at collapse.
 
-    Not defined where a row is rounding, not longer than `blur`. Jiang et al. 2023.
+    Not defined where a row is rounding. Jiang et al. 2023.
     """
-    return pairwise_cosines(rows, blur).max().clamp(min=-1 / (len(rows) - 1))
+    return frame.pairs[0].largest
 
 
 def one_vs_rest_margin(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor | None:
@@ -104,10 +104,6 @@ def _fitted(matrix: Array, values: Array, free: npt.NDArray[np.bool_]) -> Array:
         free &= values > EQUAL * values.max(initial=0)
 
 
-def _max_cosine(frame: Frame) -> Tensor:
-    return max_cosine(frame.rows, frame.blur)
-
-
 def _one_vs_rest_margin(frame: Frame) -> Tensor | None:
     return one_vs_rest_margin(frame.rows, frame.blur) if len(frame.rows) <= MOST_CLASSES else None
 
@@ -115,10 +111,10 @@ def _one_vs_rest_margin(frame: Frame) -> Tensor | None:
 JIANG = "Jiang et al. 2023"
 METRICS: dict[str, Metric] = {
     "nc2/max_cosine_means": Metric(
-        of_means(_max_cosine), "max over pairs of cos(μ̃_i, μ̃_j)", "[−1, 1]", "−1/(K−1)", "train", JIANG
+        of_means(max_cosine), "max over pairs of cos(μ̃_i, μ̃_j)", "[−1, 1]", "−1/(K−1)", "train", JIANG
     ),
     "nc2/max_cosine_weight": Metric(
-        of_weight(_max_cosine), "the same of w_i, w_j", "[−1, 1]", "−1/(K−1)", EITHER, JIANG
+        of_weight(max_cosine), "the same of w_i, w_j", "[−1, 1]", "−1/(K−1)", EITHER, JIANG
     ),
     "nc2/margin_means": Metric(
         of_means(_one_vs_rest_margin),

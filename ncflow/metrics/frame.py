@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ncflow.geometry import contrasts
+from ncflow.metrics.pairs import Angles, Energy, Rows, Separation, visit
 from ncflow.metrics.rounding import Rounding, differ
 
 WELL_CONDITIONED = 1e-4  # smallest over largest eigenvalue of a Gram matrix, above which its vectors have 12 digits
@@ -20,17 +21,34 @@ class Frame:
     """rows (K, d) in float64, K >= 2. Its metrics are those of NC2 and NC3.
 
     `rounding` is that of the input, by default of rows in float64. `centered` rows are differences, so a row that is
-    not longer than rounding has no direction.
+    not longer than rounding has no direction. `variances` (K,) are those of the samples around class means.
     """
 
     rows: Tensor
     rounding: Rounding | None = None
     centered: bool = False
+    variances: Tensor | None = None
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are more contrasts than dimensions, K-1 > d: then no simplex ETF exists."""
+        return self.rows.shape[0] - 1 > self.rows.shape[1]
+
+    @property
+    def scaled(self) -> Tensor:
+        """The rows, scaled to unit Frobenius norm to keep fourth powers in range."""
+        return self.rows / torch.linalg.matrix_norm(self.rows)
+
+    @cached_property
+    def moment(self) -> Tensor:
+        """The sum (d, d) of the outer products of the scaled rows."""
+        rows = self.scaled
+        return rows.mT @ rows
 
     @cached_property
     def gram(self) -> Tensor:
-        """Inner products (K, K) of the rows, scaled to unit Frobenius norm to keep fourth powers in range."""
-        rows = self.rows / torch.linalg.matrix_norm(self.rows)
+        """Inner products (K, K) of the scaled rows."""
+        rows = self.scaled
         return rows @ rows.mT
 
     @cached_property
@@ -47,6 +65,24 @@ class Frame:
         along = u.mT.flip(0) @ rows  # its norms are more accurate than the square roots of the eigenvalues
         s = torch.linalg.vector_norm(along, dim=1)
         return u.flip(1), s, along / s.unsqueeze(1)
+
+    @cached_property
+    def axes(self) -> tuple[Tensor, Tensor]:
+        """s (r,) and vh (r, d) of `svd`. For K-1 > d from a triangle (d, d), which has the same directions."""
+        if not self.crowded:
+            return self.svd[1:]
+        triangle = torch.linalg.qr(self.rows - self.rows.mean(0), mode="r").R
+        return torch.linalg.svd(triangle)[1:]
+
+    @cached_property
+    def pairs(self) -> tuple[Angles, Energy, Separation | None]:
+        """The statistics of all pairs of rows, from a single pass. Energy and separation are those of centered rows."""
+        rows = Rows(self.rows)
+        angles, energy = Angles(rows, self.blur), Energy(rows, self.blur)
+        known = self.variances
+        separation = None if known is None else Separation(rows, known, self.known_rounding.level())
+        visit(rows, angles, *([energy] if self.centered else []), *([separation] if separation else []))
+        return angles, energy, separation
 
     @cached_property
     def differs(self) -> bool:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ncflow.metrics.pairs import pairwise_cosines, unit_rows
+from ncflow.metrics import crowded
+from ncflow.metrics.pairs import unit_rows
 from ncflow.metrics.rows import EITHER, Metric
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def minority_cosine(weight: Tensor, class_counts: Tensor) -> Tensor:
 
     -1/(K-1) for a simplex ETF, 1 when the minority classes have collapsed onto each other. Fang et al. 2021.
     """
-    return pairwise_cosines(weight[_minority(class_counts)]).mean()
+    unit = unit_rows(weight[_minority(class_counts)])
+    return (unit.sum(0).square().sum() - unit.square().sum()) / (len(unit) * (len(unit) - 1))
 
 
 def majority_minority_cosine(weight: Tensor, class_counts: Tensor) -> Tensor:
@@ -34,7 +36,7 @@ def majority_minority_cosine(weight: Tensor, class_counts: Tensor) -> Tensor:
     minority = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     minority[_minority(class_counts)] = True
     unit = unit_rows(weight)
-    return (unit[minority] @ unit[~minority].mT).mean()
+    return unit[minority].mean(0) @ unit[~minority].mean(0)
 
 
 def seli_error(gram: Tensor, ideal_rows: Tensor) -> Tensor:
@@ -78,11 +80,20 @@ def _majority_minority_cosine(a: Analysis) -> Tensor | None:
 
 
 def _seli_error_weight(a: Analysis) -> Tensor | None:
-    return seli_error(a.rows.gram, a.seli[0]) if a.rows and a.seli else None
+    if a.rows is None or not bool((a.class_counts > 0).all()):
+        return None
+    if a.rows.crowded:
+        return crowded.seli_error(a.rows, a.class_counts, of="weight")
+    return seli_error(a.rows.gram, a.seli[0])
 
 
 def _seli_error_means(a: Analysis) -> Tensor | None:
-    return seli_error(a.means.gram, a.seli_means) if a.means and a.seli_means is not None else None
+    counts = a.class_counts[a.moments.counts > 0]
+    if a.means is None or not bool((counts > 0).all()):
+        return None
+    if a.means.crowded:
+        return crowded.seli_error(a.means, counts, of="means")
+    return seli_error(a.means.gram, a.seli_means)
 
 
 def _norm_slope(frame: Frame | None, sizes: Tensor) -> Tensor | None:

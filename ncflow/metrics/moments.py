@@ -120,7 +120,8 @@ class ClassMoments:
     @cached_property
     def frame(self) -> Frame:
         """The centered means as a frame. Requires that all classes are present."""
-        return Frame(self.means - self.class_mean, self.rounding, centered=True)
+        variances = self.within_traces / self.counts
+        return Frame(self.means - self.class_mean, self.rounding, centered=True, variances=variances)
 
     @cached_property
     def rounding(self) -> Rounding:
@@ -132,7 +133,7 @@ class ClassMoments:
     @cached_property
     def between_axes(self) -> tuple[Tensor, Tensor]:
         """s (r,) and orthonormal rows u (r, d) with Σ_B = Σ s² u uᵀ, r <= K-1, without directions that are rounding."""
-        _, s, axes = self.frame.svd
+        s, axes = self.frame.axes
         kept = s > self.rounding.level(len(self.means))
         return s[kept] / len(self.means) ** 0.5, axes[kept]
 
@@ -200,8 +201,9 @@ def within_deviations(features: Tensor, targets: Tensor, means: Tensor) -> Itera
         yield h.sub_(means.index_select(0, y)), y
 
 
-def float64_chunks(features: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def float64_chunks(features: Tensor, *others: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, ...]]:
     """Yield consecutive slices of features (N, d), copied in float64, with the same slices of the other tensors."""
-    for start in range(0, len(features), CHUNK):
-        part = slice(start, start + CHUNK)
+    size = size or CHUNK
+    for start in range(0, len(features), size):
+        part = slice(start, start + size)
         yield features[part].to(torch.float64, copy=True), *(other[part] for other in others)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ncflow.metrics.moments import ClassMoments
-from ncflow.metrics.pairs import pairs, squared_distances
 from ncflow.metrics.rows import PAPYAN, Metric, View, of_differing_means, of_group
 from ncflow.metrics.shots import SHOTS
 
@@ -49,7 +48,7 @@ def cdnv(moments: ClassMoments) -> Tensor:
 
     >= 0, 0 at collapse. Galanti, György and Hutter 2022.
     """
-    return _cdnv_of_pairs(moments).mean()
+    return _class_cdnv(moments).mean()
 
 
 def cdnv_of(moments: ClassMoments, classes: Tensor) -> Tensor:
@@ -57,20 +56,14 @@ def cdnv_of(moments: ClassMoments, classes: Tensor) -> Tensor:
 
     The mean over groups, weighted by classes, is `cdnv`.
     """
-    i, j = pairs(len(classes), classes.device)
-    times = classes[i].double() + classes[j].double()  # a pair counts once for each of its classes in the group
-    inside = times > 0  # the means of another pair may coincide
-    terms = _cdnv_of_pairs(moments)[inside] * times[inside]
-    return terms.sum() / (classes.sum() * (len(classes) - 1))
+    return _class_cdnv(moments)[classes].mean()  # the means of classes outside of the group may coincide
 
 
-def _cdnv_of_pairs(moments: ClassMoments) -> Tensor:
-    """(v_i + v_j)/(2‖μ_i - μ_j‖²) (K(K-1)/2,) of the pairs i < j. Infinite where two means coincide."""
-    variances = moments.within_traces / moments.counts
-    i, j = pairs(len(variances), variances.device)
-    squares = squared_distances(moments.centered_means)
-    squares = torch.where(squares > moments.rounding.level().square(), squares, 0)
-    return (variances[i] + variances[j]) / (2 * squares)
+def _class_cdnv(moments: ClassMoments) -> Tensor:
+    """The terms of `cdnv` of each class (K,), averaged over the other classes. Infinite where two means coincide."""
+    separation = moments.frame.pairs[2]
+    assert separation is not None
+    return separation.by_class
 
 
 def vci(moments: ClassMoments, whitened: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ncflow.metrics.pairs import pairs, pairwise_cosines, squared_distances, unit_rows
+from ncflow.metrics import crowded
+from ncflow.metrics.frame import Frame
 from ncflow.metrics.rows import (
     EITHER,
     MARKOU,
@@ -26,7 +27,6 @@ from ncflow.metrics.rows import (
 
 if TYPE_CHECKING:
     from ncflow.metrics.analysis import Analysis
-    from ncflow.metrics.frame import Frame
 
 
 def equinorm(rows: Tensor) -> Tensor:
@@ -35,20 +35,20 @@ def equinorm(rows: Tensor) -> Tensor:
     return norms.std() / norms.mean()
 
 
-def equiangularity(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+def equiangularity(frame: Frame) -> Tensor:
     """Standard deviation of the pairwise cosines of the rows. In [0, 2/sqrt(3)], 0 at collapse. Papyan et al. 2020.
 
-    Not defined where a row is rounding, not longer than `blur`.
+    Not defined where a row is rounding.
     """
-    return pairwise_cosines(rows, blur).std()
+    return frame.pairs[0].std
 
 
-def maximal_angle(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+def maximal_angle(frame: Frame) -> Tensor:
     """Mean distance |cos + 1/(K-1)| of the pairwise cosines to those of a simplex ETF. In [0, K/(K-1)], 0 at collapse.
 
-    Not defined where a row is rounding, not longer than `blur`. Papyan et al. 2020.
+    Not defined where a row is rounding. Papyan et al. 2020.
     """
-    return (pairwise_cosines(rows, blur) + 1 / (len(rows) - 1)).abs().mean()
+    return frame.pairs[0].off
 
 
 def etf_error(gram: Tensor) -> Tensor:
@@ -67,29 +67,21 @@ def orthogonal_error(gram: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - ideal)
 
 
-def gnc2_log(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+def gnc2_log(frame: Frame) -> Tensor:
     """Mean over i≠j of -log‖ŵ_i - ŵ_j‖ for unit rows ŵ, the hyperspherical energy that generalizes NC2 to K > d+1.
 
-    Its minimum is -log sqrt(2K/(K-1)), for a simplex ETF. Not defined where two directions are equal up to `blur`, the
-    rounding of the rows. Liu et al. 2023.
+    Its minimum is -log sqrt(2K/(K-1)), for a simplex ETF. Not defined where two directions are equal up to the rounding
+    of the centered rows. Liu et al. 2023.
     """
-    return -_log_squares(rows, blur).mean() / 2
+    return -frame.pairs[1].spread.mean / 2
 
 
-def gnc2_spread(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+def gnc2_spread(frame: Frame) -> Tensor:
     """Standard deviation over pairs of the energy -log‖ŵ_i - ŵ_j‖. >= 0, 0 for a simplex ETF.
 
     Defined where `gnc2_log` is defined.
     """
-    return _log_squares(rows, blur).std() / 2
-
-
-def _log_squares(rows: Tensor, blur: Tensor | float) -> Tensor:
-    """log‖ŵ_i - ŵ_j‖² (K(K-1)/2,) of the pairs i < j. Infinite where the difference may be only rounding."""
-    i, j = pairs(len(rows), rows.device)
-    turn = blur / torch.linalg.vector_norm(rows, dim=1)  # how far rounding may rotate a unit row
-    squares = squared_distances(unit_rows(rows, blur))
-    return torch.log(torch.where(squares > (turn[i] + turn[j]).square(), squares, 0))
+    return frame.pairs[1].spread.std / 2
 
 
 def _equinorm(frame: Frame) -> Tensor:
@@ -101,15 +93,11 @@ def _equinorm_gap(a: Analysis) -> Tensor | None:
 
 
 def _equiangularity(frame: Frame) -> Tensor | None:
-    return equiangularity(frame.rows, frame.blur) if len(frame.rows) > 2 else None
-
-
-def _maximal_angle(frame: Frame) -> Tensor:
-    return maximal_angle(frame.rows, frame.blur)
+    return equiangularity(frame) if len(frame.rows) > 2 else None
 
 
 def _etf_error(frame: Frame) -> Tensor:
-    return etf_error(frame.gram)
+    return crowded.etf_error(frame) if frame.crowded else etf_error(frame.gram)
 
 
 def _etf_distance(frame: Frame) -> Tensor | None:
@@ -117,19 +105,15 @@ def _etf_distance(frame: Frame) -> Tensor | None:
 
 
 def _orthogonal_error(frame: Frame) -> Tensor:
-    return orthogonal_error(frame.gram)
+    return crowded.orthogonal_error(frame) if frame.crowded else orthogonal_error(frame.gram)
 
 
 def _orthogonal_distance(frame: Frame) -> Tensor | None:
     return frame.orthogonal_distance if frame.has_room_for_orthogonal_rows else None
 
 
-def _gnc2_log(frame: Frame) -> Tensor:
-    return gnc2_log(frame.rows, frame.blur)
-
-
 def _gnc2_spread(frame: Frame) -> Tensor | None:
-    return gnc2_spread(frame.rows, frame.blur) if len(frame.rows) > 2 else None
+    return gnc2_spread(frame) if len(frame.rows) > 2 else None
 
 
 DANG = "Dang et al. 2024"
@@ -144,7 +128,7 @@ METRICS: dict[str, Metric] = {
         of_weight(_equiangularity), "std over pairs of cos(w_i, w_j)", "[0, 2/√3]", "0", EITHER, PAPYAN
     ),
     "nc2/maximal_angle_means": Metric(
-        of_means(_maximal_angle),
+        of_means(maximal_angle),
         "mean over pairs of abs(cos(μ̃_i, μ̃_j) + 1/(K−1))",
         "[0, K/(K−1)]",
         "0",
@@ -152,7 +136,7 @@ METRICS: dict[str, Metric] = {
         PAPYAN,
     ),
     "nc2/maximal_angle_weight": Metric(
-        of_weight(_maximal_angle), "the same of w_i, w_j", "[0, K/(K−1)]", "0", EITHER, PAPYAN
+        of_weight(maximal_angle), "the same of w_i, w_j", "[0, K/(K−1)]", "0", EITHER, PAPYAN
     ),
     "nc2/etf_error_means": Metric(
         of_means(_etf_error),
@@ -203,7 +187,7 @@ METRICS: dict[str, Metric] = {
         of_weight(_orthogonal_distance), "the same of W", "[0, 2]", "2−2√(1−1/K)", EITHER
     ),
     "nc2/gnc2_log": Metric(
-        of_means(_gnc2_log),
+        of_means(gnc2_log),
         "mean over i≠j of −log‖μ̂_i − μ̂_j‖, μ̂_k = μ̃_k/‖μ̃_k‖",
         "[−log 2, ∞)",
         "−½ log(2K/(K−1))",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ncflow.metrics import nc2
+from ncflow.metrics import crowded, nc2
 from ncflow.metrics.frame import Frame
 from ncflow.metrics.rows import MARKOU, PAPYAN, ZHU, Formula, Metric, View, of_both
 from ncflow.metrics.shots import SHOTS
@@ -68,6 +68,10 @@ def _alignment_of(group: str) -> Formula:
     return of_group
 
 
+def _etf_error(rows: Frame, means: Frame) -> Tensor:
+    return crowded.etf_error(rows, means) if rows.crowded else etf_error(rows.rows, means.rows)
+
+
 def _etf_gap(rows: Frame, means: Frame) -> Tensor | None:
     return etf_gap(rows, means) if rows.has_one_nearest_etf and means.has_one_nearest_etf else None
 
@@ -89,7 +93,7 @@ METRICS: dict[str, Metric] = {
         ),
     ),
     "nc3/etf_error": Metric(
-        of_both(lambda rows, means: etf_error(rows.rows, means.rows)),
+        of_both(_etf_error),
         "‖G/‖G‖_F − M/√(K−1)‖_F, G = Wμ̃ᵀ",
         "[0, 2]",
         "0",

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ncflow.metrics.moments import CHUNK, float64_chunks
-from ncflow.metrics.pairs import nearest_distances, pairs, squared_distances
+from ncflow.metrics.pairs import first_of_equals, nearest_distances
 from ncflow.metrics.rounding import Rounding
 from ncflow.metrics.rows import PAPYAN, Metric, View
 
 if TYPE_CHECKING:
     from ncflow.metrics.analysis import Analysis
 
+BATCH = 2**20  # logits in float64 at a time
 FEW = 64  # up to so many class means join the classifier's matrix product, at almost no cost
 CERTAIN = 1 - 1e-6  # factor on half the distance of two means: a margin above the rounding of distances
 
@@ -49,21 +50,23 @@ def decide(
     sample_mean: Tensor,
     row_blur: Tensor | float = 0.0,
     feature_blur: Tensor | float = 0.0,
+    gaps: Tensor | None = None,
 ) -> Decisions:
     """Decisions on features (N, d) by weight (K, d), bias (K,) and class means (K, d), NaN for a class without one.
 
     Margins use centered features (minus μ_N (d,)) and centered classifier rows (minus their mean row). Both shifts are
     subtracted from the products of the logits. A centered row or feature not longer than its `blur` is rounding, and
-    its cosines are 0.
+    its cosines are 0. gaps (K,) are the distances of class means to the nearest other one, if already known.
     """
-    nearest_means = _NearestMeans.among(class_means, sample_mean)
+    nearest_means = _NearestMeans.among(class_means, sample_mean, gaps)
     few = len(weight) <= FEW
     rows = torch.cat([weight, nearest_means.rows]) if few else weight
     along_center = weight @ sample_mean
     scale = _inverse(torch.linalg.vector_norm(weight - weight.mean(0), dim=1), row_blur)
     # Allocate results once: small tensors kept from each chunk would fragment the memory of the freed large ones.
     made = Decisions(*(torch.empty_like(targets, dtype=dtype) for dtype in FIELDS))
-    for h, y, *results in float64_chunks(features, targets, *vars(made).values()):
+    width = CHUNK if few else max(FEW, min(CHUNK, BATCH // len(weight)))  # logits that fit into a processor's cache
+    for h, y, *results in float64_chunks(features, targets, *vars(made).values(), size=width):
         if few:  # this order makes the product twice as fast
             products, along_means = (rows @ h.mT).mT.tensor_split(2, dim=1)
             nearest = nearest_means.by_products(along_means)
@@ -85,30 +88,42 @@ def decide(
     return made
 
 
-def nearest_classes(features: Tensor, targets: Tensor, class_means: Tensor, sample_mean: Tensor) -> Tensor:
+def nearest_classes(
+    features: Tensor, targets: Tensor, class_means: Tensor, sample_mean: Tensor, gaps: Tensor | None = None
+) -> Tensor:
     """The class (N,) of the mean nearest to each of the features (N, d), the same as from `decide`."""
-    means = _NearestMeans.among(class_means, sample_mean)
+    means = _NearestMeans.among(class_means, sample_mean, gaps)
     few = len(class_means) <= FEW
     chunks = float64_chunks(features, targets)
     return torch.cat([means.by_products(h @ means.rows.mT) if few else means.of(h, y) for h, y in chunks])
 
 
-def ncc_accuracy(nearest: Tensor, targets: Tensor, class_means: Tensor, rounding: Rounding) -> Tensor:
+def ncc_accuracy(
+    nearest: Tensor, targets: Tensor, class_means: Tensor, rounding: Rounding, gaps: Tensor | None = None
+) -> Tensor:
     """Share of samples whose nearest class mean (N,) is that of their own class. In [0, 1], 1 at collapse.
 
     Where means (K, d) are equal up to rounding, the first of their classes counts as the nearest.
     """
+    if gaps is not None and not bool((gaps <= rounding.level()).any()):
+        return (nearest == targets).double().mean()
     return (_first_of_equals(class_means, rounding)[nearest] == targets).double().mean()
+
+
+def mean_gaps(class_means: Tensor, sample_mean: Tensor) -> Tensor:
+    """The distance (K,) of each class mean to the nearest other one, NaN for a class without a mean."""
+    gaps, known = torch.full_like(class_means[:, 0], torch.nan), class_means.isfinite().all(1)
+    gaps[known] = nearest_distances(class_means[known] - sample_mean)
+    return gaps
 
 
 def _first_of_equals(class_means: Tensor, rounding: Rounding) -> Tensor:
     """For each class (K,), the first class whose mean is equal up to rounding, usually the class itself."""
     (known,) = torch.where(class_means.isfinite().all(1))
     means = class_means[known]
-    i, j = pairs(len(known), known.device)
-    same = squared_distances(means - means.mean(0)) <= rounding.level().square()
     first = torch.arange(len(class_means), device=known.device)
-    return first.scatter_reduce(0, known[j[same]], known[i[same]], "amin")
+    first[known] = known[first_of_equals(means - means.mean(0), rounding.level())]
+    return first
 
 
 def ncc_mismatch(decisions: Decisions, class_means: Tensor, rounding: Rounding) -> Tensor:
@@ -146,12 +161,13 @@ class _NearestMeans:
     reach: Tensor
 
     @classmethod
-    def among(cls, means: Tensor, sample_mean: Tensor) -> _NearestMeans:
+    def among(cls, means: Tensor, sample_mean: Tensor, gaps: Tensor | None = None) -> _NearestMeans:
         rows = means - sample_mean  # a common shift keeps the distances and improves their precision
         half_squares = (rows.square().sum(1) / 2 + rows @ sample_mean).nan_to_num(nan=torch.inf)
-        known, reach = half_squares.isfinite(), torch.zeros_like(half_squares)
+        reach = torch.zeros_like(half_squares)
         if len(means) > FEW:
-            reach[known] = nearest_distances(rows[known]) * (CERTAIN / 2)
+            gaps = mean_gaps(means, sample_mean) if gaps is None else gaps
+            reach = (gaps * (CERTAIN / 2)).nan_to_num(0.0, torch.inf)
         return cls(means, rows.nan_to_num(), half_squares, reach)
 
     def of(self, features: Tensor, targets: Tensor) -> Tensor:
@@ -186,7 +202,7 @@ def _ncc_mismatch(a: Analysis) -> Tensor | None:
 def _ncc_accuracy(a: Analysis) -> Tensor | None:
     if a.samples is None or a.nearest_classes is None:
         return None
-    return ncc_accuracy(a.nearest_classes, a.samples[1], a.nearest, a.nearest_rounding)
+    return ncc_accuracy(a.nearest_classes, a.samples[1], a.nearest, a.nearest_rounding, a.nearest_gaps)
 
 
 def _bias_collapse(a: Analysis) -> Tensor | None:

@@ -47,17 +47,26 @@ def least_squares(moments: ClassMoments, whitened: Tensor) -> tuple[Tensor, Tens
 def loss(moments: ClassMoments, within_cov: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """½E‖Wh + b - e_y‖² of W (K', d), b (K',) over samples of K' classes with Σ_W (d, d). >= 0."""
     shares = moments.counts / moments.num_samples
+    within = ((weight @ within_cov) * weight).sum()
+    if moments.frame.crowded:
+        return (within + _crowded_errors(weight, bias, moments.means) @ shares) / 2
     errors = weight @ moments.means.mT + bias.unsqueeze(1)
     errors -= torch.eye(len(bias), dtype=errors.dtype, device=errors.device)
-    return (((weight @ within_cov) * weight).sum() + errors.square().sum(0) @ shares) / 2
+    return (within + errors.square().sum(0) @ shares) / 2
+
+
+def _crowded_errors(weight: Tensor, bias: Tensor, means: Tensor) -> Tensor:
+    """‖Wμ_k + b - e_k‖² (K,) without a (K, K) matrix: the square in full, as no error is near 0 for K-1 > d."""
+    outputs = (means @ (weight.mT @ weight) * means).sum(1) + 2 * means @ (bias @ weight) + bias.square().sum()
+    return outputs - 2 * ((weight * means).sum(1) + bias) + 1
 
 
 def _missed(basis: Tensor, roots: Tensor) -> Tensor:
     """Squared norm of sqrt(Π) outside of Q (K, r) and the unit vector sqrt(π) (K,). Exactly 0 where they span R^K."""
     if basis.shape[1] == len(basis) - 1:
         return roots.new_zeros(())
-    outside = roots.diag() - roots.outer(roots.square()) - basis @ (basis.mT * roots)
-    return outside.square().sum()
+    shares = roots.square()
+    return (shares * (1 - shares - basis.square().sum(1)).clamp(min=0)).sum()  # the square of a projection of sqrt(Π)
 
 
 def _part(number: int) -> Formula:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch.nn import Module
 from torchmetrics import Metric
 
 from ncflow.checks import as_tensors, check_counts, check_samples, has_float64
-from ncflow.metrics import moment_metrics
+from ncflow.lookup import lookup
+from ncflow.metrics import METRICS, moment_metrics
 from ncflow.metrics.moments import ClassMoments
 
 FIELDS = [field.name for field in dataclasses.fields(ClassMoments)]
@@ -26,7 +28,15 @@ class NeuralCollapse(Metric):
     optionally .bias (K,). It adds the metrics of the classifier and of its duality with the class means. Only
     `collapse_metrics` has the metrics that need the samples again (nc1/numerical_rank, nc4, margins, accuracies).
     class_counts (K,) are the class sizes of the training split, by default those of the stream. Pass them on a test
-    split, because they define the groups of classes. Raises ValueError for sizes that are not K numbers >= 0.
+    split, because they define the groups of classes. `only` is the name of one metric: compute() then returns it alone,
+    as a 0-dim tensor, NaN where it is not defined. So `self.log` of Lightning and MetricTracker take it. Raises
+    ValueError for sizes that are not K numbers >= 0, and for an unknown name.
+
+    Example::
+
+        metric = NeuralCollapse(num_classes=10, num_features=512, classifier=model.fc)
+        metric.update(features, targets)  # for each batch
+        self.log_dict(metric.compute())  # in Lightning, at the end of an epoch; then metric.reset()
     """
 
     full_state_update = True  # moments merge jointly, but torchmetrics' shortcut reduces each state separately
@@ -44,9 +54,13 @@ class NeuralCollapse(Metric):
         *,
         class_counts: Sequence[int] | Tensor | None = None,
         classifier: torch.nn.Module | None = None,
+        only: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if only is not None:
+            lookup(METRICS, only, "metric")
+        self.only = only
         self.num_classes = num_classes
         self.class_counts = None if class_counts is None else check_counts(class_counts, num_classes)
         # The tuple keeps the classifier's parameters out of the metric's parameters.
@@ -80,8 +94,47 @@ class NeuralCollapse(Metric):
         by_process = zip(*(getattr(self, field) for field in FIELDS), strict=True)
         return reduce(ClassMoments.merge, (ClassMoments(*states) for states in by_process))
 
-    def compute(self) -> dict[str, float]:
-        """The metrics of all samples so far, with the names of `collapse_metrics`. {} before the first sample."""
+    def compute(self) -> Any:
+        """The metrics of all samples so far, with the names of `collapse_metrics`. {} before the first sample.
+
+        With `only` the value of this metric, 0-dim in float64.
+        """
+        found = self._metrics()
+        return found if self.only is None else self.means.new_tensor(found.get(self.only, math.nan))
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the samples of another NeuralCollapse, or of its states by name."""
+        others: Any = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
+        merged = self.moments().merge(ClassMoments(*(others[field].to(self.counts.device) for field in FIELDS)))
+        for field in FIELDS:
+            setattr(self, field, getattr(merged, field))
+        self._update_count += 1
+        self._computed = None
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the metrics of compute(), or a list of them over steps, and return figure and axes.
+
+        Values have all magnitudes, so the axis is logarithmic, and linear near 0. A metric that is absent in one step
+        is left out.
+        """
+        values = self.compute() if val is None else val
+        steps = [values] if isinstance(values, Mapping) else list(values) if isinstance(values, Sequence) else []
+        if not steps or not all(isinstance(step, Mapping) for step in steps):
+            return self._plot(values, ax)
+        names = [name for name in steps[0] if all(name in step for step in steps)]
+        drawn = [{name: torch.as_tensor(float(step[name])) for name in names} for step in steps]
+        axes: Any
+        figure, axes = self._plot(drawn if isinstance(values, Sequence) else drawn[0], ax)
+        axes.set_yscale("symlog", linthresh=1e-3)
+        if isinstance(values, Mapping):  # names below the points are easier to find than in a legend
+            axes.get_legend().remove()
+            axes.get_xaxis().set_visible(True)
+            axes.set_xticks(range(len(names)), names, rotation=90, fontsize="x-small")
+        else:
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), ncol=2, fontsize="xx-small")
+        return figure, axes
+
+    def _metrics(self) -> dict[str, float]:
         moments = self.moments()
         if not bool(moments.counts.any()):
             return {}

@@ -10,6 +10,7 @@ import torch
 
 from ncflow.geometry import simplex_etf, softmax_code
 from ncflow.metrics import codes
+from ncflow.metrics.frame import Frame
 
 SEEDS = range(4)
 SHAPES = [(2, 3), (3, 2), (6, 8), (7, 2), (12, 4), (30, 5), (20, 19)]
@@ -25,7 +26,7 @@ def test_margin_and_cosine_are_what_their_definitions_say(shape, seed):
     rows = gaussian(*shape, seed=seed)
     margin = codes.one_vs_rest_margin(rows).item()
     assert margin == pytest.approx(references.one_vs_rest_margin(rows.numpy()), rel=1e-9, abs=1e-7)
-    assert codes.max_cosine(rows).item() == pytest.approx(references.max_cosine(rows.numpy()), rel=1e-12)
+    assert codes.max_cosine(Frame(rows)).item() == pytest.approx(references.max_cosine(rows.numpy()), rel=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -44,14 +45,14 @@ def test_no_row_that_a_bound_excludes_is_nearer(shape):
 def test_a_simplex_etf_has_the_largest_margin_and_no_smaller_cosine(num_classes, num_features):
     rows = 3 * simplex_etf(num_classes, num_features, dtype=torch.float64)
     assert codes.one_vs_rest_margin(rows).item() == pytest.approx(num_classes / (num_classes - 1))
-    assert codes.max_cosine(rows).item() == pytest.approx(-1 / (num_classes - 1))
+    assert codes.max_cosine(Frame(rows)).item() == pytest.approx(-1 / (num_classes - 1))
 
 
 @pytest.mark.parametrize("num_classes, num_features", [(6, 4), (8, 4), (100, 64)])
 def test_a_code_of_up_to_two_classes_a_feature_has_margin_one(num_classes, num_features):
     rows = softmax_code(num_classes, num_features)
     assert codes.one_vs_rest_margin(rows).item() == pytest.approx(1)
-    assert codes.max_cosine(rows).item() == pytest.approx(0, abs=1e-14)
+    assert codes.max_cosine(Frame(rows)).item() == pytest.approx(0, abs=1e-14)
 
 
 def test_a_polygon_keeps_each_corner_from_the_chord_of_its_neighbors():
@@ -64,10 +65,10 @@ def test_rows_that_coincide_have_no_margin():
     rows = gaussian(5, 8, seed=0)
     rows[3] = 2 * rows[1]
     assert codes.one_vs_rest_margin(rows).item() == pytest.approx(0, abs=1e-12)
-    assert codes.max_cosine(rows).item() == pytest.approx(1)
+    assert codes.max_cosine(Frame(rows)).item() == pytest.approx(1)
 
 
 def test_a_row_without_direction_has_neither():
     rows = torch.cat([torch.zeros(1, 4), torch.eye(4)[:3]]).double()
     assert codes.one_vs_rest_margin(rows) is None
-    assert codes.max_cosine(rows).isnan()
+    assert codes.max_cosine(Frame(rows)).isnan()

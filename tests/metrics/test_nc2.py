@@ -11,16 +11,22 @@ import torch
 from ncflow.geometry import random_orthonormal, simplex_etf
 from ncflow.metrics import collapse_metrics, nc2
 from ncflow.metrics.frame import Frame
-from ncflow.metrics.pairs import pairwise_cosines
+from ncflow.metrics.pairs import Rows
 
 SEEDS = range(3)
+
+
+def centered(rows: torch.Tensor) -> Frame:
+    return Frame(rows, centered=True)
+
+
 ROWS = {
     "nc2/equinorm_means": nc2.equinorm,
-    "nc2/equiangularity_means": nc2.equiangularity,
+    "nc2/equiangularity_means": lambda rows: nc2.equiangularity(centered(rows)),
     "nc2/etf_error_means": lambda rows: nc2.etf_error(rows @ rows.mT),
-    "nc2/gnc2_log": nc2.gnc2_log,
-    "nc2/gnc2_spread": nc2.gnc2_spread,
-    "nc2/maximal_angle_means": nc2.maximal_angle,
+    "nc2/gnc2_log": lambda rows: nc2.gnc2_log(centered(rows)),
+    "nc2/gnc2_spread": lambda rows: nc2.gnc2_spread(centered(rows)),
+    "nc2/maximal_angle_means": lambda rows: nc2.maximal_angle(centered(rows)),
 }
 
 
@@ -41,27 +47,28 @@ def test_it_is_what_its_definition_says(name, seed):
 def test_a_simplex_etf_has_equal_norms_equal_angles_and_no_error(num_classes, num_features):
     rows = 3 * etf(num_classes, num_features)
     assert nc2.equinorm(rows).item() == pytest.approx(0, abs=1e-13)
-    assert nc2.equiangularity(rows).item() == pytest.approx(0, abs=1e-13)
+    assert nc2.equiangularity(centered(rows)).item() == pytest.approx(0, abs=1e-13)
     assert nc2.etf_error(rows @ rows.mT).item() == pytest.approx(0, abs=1e-13)
-    assert nc2.maximal_angle(rows).item() == pytest.approx(0, abs=1e-13)
-    assert nc2.gnc2_spread(rows).item() == pytest.approx(0, abs=1e-13)
-    cosines = pairwise_cosines(rows)
+    assert nc2.maximal_angle(centered(rows)).item() == pytest.approx(0, abs=1e-13)
+    assert nc2.gnc2_spread(centered(rows)).item() == pytest.approx(0, abs=1e-13)
+    (tile,) = Rows(rows).tiles()
+    cosines = tile.once(tile.cosines)
     torch.testing.assert_close(cosines, torch.full_like(cosines, -1 / (num_classes - 1)))
 
 
 def test_a_simplex_etf_minimizes_the_energy():
     for num_classes in (2, 3, 7):
         rows, generator = etf(num_classes, 8), torch.Generator().manual_seed(1)
-        least = nc2.gnc2_log(rows).item()
+        least = nc2.gnc2_log(centered(rows)).item()
         assert least == pytest.approx(-math.log(math.sqrt(2 * num_classes / (num_classes - 1))))
         for _ in range(20):
             noise = torch.randn(rows.shape, generator=generator, dtype=torch.float64)
-            assert nc2.gnc2_log(rows + 0.1 * noise).item() > least
+            assert nc2.gnc2_log(centered(rows + 0.1 * noise)).item() > least
 
 
 def test_orthogonal_rows_are_equiangular_but_not_an_etf():
     rows = torch.eye(5, dtype=torch.float64)
-    assert nc2.equiangularity(rows).item() == nc2.equinorm(rows).item() == 0
+    assert nc2.equiangularity(centered(rows)).item() == nc2.equinorm(rows).item() == 0
     ideal = 1 - (5 - 1) / (math.sqrt(5) * math.sqrt(5 - 1))  # 1 - cosine of I and I - J/K
     assert nc2.etf_error(rows @ rows.mT).item() == pytest.approx(math.sqrt(2 * ideal))
 
@@ -83,7 +90,8 @@ def test_it_does_not_change_when_rows_are_rotated_or_scaled(name):
 
 def test_a_row_without_direction_has_no_angle():
     rows = torch.cat([torch.zeros(1, 4), torch.eye(4)[:3]]).double()
-    assert pairwise_cosines(rows).isnan().tolist() == [True, True, True, False, False, False]
+    for value in (nc2.equiangularity, nc2.maximal_angle, nc2.gnc2_log):
+        assert value(centered(rows)).isnan() and not value(centered(rows[1:])).isnan()
 
 
 @pytest.mark.parametrize("num_classes, num_features", [(2, 2), (5, 5), (10, 30)])
@@ -91,7 +99,7 @@ def test_orthogonal_rows_of_one_norm_have_no_orthogonal_error_and_no_distance(nu
     rows = 3 * random_orthonormal(num_features, num_classes, dtype=torch.float64).mT
     assert nc2.orthogonal_error(rows @ rows.mT).item() == pytest.approx(0, abs=1e-13)
     assert Frame(rows).orthogonal_distance.item() == pytest.approx(0, abs=1e-13)
-    assert nc2.maximal_angle(rows).item() == pytest.approx(1 / (num_classes - 1))
+    assert nc2.maximal_angle(centered(rows)).item() == pytest.approx(1 / (num_classes - 1))
 
 
 @pytest.mark.parametrize("merged", [False, True])

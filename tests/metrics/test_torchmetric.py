@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import references
 import torch
+from torchmetrics import MetricCollection, MetricTracker
 from two_processes import on_two
 
 from ncflow.metrics import ClassMoments, NeuralCollapse, moment_metrics
@@ -160,3 +161,70 @@ def test_groups_follow_the_training_sizes_that_are_given():
 def test_training_sizes_that_do_not_fit_are_refused_at_once(counts):
     with pytest.raises(ValueError, match="class_counts must hold"):
         NeuralCollapse(6, 8, class_counts=counts)
+
+
+def test_one_metric_alone_is_a_tensor():
+    metric = updated(61, only="nc1/pinv")
+    assert metric.compute().shape == () and metric.compute() == pytest.approx(whole()["nc1/pinv"])
+    assert updated(61, only="nc3/self_duality").compute().isnan()  # no classifier
+    with pytest.raises(ValueError, match="unknown metric 'nc1/pinvv'. Did you mean 'nc1/pinv'"):
+        NeuralCollapse(6, 8, only="nc1/pinvv")
+
+
+def test_a_collection_flattens_the_metrics_and_keeps_single_ones():
+    collection = MetricCollection({"all": NeuralCollapse(6, 8)}, prefix="train/")
+    collection.update(FEATURES, TARGETS)
+    assert collection.compute() == pytest.approx({f"train/{name}": value for name, value in whole().items()})
+    assert collection(FEATURES, TARGETS) == pytest.approx({f"train/{name}": value for name, value in whole().items()})
+    names = ("nc1/pinv", "nc2/etf_error_means")
+    singles = MetricCollection({name: NeuralCollapse(6, 8, only=name) for name in names})
+    for part in (slice(30), slice(30, None)):
+        singles.update(FEATURES[part], TARGETS[part])
+    assert {name: float(value) for name, value in singles.compute().items()} == pytest.approx(
+        {name: whole()[name] for name in names}
+    )
+
+
+def test_a_tracker_keeps_all_epochs_and_finds_the_best_of_one_metric():
+    tracker = MetricTracker(NeuralCollapse(6, 8, only="nc1/cdnv"), maximize=False)
+    everything = MetricTracker(NeuralCollapse(6, 8), maximize=False)
+    for scale in (1.0, 0.1, 0.5):
+        for each in (tracker, everything):
+            each.increment()
+            each.update(FEATURES + scale * torch.randn(FEATURES.shape), TARGETS)
+    values = [epoch["nc1/cdnv"] for epoch in everything.compute_all()]
+    best, step = tracker.best_metric(return_step=True)
+    assert best == min(tracker.compute_all().tolist()) and step == 1
+    assert len(values) == 3
+
+
+@pytest.mark.parametrize("as_states", [True, False])
+def test_merged_states_are_the_whole(as_states):
+    metric, other = NeuralCollapse(6, 8), NeuralCollapse(6, 8)
+    metric.update(FEATURES[:40], TARGETS[:40])
+    metric.compute()
+    other.update(FEATURES[40:], TARGETS[40:])
+    metric.merge_state(other.metric_state if as_states else other)
+    assert metric.compute() == pytest.approx(whole(), rel=1e-10)
+
+
+def test_a_persistent_state_resumes():
+    metric, resumed = updated(40, 21), NeuralCollapse(6, 8)
+    for each in (metric, resumed):
+        each.persistent(True)
+    resumed.load_state_dict(metric.state_dict())
+    resumed.update(FEATURES[:0], TARGETS[:0])
+    assert resumed.compute() == pytest.approx(whole(), rel=1e-12)
+
+
+def test_a_plot_names_each_metric():
+    metric = updated(61)
+    figure, axes = metric.plot()
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(metric.compute())
+    assert len(axes.lines) == len(metric.compute()) and axes.get_yscale() == "symlog"
+    steps = [whole(40), whole()]
+    figure, axes = metric.plot(steps)
+    assert {text.get_text() for text in axes.get_legend().texts} == steps[0].keys() & steps[1].keys()
+    assert len(axes.lines[0].get_ydata()) == 2
+    figure, axes = updated(61, only="nc1/pinv").plot()
+    assert float(axes.lines[0].get_ydata()[0]) == pytest.approx(whole()["nc1/pinv"])
