@@ -1,5 +1,17 @@
-"""`python -m ncflow`: the command line where no console script is installed."""
+"""The command `ncflow`, also as `python -m ncflow`. Without the packages that it needs it says how to install them."""
 
-from ncflow.cli import main
+from ncflow.exits import refuse
+from ncflow.extras import MissingPackage
 
-main()
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from ncflow.cli import main as run
+    except MissingPackage as error:
+        refuse(error)
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
+from typing import NoReturn
 
 RESULT = "NCFLOW_RESULT"  # environment variable with the file's path
 
@@ -29,6 +31,13 @@ def leave_result(code: int, reason: str = "") -> None:
         return
     with suppress(OSError), Path(file).open("x", encoding="utf-8") as stream:
         json.dump({"code": int(code), "reason": reason}, stream)
+
+
+def refuse(error: BaseException) -> NoReturn:
+    """End this process with one message about what the user must change first, and with its exit code."""
+    leave_result(Exit.CHANGE, str(error))
+    sys.stderr.write(f"ncflow: {error}\n")
+    sys.exit(Exit.CHANGE)
 
 
 def read_reason(file: Path) -> str:

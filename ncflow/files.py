@@ -14,8 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # error codes that only writing raises
 LOCK = "lock"  # held in a temporary folder by the process that fills it
 YOUNG = 5  # seconds in which a temporary folder may not have its lock yet
@@ -83,6 +81,8 @@ def folder_next_to(path: Path) -> Iterator[Path]:
 
     Raises OSError that names `path` where the disk is full or not writable.
     """
+    from filelock import FileLock
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
@@ -111,6 +111,8 @@ def unwritable(place: object, reason: object) -> OSError:
 
 def _sweep(path: Path) -> None:
     """Remove the temporary folders for `path` whose process is dead: their lock is free."""
+    from filelock import FileLock, Timeout
+
     ours = re.compile(rf"\.{re.escape(path.name)}-[a-z0-9_]{{8}}")
     for folder in path.parent.iterdir():
         if not ours.fullmatch(folder.name) or folder.is_symlink() or time.time() - folder.stat().st_mtime < YOUNG:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ncflow import stages, suite
 from ncflow.assembly import snapshot_name
+from ncflow.extras import require
 from ncflow.params import Params
 from ncflow.runs.posthoc import belongs_to, read_posthoc
 from ncflow.suite import Engine, Job, JobState
@@ -40,6 +41,7 @@ def run_group(
     `posthoc` are rows of POSTHOC, measured on each finished run that lacks them. `track` puts snapshots and runs under
     DVC's control. The other options are those of `suite.run_suite`.
     """
+    require("mlflow", *(["dvc"] if track else []))
     name = f"{group}-{time.strftime('%Y%m%dT%H%M%S')}"
     options = ["--extend"] if extend else []
     jobs = suite.make_jobs(configs, group=group, root=root, suite=name, options=options)

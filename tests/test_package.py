@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import ncflow
 from ncflow import nn, params
+from ncflow.extras import PACKAGES
+
+ROOT = Path(__file__).parents[1]
 
 HEAVY = [
     "torch",
@@ -114,6 +119,33 @@ def test_importing_the_package_loads_nothing_heavy():
 )
 def test_a_room_imports_only_what_it_stands_on(module, absent):
     assert python(f"import sys, {module}; print(sorted({absent} & set(sys.modules)))") == "[]"
+
+
+@pytest.mark.parametrize("room", ["geometry", "measuring", "metrics", "nn", "theory"])
+def test_a_name_of_a_light_room_imports_no_package_of_an_extra(room):
+    names = [name for name, home in ncflow.HOMES.items() if home == room and name != "NeuralCollapse"]
+    code = f"""
+import sys, torch, numpy
+before = set(sys.modules)
+import ncflow
+for name in {names}:
+    getattr(ncflow, name)
+features, targets = numpy.random.randn(30, 4), numpy.arange(30) % 3
+if {room!r} == "metrics":
+    ncflow.collapse_metrics(features, targets)
+if {room!r} == "measuring":
+    ncflow.measure(features, targets)
+print(sorted((set(sys.modules) - before) & {packages_of_extras()}))
+"""
+    assert names and python(code) == "[]"
+
+
+def packages_of_extras() -> set[str]:
+    """The modules of all packages that extras of ncflow install."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    packages = {re.match(r"[\w.-]+", line)[0] for name, lines in table.items() if name != "all" for line in lines}
+    modules = {package: module for module, package in PACKAGES.items()}
+    return {modules.get(package, package.replace("-", "_")) for package in packages}
 
 
 def test_training_metrics_and_heads_run_with_neither_mlflow_nor_dvc_installed():

@@ -3,12 +3,14 @@
 import inspect
 import re
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
+import ncflow
 from ncflow import cli, stages
 from ncflow.data import Recipe
 from ncflow.params import Params, Section, load_params
@@ -55,6 +57,32 @@ def test_the_commands_in_params_yaml_exist(command, monkeypatch, capsys):
     assert end.value.code == 0
     table = command.split()[1:]
     assert command.split()[0] != "rows" or table[0] in cli.TABLES
+
+
+def test_the_citation_names_this_version_its_authors_and_license():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "title", "authors", "version", "license"} <= citation.keys()
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    assert citation["title"] == project["name"] and citation["abstract"] == project["description"]
+    assert citation["authors"] == project["authors"] != []
+    assert citation["version"] == project["version"] == ncflow.__version__
+    assert citation["license"] == project["license"] and citation["keywords"] == project["keywords"]
+
+
+def test_the_environment_of_mlflow_and_of_a_clone_have_every_extra():
+    environment = yaml.safe_load((ROOT / "python_env.yaml").read_text())
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    assert environment["dependencies"] == [".[all]"]
+    assert "ncflow[all]" in groups["dev"]  # the group that `uv run` installs
+
+
+def test_the_packages_that_the_client_fixed_are_in_all_of_them():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for name in ("track", "train", "riemannian") for line in project["optional-dependencies"][name]]
+    packages = {re.split("[>=[]", line)[0] for line in [*project["dependencies"], *lines]}
+    assert {"mlflow", "dvc", "torch", "torchvision", "timm", "datasets"} <= packages
+    assert {"pymanopt", "jax", "pyyaml", "accelerate"} <= packages
 
 
 def test_the_parameters_of_the_mlflow_entry_point_are_options_of_the_command():

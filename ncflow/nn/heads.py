@@ -16,7 +16,6 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,7 +25,7 @@ from ncflow.geometry.nearest import SOLVERS
 from ncflow.lookup import check_options, explained_options, facts, lookup, takes
 from ncflow.nn.diagnostics import search_diagnostics, solution_diagnostics
 from ncflow.nn.processes import is_recomputed, sum_over_processes
-from ncflow.ranges import Count, NotNegative, Positive, Seed
+from ncflow.ranges import Count, Interval, NotNegative, Positive, Seed
 
 CENTER_MOMENTUM = 0.1  # weight of a batch in the running mean of the features, as in batch normalization
 
@@ -209,7 +208,7 @@ class NearestETFHead(Head):
         *,
         temperature: Positive | None = 5.0,
         proximal: NotNegative = 1e-3,
-        momentum: Annotated[float, Gt(0), Le(1)] | Literal["cumulative", "ema"] = 0.1,
+        momentum: Annotated[float, Interval(gt=0, le=1)] | Literal["cumulative", "ema"] = 0.1,
         differentiate: bool = True,
         solver: Literal["closed_form", "riemannian"] = "closed_form",
         max_iterations: Count | None = None,

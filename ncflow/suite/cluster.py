@@ -146,10 +146,8 @@ def share_of_machine(
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would install everything again
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise ValueError("engine ray needs Ray: install ncflow[cluster], or use --jobs on this machine") from None
+    import ray
+
     return ray
 
 
