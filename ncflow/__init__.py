@@ -6,6 +6,8 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from ncflow.extras import explain_missing_packages
+
 if TYPE_CHECKING:  # the same names as HOMES, for type checkers
     from ncflow.data import (
         AUGMENTATIONS,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:  # the same names as HOMES, for type checkers
         simplex_etf,
         softmax_code,
     )
+    from ncflow.integrations import collect_features
     from ncflow.measuring import Measurement, measure
     from ncflow.metrics import METRICS, ClassMoments, Metric, NeuralCollapse, collapse_metrics
     from ncflow.nn import (
@@ -72,6 +75,7 @@ if TYPE_CHECKING:  # the same names as HOMES, for type checkers
     )
 
 __version__ = "0.1.0"
+explain_missing_packages()
 
 
 if not TYPE_CHECKING:  # type checkers accept any name from a module with __getattr__
@@ -127,6 +131,7 @@ HOMES = {
     "capture": "nn",
     "code_bound": "geometry",
     "collapse_metrics": "metrics",
+    "collect_features": "integrations",
     "create_accelerator": "training",
     "create_backbone": "nn",
     "create_head": "nn",
@@ -192,6 +197,7 @@ __all__ = [
     "capture",
     "code_bound",
     "collapse_metrics",
+    "collect_features",
     "create_accelerator",
     "create_backbone",
     "create_head",
