@@ -7,7 +7,7 @@ classifier and the classes outside.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -64,18 +64,40 @@ def read_features(file: str | Path) -> dict[str, FeatureSplit]:
         raise ValueError(f"{file}: {error}") from None
 
 
+def stream_features(file: str | Path) -> Iterator[dict[str, FeatureSplit]]:
+    """Yield the splits of a file of features part by part, so that they need not fit into memory together.
+
+    The parts of a folder of shards are its shards. Arrays in a folder are mapped into memory and read on demand. The
+    errors are those of `read_features`.
+    """
+    file = Path(file)
+    shards = _shards(file) if file.is_dir() and not (file / "features.npy").is_file() else [file]
+    yield from map(read_features, shards)
+
+
 def _read_folder(folder: Path) -> dict[str, FeatureSplit]:
     if (folder / "features.npy").is_file():
-        try:
-            return _splits({file.stem: np.load(file, allow_pickle=False) for file in sorted(folder.glob("*.npy"))})
-        except ValueError as error:
+        try:  # private maps, which torch takes: nothing is written, and only what is read is in memory
+            arrays = {file.stem: np.load(file, mmap_mode="c", allow_pickle=False) for file in _arrays(folder)}
+            return _splits(arrays)
+        except (ValueError, OSError) as error:
             raise ValueError(f"{folder}: {error}") from None
-    shards = [read_features(file) for file in sorted(folder.iterdir()) if file.suffix in READERS]
-    if not shards:
-        raise ValueError(f"{folder} holds neither features.npy nor shards in one of {', '.join(READERS)}")
+    shards = [read_features(file) for file in _shards(folder)]
     if any(shard.keys() != shards[0].keys() for shard in shards):
         raise ValueError(f"{folder}: expected the same splits in each shard, got {', '.join(shards[0])} and others")
     return {split: _joined([shard[split] for shard in shards], folder) for split in shards[0]}
+
+
+def _arrays(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.npy"))
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of features in a folder, in the order of their names."""
+    shards = sorted(file for file in folder.iterdir() if file.suffix in READERS)
+    if not shards:
+        raise ValueError(f"{folder} holds neither features.npy nor shards in one of {', '.join(READERS)}")
+    return shards
 
 
 def _joined(parts: Sequence[FeatureSplit], folder: Path) -> FeatureSplit:
@@ -94,7 +116,7 @@ def _joined(parts: Sequence[FeatureSplit], folder: Path) -> FeatureSplit:
 
 
 def series(files: Sequence[Path]) -> dict[int, Path]:
-    """Epoch -> file: the last number in each name, in order. A single file is epoch 1.
+    """Epoch -> file: the last number in each name, in order. Epoch 0 is the initialization; a single file is epoch 1.
 
     Raises ValueError for a name without a number, and for two files of one epoch.
     """
@@ -103,7 +125,7 @@ def series(files: Sequence[Path]) -> dict[int, Path]:
     epochs: dict[int, Path] = {}
     for file in map(Path, files):
         numbers = re.findall(r"\d+", file.stem)
-        if not numbers or not 0 < int(numbers[-1]) <= 10**9:
+        if not numbers or int(numbers[-1]) > 10**9:
             raise ValueError(f"{file} has no epoch in its name; expected names such as epoch_10.npz")
         other = epochs.setdefault(int(numbers[-1]), file)
         if other is not file:

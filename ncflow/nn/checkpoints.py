@@ -16,6 +16,7 @@ from ncflow.nn.classifier import Classifier
 FEW = 3  # keys of each side that a message names
 NESTS = ("state_dict", "model_state_dict", "model", "net")  # keys under which checkpoints hold the weights
 NOT_WEIGHTS = ("num_batches_tracked",)  # endings of keys that old checkpoints lack
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # beginnings of keys of torchvision's classifiers that only training uses
 
 
 def load_checkpoint(file: str | Path, classifier: Classifier) -> str:
@@ -26,7 +27,7 @@ def load_checkpoint(file: str | Path, classifier: Classifier) -> str:
     is missing, damaged or of another model. Nothing is unpickled.
     """
     state = read_weights(file)
-    prefix = _prefix(state, classifier.backbone)
+    prefix = prefix_of(state, classifier.backbone)
     _load(Path(file), state, prefix, classifier.backbone)
     outer = prefix.removesuffix("backbone.")
     head = {key: state[f"{outer}head.{key}"] for key in classifier.head.state_dict() if f"{outer}head.{key}" in state}
@@ -59,6 +60,38 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     return found
 
 
+def prefix_of(state: Mapping[str, Tensor], model: nn.Module) -> str:
+    """What the keys of a model begin with in a checkpoint: the prefix under which most of them are found."""
+    expected = list(model.state_dict())
+    first = {key: re.compile(rf"(|.*\.){re.escape(key)}") for key in expected[:FEW] + expected[-FEW:]}
+    matches = (pattern.fullmatch(key) for key in state for pattern in first.values())
+    prefixes = sorted({match[1] for match in matches if match}, key=len)
+    return max(prefixes, key=lambda prefix: sum(prefix + key in state for key in expected), default="")
+
+
+def load_whole(file: str | Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Load all of a model from a checkpoint, whose keys may begin with any prefix.
+
+    Layers of training alone, AUXILIARY, may be absent on either side. Raises ValueError that names the first keys of
+    each side where they differ, since a file of a larger model of the same kind has all keys of a smaller one.
+    """
+    prefix, expected = prefix_of(state, model), model.state_dict()
+    found = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    missing = [key for key in expected if key not in found and not _is_optional(key)]
+    strange = [prefix + key for key in found if key not in expected and not _is_optional(key)]
+    shapes = {key: (tuple(found[key].shape), tuple(expected[key].shape)) for key in expected if key in found}
+    differing = [f"{prefix}{key} {a}, expected {b}" for key, (a, b) in shapes.items() if a != b]
+    if missing or strange or differing:
+        kinds = {"the model's": missing, "the file's": strange, "with another shape": differing}
+        parts = [f"{kind} {', '.join(keys[:FEW])}{_more(keys)}" for kind, keys in kinds.items() if keys]
+        known = f"; without the prefix '{prefix}', " if prefix else "; "
+        raise ValueError(
+            f"{file} is no checkpoint of this model{known}keys that do not fit: {'; '.join(parts)}; "
+            "expected the model that wrote it as --model"
+        )
+    model.load_state_dict(expected | {key: found[key] for key in expected if key in found})
+
+
 def freeze(classifier: Classifier, trainable: str) -> None:
     """Select what learns: "all", the "head" alone, or "norm_bias", the head with the backbone's norms and biases.
 
@@ -86,15 +119,6 @@ def _read(file: Path) -> Any:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _prefix(state: Mapping[str, Tensor], backbone: nn.Module) -> str:
-    """What the keys of the backbone begin with in a checkpoint: the prefix under which most of them are found."""
-    expected = list(backbone.state_dict())
-    first = {key: re.compile(rf"(|.*\.){re.escape(key)}") for key in expected[:FEW] + expected[-FEW:]}
-    matches = (pattern.fullmatch(key) for key in state for pattern in first.values())
-    prefixes = sorted({match[1] for match in matches if match}, key=len)
-    return max(prefixes, key=lambda prefix: sum(prefix + key in state for key in expected), default="")
-
-
 def _load(file: Path, state: Mapping[str, Tensor], prefix: str, backbone: nn.Module) -> None:
     expected = backbone.state_dict()
     missing = [key for key in expected if prefix + key not in state and not key.endswith(NOT_WEIGHTS)]
@@ -115,6 +139,10 @@ def _load(file: Path, state: Mapping[str, Tensor], prefix: str, backbone: nn.Mod
 
 def _more(keys: list[str]) -> str:
     return f" and {len(keys) - FEW} more" if len(keys) > FEW else ""
+
+
+def _is_optional(key: str) -> bool:
+    return key.endswith(NOT_WEIGHTS) or key.startswith(AUXILIARY)
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

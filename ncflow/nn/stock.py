@@ -40,8 +40,8 @@ def timm_body(model: str, *, pretrained: bool, image_size: int | None = None, **
         nearest = difflib.get_close_matches(model, known, n=5)
         raise unknown("timm model", model, [*nearest, f"... (timm.list_models() has {len(known)})"])
     build = partial(timm.create_model, model, pretrained=pretrained, num_classes=0, **options)
-    sized = build if image_size is None else partial(_sized, build, image_size)
-    return published(partial(_without_retries, sized), f"timm's {model}") if pretrained else sized()
+    make = build if image_size is None else partial(sized, build, image_size)
+    return published(partial(without_retries, make), f"timm's {model}") if pretrained else make()
 
 
 def refuse_weightless(model: str) -> None:
@@ -63,7 +63,7 @@ def torchvision_body(model: str, classifier: str, *, pretrained: bool, **options
     build = partial(get_model, model, weights="DEFAULT" if pretrained else None, **options)
     if pretrained:
         address: str = get_model_weights(model)["DEFAULT"].url
-        build = partial(published, build, f"torchvision's {model}", cached=_in_cache(address))
+        build = partial(published, build, f"torchvision's {model}", cached=cached_weights(address))
     body = build()
     setattr(body, classifier, nn.Identity())
     return body
@@ -90,31 +90,17 @@ def published(build: Callable[[], Any], model: str, *, cached: Path | None = Non
         ) from error
 
 
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """Inside, torch unpickles tensors alone. torchvision allows any object, and hashes a file only on download."""
-    before = {name: os.environ.pop(name, None) for name in (FORCE, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")}
-    os.environ[FORCE] = "1"
+def sized(build: Callable[..., Any], image_size: int) -> Any:
+    """Build for one image size if the model takes one. timm shows this only by rejecting the argument."""
     try:
-        yield
-    finally:
-        del os.environ[FORCE]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+        return build(img_size=image_size)
+    except TypeError as refusal:
+        if "'img_size'" not in str(refusal):
+            raise
+        return build()
 
 
-def _in_cache(address: str) -> Path:
-    """Return the path at which torch.hub keeps a download from this address."""
-    return Path(hub.get_dir(), "checkpoints", Path(urlparse(address).path).name)
-
-
-def _brief(error: BaseException) -> str:
-    """Return the reason on one line, without torch's advice on how to load a file with any code in it."""
-    if str(error).startswith("Weights only load failed"):
-        error = error.__context__ or error  # the unpickler's error, without the advice
-    return " ".join(str(error).partition("Please use `torch.")[0].split())[:300].rstrip(".")
-
-
-def _without_retries(build: Callable[[], Any]) -> Any:
+def without_retries(build: Callable[[], Any]) -> Any:
     """Return `build()`. If Hugging Face's server does not answer, use its cache alone.
 
     Its client would retry for a minute.
@@ -134,6 +120,30 @@ def _without_retries(build: Callable[[], Any]) -> Any:
         constants.HF_HUB_OFFLINE = offline
 
 
+def cached_weights(address: str) -> Path:
+    """Return the path at which torch.hub keeps a download from this address."""
+    return Path(hub.get_dir(), "checkpoints", Path(urlparse(address).path).name)
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Inside, torch unpickles tensors alone. torchvision allows any object, and hashes a file only on download."""
+    before = {name: os.environ.pop(name, None) for name in (FORCE, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")}
+    os.environ[FORCE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[FORCE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _brief(error: BaseException) -> str:
+    """Return the reason on one line, without torch's advice on how to load a file with any code in it."""
+    if str(error).startswith("Weights only load failed"):
+        error = error.__context__ or error  # the unpickler's error, without the advice
+    return " ".join(str(error).partition("Please use `torch.")[0].split())[:300].rstrip(".")
+
+
 def _silence_of_hugging_face() -> Exception | None:
     """Return why the server does not answer one short request; None if it does.
 
@@ -146,16 +156,6 @@ def _silence_of_hugging_face() -> Exception | None:
     except Exception as error:  # of huggingface_hub's HTTP client, or of its offline mode
         return error
     return None
-
-
-def _sized(build: Callable[..., Any], image_size: int) -> Any:
-    """Build for one image size if the model takes one. timm shows this only by rejecting the argument."""
-    try:
-        return build(img_size=image_size)
-    except TypeError as refusal:
-        if "'img_size'" not in str(refusal):
-            raise
-        return build()
 
 
 def _feature_stages(body: Any) -> list[str]:

@@ -115,5 +115,5 @@ def _check_mapping(file: Path, value: object, name: str) -> None:
 
 
 def _check_epoch(file: Path, value: object, name: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LAST_EPOCH:
-        raise damaged(file, f"a whole number from 1 to {LAST_EPOCH} as {name}", value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LAST_EPOCH:
+        raise damaged(file, f"a whole number from 0 to {LAST_EPOCH} as {name}", value)

@@ -244,6 +244,21 @@ def test_a_series_needs_an_epoch_in_each_name(names, reason):
         series([Path(name) for name in names])
 
 
+def test_a_series_may_begin_with_the_initialization(tmp_path):
+    from ncflow import stages
+    from ncflow.runs.reader import load_run
+
+    files = [
+        write_features(tmp_path / f"epoch_{epoch}.npz", {"train": FeatureSplit(*features(epoch), WEIGHT)})
+        for epoch in (0, 1)
+    ]
+    stages.measure(files, None, tmp_path / "mine")
+    assert list(load_run(tmp_path / "mine").curve("train/nc1/pinv")) == [0, 1]
+    stages.report([tmp_path / "mine"], tmp_path / "page", title="from the initialization")
+    stages.measure(files[1:], None, tmp_path / "mine")  # what was measured before is gone
+    assert list(load_run(tmp_path / "mine").curve("train/nc1/pinv")) == [1]
+
+
 def test_a_trained_run_is_never_overwritten(tmp_path):
     from ncflow import stages
 
