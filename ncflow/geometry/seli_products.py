@@ -18,6 +18,7 @@ from torch import Tensor
 
 STEP = 0.28  # of log t: the error of the rule is exp(-π²/STEP), 5e-16
 TAIL = 36.0  # beyond the extreme sizes: exp(-36) is 2e-16
+BLOCK = 4096  # rows at a time
 BATCH = 2**22  # numbers in a batch of nodes
 
 
@@ -37,7 +38,9 @@ def seli_product(rows: Tensor, class_counts: Tensor, *, of: str) -> tuple[Tensor
     members = torch.zeros_like(sizes).index_add_(0, group, torch.ones_like(counts))
     means = torch.zeros(len(sizes), rows.shape[1], dtype=rows.dtype, device=rows.device).index_add_(0, group, rows)
     means /= members.unsqueeze(1)
-    within = torch.zeros_like(sizes).index_add_(0, group, (rows - means[group]).square().sum(1))
+    within = torch.zeros_like(sizes)
+    for part, of_size in zip(torch.split(rows, BLOCK), torch.split(group, BLOCK), strict=True):
+        within.index_add_(0, of_size, (part - means[of_size]).square().sum(1))
     inverse_sizes = members / sizes
     origin = inverse_sizes @ means / inverse_sizes.sum()  # the center at t = 0: differences from it do not cancel
     means -= origin

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ncflow.geometry import seli_product
+from ncflow.metrics.blocks import triangle
 from ncflow.metrics.frame import Frame
 
 CANCELS = 1e-4  # below this share of its terms, a trace of two moments is computed from triangles
@@ -19,9 +20,10 @@ CANCELS = 1e-4  # below this share of its terms, a trace of two moments is compu
 
 def etf_error(frame: Frame, other: Frame | None = None) -> Tensor:
     """`nc2.etf_error` of G = A Bᵀ for the rows A and B (K, d) of two frames, by default of A Aᵀ."""
-    rows, others = frame.scaled, (other or frame).scaled
-    product = (rows * others).sum() - rows.sum(0) @ others.sum(0) / len(rows)
-    return _distance(product / (gram_norm(frame, other) * math.sqrt(len(rows) - 1)))
+    a, b = frame.rows, (other or frame).rows
+    product = a.flatten() @ b.flatten() - a.sum(0) @ b.sum(0) / len(a)
+    norm = frame.norm * (other or frame).norm
+    return _distance(product / norm / (gram_norm(frame, other) * math.sqrt(len(a) - 1)))
 
 
 def orthogonal_error(frame: Frame) -> Tensor:
@@ -31,8 +33,8 @@ def orthogonal_error(frame: Frame) -> Tensor:
 
 def seli_error(frame: Frame, class_counts: Tensor, *, of: str) -> Tensor:
     """`imbalance.seli_error` of the Gram matrix of rows (K, d) to that of SELI's rows, `of` "weight" or "means"."""
-    product, norm = seli_product(frame.scaled, class_counts, of=of)
-    return _distance(product / (norm * gram_norm(frame)))
+    product, norm = seli_product(frame.rows, class_counts, of=of)
+    return _distance(product / frame.norm.square() / (norm * gram_norm(frame)))
 
 
 def gram_norm(frame: Frame, other: Frame | None = None) -> Tensor:
@@ -42,7 +44,7 @@ def gram_norm(frame: Frame, other: Frame | None = None) -> Tensor:
     product = (frame.moment * other.moment).sum()
     if bool(product > CANCELS * gram_norm(frame) * gram_norm(other)):
         return product.sqrt()
-    left, right = (torch.linalg.qr(each.scaled, mode="r").R for each in (frame, other))
+    left, right = (triangle(lambda rows: rows, each.rows) / each.norm for each in (frame, other))
     return torch.linalg.matrix_norm(left @ right.mT)
 
 

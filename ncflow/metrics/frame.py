@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ncflow.geometry import contrasts
+from ncflow.metrics.blocks import triangle
 from ncflow.metrics.pairs import Angles, Energy, Rows, Separation, visit
 from ncflow.metrics.rounding import Rounding, differ
 
@@ -34,22 +35,21 @@ class Frame:
         """Whether there are more contrasts than dimensions, K-1 > d: then no simplex ETF exists."""
         return self.rows.shape[0] - 1 > self.rows.shape[1]
 
-    @property
-    def scaled(self) -> Tensor:
-        """The rows, scaled to unit Frobenius norm to keep fourth powers in range."""
-        return self.rows / torch.linalg.matrix_norm(self.rows)
+    @cached_property
+    def gram(self) -> Tensor:
+        """Inner products (K, K) of the rows, scaled to unit Frobenius norm to keep fourth powers in range."""
+        rows = self.rows / self.norm
+        return rows @ rows.mT
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """The Frobenius norm of the rows."""
+        return torch.linalg.matrix_norm(self.rows)
 
     @cached_property
     def moment(self) -> Tensor:
-        """The sum (d, d) of the outer products of the scaled rows."""
-        rows = self.scaled
-        return rows.mT @ rows
-
-    @cached_property
-    def gram(self) -> Tensor:
-        """Inner products (K, K) of the scaled rows."""
-        rows = self.scaled
-        return rows @ rows.mT
+        """The sum (d, d) of the outer products of the rows, scaled to unit Frobenius norm."""
+        return self.rows.mT @ self.rows / self.norm.square()
 
     @cached_property
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,8 +71,8 @@ class Frame:
         """s (r,) and vh (r, d) of `svd`. For K-1 > d from a triangle (d, d), which has the same directions."""
         if not self.crowded:
             return self.svd[1:]
-        triangle = torch.linalg.qr(self.rows - self.rows.mean(0), mode="r").R
-        return torch.linalg.svd(triangle)[1:]
+        center = self.rows.mean(0)
+        return torch.linalg.svd(triangle(lambda rows: rows - center, self.rows))[1:]
 
     @cached_property
     def pairs(self) -> tuple[Angles, Energy, Separation | None]:

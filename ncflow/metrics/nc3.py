@@ -6,12 +6,14 @@ etf_gap takes them as frames, to reuse the decompositions of other metrics.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ncflow.metrics import crowded, nc2
+from ncflow.metrics.blocks import by_block
 from ncflow.metrics.frame import Frame
 from ncflow.metrics.rows import MARKOU, PAPYAN, ZHU, Formula, Metric, View, of_both
 from ncflow.metrics.shots import SHOTS
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 
 def self_duality(weight: Tensor, centered_means: Tensor) -> Tensor:
     """‖W/‖W‖_F - μ̃/‖μ̃‖_F‖²_F. In [0, 4], 0 at collapse. Papyan et al. 2020."""
-    gap = weight / torch.linalg.matrix_norm(weight) - centered_means / torch.linalg.matrix_norm(centered_means)
-    return gap.square().sum()
+    norms = torch.linalg.matrix_norm(weight), torch.linalg.matrix_norm(centered_means)
+    return by_block(lambda w, mean: (w / norms[0] - mean / norms[1]).square().sum(1), weight, centered_means).sum()
 
 
 def etf_error(weight: Tensor, centered_means: Tensor) -> Tensor:
@@ -40,7 +42,7 @@ def alignment(weight: Tensor, centered_means: Tensor, blur: Tensor | float = 0.0
 def alignments(weight: Tensor, centered_means: Tensor, blur: Tensor | float = 0.0) -> Tensor:
     """Cosine (K,) of w_k and μ̃_k, NaN where a μ̃_k is not longer than `blur`. In [-1, 1], 1 at collapse."""
     short = torch.linalg.vector_norm(centered_means, dim=1) <= blur
-    cosines = torch.nn.functional.cosine_similarity(weight, centered_means, dim=1, eps=0.0)
+    cosines = by_block(partial(torch.nn.functional.cosine_similarity, dim=1, eps=0.0), weight, centered_means)
     return cosines.masked_fill(short, torch.nan)
 
 

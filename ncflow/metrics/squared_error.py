@@ -8,11 +8,13 @@ classes. Ours has a bias and classes of any sizes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ncflow.metrics.blocks import by_block, triangle
 from ncflow.metrics.moments import ClassMoments
 from ncflow.metrics.nc1 import unit_plus_gram
 from ncflow.metrics.rows import Formula, Metric
@@ -31,23 +33,52 @@ def least_squares(moments: ClassMoments, whitened: Tensor) -> tuple[Tensor, Tens
     r equations: V = (I + TTᵀ)⁻¹ Qᵀ sqrt(Π) leaves ½‖TᵀV‖² within classes and ½‖V‖² between their means. In directions
     of sqrt(Π) outside of Q and sqrt(π) the means do not differ, so their error remains in full.
     """
-    s, axes = moments.between_axes
-    shares = moments.counts / moments.num_samples
-    roots = shares.sqrt()
-    coordinates = (roots.unsqueeze(1) * (moments.means - moments.sample_mean)) @ axes.mT / s
-    basis, triangle = torch.linalg.qr(coordinates)
-    transfer = triangle @ torch.linalg.qr(whitened, mode="r").R.mT
-    wanted = basis.mT * roots
-    root = unit_plus_gram(transfer.mT)
-    left = torch.cholesky_solve(wanted, root, upper=True)
-    missed = _missed(basis, roots)
+    upper, wanted, missed = (_basis_of_many if moments.frame.crowded else _basis)(moments)
+    transfer = upper @ torch.linalg.qr(whitened, mode="r").R.mT
+    left = torch.cholesky_solve(wanted, unit_plus_gram(transfer.mT), upper=True)
     return (transfer.mT @ left).square().sum() / 2, (left.square().sum() + missed) / 2
+
+
+def _basis(moments: ClassMoments) -> tuple[Tensor, Tensor, Tensor]:
+    """T (r, r), Qᵀ sqrt(Π) (r, K), and the squared norm of sqrt(Π) outside of Q and sqrt(π)."""
+    roots, coordinates = _coordinates(moments)
+    basis, upper = torch.linalg.qr(coordinates(roots, moments.means))
+    if basis.shape[1] == len(basis) - 1:  # they span R^K
+        return upper, basis.mT * roots, roots.new_zeros(())
+    return upper, basis.mT * roots, _outside(roots, basis.square().sum(1))
+
+
+def _basis_of_many(moments: ClassMoments) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_basis`, without holding Q = Z T⁻¹: F (r, r) with FᵀF = QᵀΠQ takes the place of sqrt(Π) Q (K, r)."""
+    roots, coordinates = _coordinates(moments)
+    upper = triangle(coordinates, roots, moments.means)
+
+    def basis(root: Tensor, means: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(upper, coordinates(root, means), upper=True, left=False)
+
+    factor = triangle(lambda root, means: root.unsqueeze(1) * basis(root, means), roots, moments.means)
+    inside = by_block(lambda root, means: basis(root, means).square().sum(1), roots, moments.means)
+    return upper, factor.mT, _outside(roots, inside)
+
+
+def _coordinates(moments: ClassMoments) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
+    """sqrt(π) (K,), and the function that gives the rows of A = S diag(s) U along the axes U of the means."""
+    s, axes = moments.between_axes
+    center = moments.sample_mean
+    roots = (moments.counts / moments.num_samples).sqrt()
+    return roots, lambda root, means: root.unsqueeze(1) * (means - center) @ axes.mT / s
+
+
+def _outside(roots: Tensor, inside: Tensor) -> Tensor:
+    """The squared norm of sqrt(Π) outside of Q and sqrt(π), a projection. inside (K,): squared norms of Q's rows."""
+    shares = roots.square()
+    return (shares * (1 - shares - inside).clamp(min=0)).sum()
 
 
 def loss(moments: ClassMoments, within_cov: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """½E‖Wh + b - e_y‖² of W (K', d), b (K',) over samples of K' classes with Σ_W (d, d). >= 0."""
     shares = moments.counts / moments.num_samples
-    within = ((weight @ within_cov) * weight).sum()
+    within = by_block(lambda w: ((w @ within_cov) * w).sum(1), weight).sum()
     if moments.frame.crowded:
         return (within + _crowded_errors(weight, bias, moments.means) @ shares) / 2
     errors = weight @ moments.means.mT + bias.unsqueeze(1)
@@ -57,16 +88,12 @@ def loss(moments: ClassMoments, within_cov: Tensor, weight: Tensor, bias: Tensor
 
 def _crowded_errors(weight: Tensor, bias: Tensor, means: Tensor) -> Tensor:
     """‖Wμ_k + b - e_k‖² (K,) without a (K, K) matrix: the square in full, as no error is near 0 for K-1 > d."""
-    outputs = (means @ (weight.mT @ weight) * means).sum(1) + 2 * means @ (bias @ weight) + bias.square().sum()
-    return outputs - 2 * ((weight * means).sum(1) + bias) + 1
+    squares, shift = weight.mT @ weight, 2 * bias @ weight
 
+    def errors(w: Tensor, b: Tensor, mean: Tensor) -> Tensor:
+        return ((mean @ squares - 2 * w) * mean).sum(1) + mean @ shift - 2 * b
 
-def _missed(basis: Tensor, roots: Tensor) -> Tensor:
-    """Squared norm of sqrt(Π) outside of Q (K, r) and the unit vector sqrt(π) (K,). Exactly 0 where they span R^K."""
-    if basis.shape[1] == len(basis) - 1:
-        return roots.new_zeros(())
-    shares = roots.square()
-    return (shares * (1 - shares - basis.square().sum(1)).clamp(min=0)).sum()  # the square of a projection of sqrt(Π)
+    return by_block(errors, weight, bias, means) + (bias.square().sum() + 1)
 
 
 def _part(number: int) -> Formula:
@@ -76,7 +103,8 @@ def _part(number: int) -> Formula:
 def _of_classifier(a: Analysis) -> Tensor | None:
     if a.least_squares is None or a.within_cov is None or a.classifier is None:
         return None
-    whole = loss(a.present, a.within_cov, *(rows[a.moments.counts > 0] for rows in a.classifier))
+    assert a.dual_rows is not None
+    whole = loss(a.present, a.within_cov, a.dual_rows.rows, a.classifier[1][a.moments.counts > 0])
     return (whole - sum(a.least_squares)).clamp(min=0)
 
 

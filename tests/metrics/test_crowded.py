@@ -47,7 +47,7 @@ def test_the_norm_of_a_product_holds_where_its_trace_cancels(seed, share):
     """Rows in one half of the space, others in the other half but for a share: their product is small."""
     rows, others, _ = draw(seed, 12, 8)
     rows[:, 4:], others[:, :4] = 0, others[:, :4] * share
-    product = torch.linalg.matrix_norm(Frame(rows).scaled @ Frame(others).scaled.mT)
+    product = torch.linalg.matrix_norm(rows @ others.mT) / (Frame(rows).norm * Frame(others).norm)
     assert crowded.gram_norm(Frame(rows), Frame(others)).item() == pytest.approx(product.item(), rel=1e-6)
 
 
