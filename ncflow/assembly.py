@@ -20,6 +20,7 @@ from ncflow.data import (
     create_mix,
     load_batches,
 )
+from ncflow.data.loaders import stored_size
 from ncflow.data.sources import count_classes, given_options
 from ncflow.dotted import flatten
 from ncflow.lookup import fact, lookup, takes
@@ -37,6 +38,7 @@ from ncflow.nn import (
 from ncflow.params import Params
 from ncflow.rehearsal import rehearse
 from ncflow.reports.predictions import NoTheory, decays, exact_optimum
+from ncflow.runs.provenance import Preprocessing
 from ncflow.training import (
     L2_DECAY,
     Analysis,
@@ -229,6 +231,7 @@ def analysis(params: Params, classifier: Classifier, class_counts: Sequence[int]
         solver=train.analyze_solver,
         posthoc_tau=posthoc_tau(params),
         objective=feature_objective(params, classifier, class_counts),
+        features=train.save_features,
     )
 
 
@@ -322,6 +325,18 @@ def load_splits(params: Params, images: Snapshot, accelerator: Any) -> Splits:
         for split in images.splits
     }
     return Splits(batches["train"], batches["test"], images.class_counts, validation=batches.get("val"))
+
+
+def preprocessing(params: Params, images: Snapshot) -> Preprocessing:
+    """What `load_splits` does with test pictures, as plain values."""
+    size, manifest = params.model.image_size, images.manifest
+    return Preprocessing(
+        image_mode=manifest["image_mode"],
+        image_size=size,
+        resize=stored_size(images, size, _augmentation(params)),
+        pixel_mean=list(manifest["pixel_mean"]),
+        pixel_std=list(manifest["pixel_std"]),
+    )
 
 
 def _batch_size(params: Params, split: str, num_processes: int) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
@@ -285,6 +286,22 @@ class TrainParams(Section):
     analyze_layers: bool = False
     analyze_solver: bool = False
     save_logits: bool = False
+    save_features: bool = False
+
+
+def _registered_name(name: str) -> str:
+    if not name.strip() or set(name) & set("/:'\"") or len(name) > 200:
+        raise ValueError("must be a name of 1 to 200 characters without slashes, colons and quotes")
+    return name
+
+
+with warnings.catch_warnings():  # pydantic finds the method `register` of every class of classes
+    warnings.filterwarnings("ignore", message='Field name "register"')
+
+    class TrackingParams(Section):
+        """What MLflow does with a run's model: `register` is the name that gets a new version in its registry."""
+
+        register: Annotated[str, AfterValidator(_registered_name)] | None = None
 
 
 class GridParams(Section):
@@ -298,7 +315,8 @@ class GridParams(Section):
     seed: list[Seed] = [0]
 
 
-def _run_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a name of a run or of results; raise ValueError if it is no plain name of a folder."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{,199}", name):
         raise ValueError(
             "must be a plain folder name of at most 200 letters, digits and _ . = + - that does not start with a dot"
@@ -309,7 +327,7 @@ def _run_name(name: str) -> str:
 class Params(Section):
     """One run: `exp_name` names its folder under models/, and `seed` sets all random numbers of training."""
 
-    exp_name: Annotated[str, AfterValidator(_run_name)] = "run"
+    exp_name: Annotated[str, AfterValidator(plain_name)] = "run"
     seed: Seed = 0
     dataset: DatasetParams = DatasetParams()
     model: ModelParams = ModelParams()
@@ -317,6 +335,7 @@ class Params(Section):
         default_factory=lambda: head_section("linear")(name="linear")
     )
     train: TrainParams = TrainParams()
+    tracking: TrackingParams = TrackingParams()
     grid: GridParams = GridParams()
 
     @model_validator(mode="before")
@@ -347,9 +366,13 @@ class Params(Section):
         """The complete configuration of this run as plain data, without the grid."""
         return self.model_dump(mode="json", exclude={"grid"})
 
+    def experiment(self) -> dict[str, Any]:
+        """The resolved configuration without the section tracking, which does not change the run."""
+        return self.model_dump(mode="json", exclude={"grid", "tracking"})
+
     def digest(self) -> str:
-        """12 hex digits that two runs share exactly when they differ only in name."""
-        config = {key: value for key, value in self.resolved().items() if key != "exp_name"}
+        """12 hex digits that two runs share exactly when they differ only in name and in what tracking does."""
+        config = {key: value for key, value in self.experiment().items() if key != "exp_name"}
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 

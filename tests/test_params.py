@@ -240,6 +240,7 @@ OUT_OF_RANGE = {
     "train.analyze_freq": ["0"],
     "train.loss_options": ["3", "null"],
     "train.save_logits": ["maybe", "1"],
+    "train.save_features": ["maybe", "1"],
     "head.temperature": ["0", "-5", ".nan"],
     "head.momentum": ["0", "1.5", "cumulativ", ".nan", "[1]", "true"],
     "head.proximal": ["-1", ".nan"],
@@ -327,14 +328,15 @@ def test_defaults_are_not_shared():
     assert Params().grid.head
 
 
-def test_the_digest_ignores_the_name_and_the_grid_and_nothing_else():
+def test_the_digest_ignores_name_grid_and_tracking_and_nothing_else():
     plain = Params().digest()
     assert make_params({}, ["exp_name=other"]).digest() == plain
     assert make_params({}, ["grid.seed=[1, 2]"]).digest() == plain
+    assert make_params({}, ["tracking.register=mine"]).digest() == plain
     digests = {make_params({}, [override]).digest() for override in OTHER_VALUES}
     assert len(digests | {plain}) == len(OTHER_VALUES) + 1
     changed = {override.partition("=")[0] for override in OTHER_VALUES}
-    every = {path for path, _ in leaves(Params().resolved())} - {"exp_name", "head.name"}
+    every = {path for path, _ in leaves(Params().experiment())} - {"exp_name", "head.name"}
     assert every <= changed | {f"train.{row}_options" for row in ("loss", "optimizer", "schedule", "mix")}
 
 
@@ -352,7 +354,7 @@ OTHER_VALUES = [
     "train.epochs=1", "train.batch_size=2", "train.lr=0.2", "train.optimizer=adam", "train.momentum=0.5",
     "train.weight_decay=0", "train.schedule=none", "train.loss=focal", "train.loss_options.gamma=1",
     "train.drift_penalty=0.1", "train.augment=crop", "train.precision=fp32", "train.device=cpu",
-    "train.analyze_freq=1", "train.save_logits=true",
+    "train.analyze_freq=1", "train.save_logits=true", "train.save_features=true",
     "model.num_features=11", "model.num_features=K+1", "model.pretrained=true", "model.affine=false",
     "train.optimizer_options.gain=5", "train.decay=head", "train.schedule_options.gamma=0.5", "train.warmup=0.1",
     "train.reweight=0.9", "train.reweight_after=0.5", "train.posthoc_tau=1", "train.feature_decay=0.1",
@@ -368,6 +370,18 @@ def test_a_digest_is_twelve_hex_digits_of_the_content():
     digest = Params().digest()
     assert len(digest) == 12 and int(digest, 16) >= 0
     assert digest == make_params(Params().resolved()).digest()
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a/b", "a:b", "it's", "x" * 201, 3])
+def test_a_name_that_a_registry_of_models_refuses_is_rejected(name):
+    with pytest.raises(ValueError, match=r"tracking\.register"):
+        make_params({"tracking": {"register": name}})
+
+
+def test_what_tracking_does_is_resolved_but_is_no_part_of_the_experiment():
+    params = make_params({}, ["tracking.register=mine"])
+    assert params.resolved() == params.experiment() | {"tracking": {"register": "mine"}}
+    assert make_params(params.resolved()) == params
 
 
 def test_what_is_resolved_is_plain_data_without_the_grid():

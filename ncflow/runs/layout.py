@@ -14,8 +14,10 @@ HISTORY = "history.json"
 PROVENANCE = "provenance.json"
 FINAL_MODEL = "final_model.pth"
 METRICS, GEOMETRY = "metrics_epoch_{}.json", "raw_geo_epoch_{}.pt"  # of an epoch
+EPOCH_FEATURES = "features_epoch_{}.pt"  # likewise, with train.save_features
 POSTHOC = "{}.posthoc.json"  # of a run's name, next to its folder: DVC empties the folder before it trains
 EVALUATION, FEATURES = "{}.evaluation.json", "{}.features.npz"  # likewise
+PROGRAMS = {"pt2": "{}.pt2", "onnx": "{}.onnx"}  # likewise
 SPLITS = ("train", "val", "test")  # in the order of tables
 LAST_EPOCH = 10**9
 
@@ -45,9 +47,15 @@ def features_file(folder: Path) -> Path:
     return folder.with_name(FEATURES.format(folder.name))
 
 
+def program_file(folder: Path, kind: str) -> Path:
+    """The file of the exported classifier of the run in a folder; `kind` is pt2 or onnx."""
+    return folder.with_name(PROGRAMS[kind].format(folder.name))
+
+
 def is_next_to_run(path: Path) -> bool:
     """Whether a path is one of the files next to a run folder, as `models/*` in a shell names them, too."""
-    return path.is_file() and path.name.endswith(tuple(name.format("") for name in (POSTHOC, EVALUATION, FEATURES)))
+    names = (POSTHOC, EVALUATION, FEATURES, *PROGRAMS.values())
+    return path.is_file() and path.name.endswith(tuple(name.format("") for name in names))
 
 
 def is_finished(folder: Path) -> bool:
@@ -57,7 +65,7 @@ def is_finished(folder: Path) -> bool:
 
 def epoch_of(file: Path) -> int | None:
     """The epoch that a file of metrics or tensors belongs to, None for any other file."""
-    for pattern in (METRICS, GEOMETRY):
+    for pattern in (METRICS, GEOMETRY, EPOCH_FEATURES):
         before, after = pattern.split("{}")
         number = re.fullmatch(rf"{re.escape(before)}(\d{{1,9}}){re.escape(after)}", file.name, re.ASCII)
         if number:

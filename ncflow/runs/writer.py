@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ncflow.files import publish, write_text
-from ncflow.runs.layout import CONFIG, FINAL_MODEL, GEOMETRY, HISTORY, METRICS, SPLITS, epoch_of
+from ncflow.runs.layout import CONFIG, EPOCH_FEATURES, FINAL_MODEL, GEOMETRY, HISTORY, METRICS, SPLITS, epoch_of
 from ncflow.tensors import read_tensors, write_tensors
 from ncflow.training.evaluation import Evaluation
 from ncflow.training.loop import EpochRecord
@@ -73,6 +73,8 @@ class RunFolder:
         self.write_text(METRICS.format(record.epoch), json.dumps(summary, indent=1))
         geometry = collect_geometry(record.analysis, head, class_counts, save_logits=save_logits)
         self._publish(write_tensors(self.kept / GEOMETRY.format(record.epoch), geometry))
+        if features := collect_features(record.analysis, head, class_counts):
+            self._publish(write_tensors(self.kept / EPOCH_FEATURES.format(record.epoch), features))
         return summary
 
     def write_model(self, classifier: nn.Module) -> Path:
@@ -94,7 +96,7 @@ def write_measured(
     Reports then show them next to runs. There is no final model. Training loss and time are unknown: NaN and 0.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_later(folder, 0)
+    _remove_later(folder, -1)  # epoch 0 is the initialization
     history = []
     for epoch, (metrics, geometry) in analyses.items():
         accuracy = metrics["train"].get("acc/overall", math.nan)
@@ -162,11 +164,30 @@ def collect_geometry(
     return {name: tensor.detach().cpu() for name, tensor in geometry.items() if isinstance(tensor, Tensor)}
 
 
+def collect_features(
+    analysis: Mapping[str, Evaluation], head: nn.Module, class_counts: Sequence[int]
+) -> dict[str, Tensor]:
+    """The content of features_epoch_N.pt, which `ncflow measure` reads; empty if the analysis kept no features."""
+    kept = {split: result for split, result in analysis.items() if result.features is not None}
+    if not kept:
+        return {}
+    found = {"weight": head.weight, "bias": head.bias, "class_counts": torch.tensor(class_counts)}
+    for split, result in kept.items():
+        rows = {"features": result.features, "targets": result.targets, "logits": result.logits}
+        found |= {f"{split}/{name}": tensor for name, tensor in rows.items()}
+    return {name: tensor.detach().cpu() for name, tensor in found.items() if isinstance(tensor, Tensor)}
+
+
 def _remove_later(folder: Path, epoch: int) -> None:
     """Delete the files that a run resumed after `epoch` will write: later epochs and the final model."""
     for file in folder.iterdir():
-        if file.name == FINAL_MODEL or file.suffix == ".partial" or (epoch_of(file) or 0) > epoch:
+        if file.name == FINAL_MODEL or file.suffix == ".partial" or _is_later(file, epoch):
             file.unlink()
+
+
+def _is_later(file: Path, epoch: int) -> bool:
+    found = epoch_of(file)
+    return found is not None and found > epoch
 
 
 def _free_name(path: Path) -> Path:

@@ -36,7 +36,8 @@ TAUS = tuple(step / 4 for step in range(9))  # 0 to 2
 class Evaluation:
     """Results on one split: metrics by name, logits (N, K) and targets (N,) in stored order, and two kinds of means.
 
-    class_means (K, d) has NaN for absent classes. sample_mean (d,) is μ_N, the drift vector.
+    class_means (K, d) has NaN for absent classes. sample_mean (d,) is μ_N, the drift vector. features (N, d) are kept
+    where `Analysis.features` asks for them.
     """
 
     metrics: dict[str, float]
@@ -44,6 +45,7 @@ class Evaluation:
     targets: Tensor
     class_means: Tensor
     sample_mean: Tensor
+    features: Tensor | None = None
 
     @property
     def predictions(self) -> Tensor:
@@ -69,7 +71,8 @@ class Analysis:
     also head/<name> of the head's solver. posthoc_tau: posthoc/logit_adjustment/acc/<name> on unseen splits, the
     accuracies of logits adjusted post hoc by the training class sizes, and the τ; None chooses τ on the validation
     split, or takes 1 without one; 0 measures none. objective: its value, and its gap to theory, on the train split.
-    average: a moving average of the classifier, which `fit` updates after each step and measures instead.
+    average: a moving average of the classifier, which `fit` updates after each step and measures instead. features:
+    keep the features of every split in its evaluation.
     """
 
     every: int = 1
@@ -78,6 +81,7 @@ class Analysis:
     posthoc_tau: float | None = 0.0
     objective: FeatureObjective | None = None
     average: MovingAverage | None = None
+    features: bool = False
 
 
 def evaluate(
@@ -111,7 +115,8 @@ def evaluate(
         metrics |= analysis.objective(features, targets, classifier.head)
     for layer, rows in by_layer.items():
         metrics |= layer_metrics(layer, gather_rows(accelerator, rows), targets, len(class_counts))
-    return Evaluation(metrics, logits, targets, moments.means_or_nan, moments.sample_mean)
+    kept = features if analysis.features else None
+    return Evaluation(metrics, logits, targets, moments.means_or_nan, moments.sample_mean, kept)
 
 
 def evaluate_splits(

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ncflow import stages
 from ncflow.files import write_atomically
 from ncflow.nn import HEADS
 from ncflow.runs.writer import RunFolder, load_model
 from ncflow.tensors import write_tensors
-from ncflow.training import EpochRecord, Splits, evaluate_splits
+from ncflow.training import Analysis, EpochRecord, Splits, evaluate_splits
 
 PLAIN = EpochRecord(epoch=1, lr=0.1, loss=2.0, accuracy=0.5, seconds=1.5, images_per_second=300.0)
 TENSORS = {"predictions", "targets", "drift_vector", "class_means", "class_counts", "weight"}
@@ -106,6 +107,20 @@ def test_geometry_holds_tensors_only_and_logits_when_asked(
     assert torch.equal(geometry["weight"], classifier.head.weight) and not geometry["weight"].requires_grad
     if save_logits:
         assert torch.equal(geometry["logits"], test.logits)
+
+
+@pytest.mark.parametrize("head", ["linear", "nearest_etf"])
+def test_saved_features_are_measured_to_the_numbers_of_the_run(tmp_path, make_classifier, splits, digits, head):
+    classifier = make_classifier(head)
+    analysis = evaluate_splits(classifier, Splits(**splits, class_counts=digits.class_counts), Analysis(features=True))
+    folder = RunFolder(tmp_path / "run")
+    summary = folder.write_record(replace(PLAIN, analysis=analysis), classifier.head, digits.class_counts)
+    found = stages.measure([folder.path / "features_epoch_1.pt"], None, tmp_path / "measured")
+    for split in ("train", "test"):
+        own = {name: value for name, value in summary[split].items() if not name.startswith(("head/", "posthoc/"))}
+        assert found[split] == own
+    RunFolder(folder.path)  # a run from the start
+    assert not (folder.path / "features_epoch_1.pt").exists()
 
 
 def test_the_history_holds_every_epoch_analyzed_or_not(tmp_path, record, classifier, digits):
