@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # the same names as HOMES, for type checkers
         LinearHead,
         NearestETFHead,
         Output,
+        PictureClassifier,
         TargetedModel,
         capture,
         create_backbone,
@@ -74,7 +75,7 @@ if TYPE_CHECKING:  # the same names as HOMES, for type checkers
         fit,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 explain_missing_packages()
 
 
@@ -124,6 +125,7 @@ HOMES = {
     "Analysis": "training",
     "Output": "nn",
     "PENALTIES": "nn",
+    "PictureClassifier": "nn",
     "Recipe": "data",
     "SOURCES": "data",
     "Snapshot": "data",
@@ -189,6 +191,7 @@ __all__ = [
     "NeuralCollapse",
     "Objective",
     "Output",
+    "PictureClassifier",
     "Recipe",
     "Snapshot",
     "Splits",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,15 +13,16 @@ from tqdm.auto import tqdm
 
 from ncflow.assembly import Training
 from ncflow.data import Snapshot
+from ncflow.data.labels import shown
 from ncflow.files import checksum
 from ncflow.interruption import end_if_asked
 from ncflow.metrics import class_recalls
-from ncflow.nn import Classifier
+from ncflow.nn import Classifier, PictureClassifier
 from ncflow.params import Params
 from ncflow.runs.layout import CONFIG, PROVENANCE, SPLITS
 from ncflow.runs.provenance import Provenance
 from ncflow.runs.writer import RunFolder
-from ncflow.tracking import RunLogger
+from ncflow.tracking import ModelCard, RunLogger
 from ncflow.training import EpochRecord, StateFolder
 from ncflow.yaml_files import dump_yaml
 
@@ -75,8 +76,41 @@ def record(
         run.keep(files.path)
         raise
     run.artifacts(files.path)
-    pixels, _ = next(training.splits.test.ordered())
-    run.model(classifier, pixels, step=params.train.epochs)
+    log_model(classifier, params, provenance, files.read_epoch(total)[1], run)
+
+
+def log_model(
+    classifier: Classifier,
+    params: Params,
+    provenance: Provenance,
+    metrics: Mapping[str, Mapping[str, float]],
+    run: RunLogger,
+) -> None:
+    """Log the final classifier as a model of pictures. `metrics` are those of the last epoch by split."""
+    assert provenance.preprocessing is not None
+    model = PictureClassifier(classifier, **asdict(provenance.preprocessing))
+    run.model(model, card=_card(params, provenance, metrics.get("test", {})), step=params.train.epochs)
+
+
+def _card(params: Params, provenance: Provenance, test: Mapping[str, float]) -> ModelCard:
+    """What MLflow shows of a run's model."""
+    names = provenance.snapshot.class_names or []
+    facts = {
+        "head": params.head.name,
+        "loss": params.train.loss,
+        "model": params.model.name,
+        "dataset": params.dataset.name,
+        "snapshot": provenance.snapshot.digest,
+        "ncflow": provenance.ncflow,
+    }
+    accuracy = f" Balanced test accuracy: {test['acc/balanced']:.1%}." if "acc/balanced" in test else ""
+    description = (
+        f"{params.model.name} with head {params.head.name} and loss {params.train.loss}, trained on "
+        f"{provenance.snapshot.name}.{accuracy} It takes pictures (B, H, W, C) as uint8, of any size, gray or RGB, "
+        f"and returns logits (B, K). Classes: {shown(names)}."
+    )
+    metadata = {"run": params.exp_name, **facts, "class_names": names, "test_metrics": dict(test)}
+    return ModelCard(params.exp_name, description, facts, metadata, params.tracking.register)
 
 
 def log_epoch(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 import ncflow
 from ncflow.assembly import (
@@ -21,31 +25,36 @@ from ncflow.assembly import (
     check,
     is_extendable,
     load_splits,
+    preprocessing,
     refuse_to_extend,
     snapshot_name,
     start,
 )
 from ncflow.data import Batches, Snapshot
 from ncflow.data.manifest import find_manifest
+from ncflow.extras import require
 from ncflow.files import checksum, write_text
 from ncflow.imports import IMPORTED, checkpoint_sha256, run_digest
 from ncflow.interruption import RESUMES, end_if_asked, interruptible, watched
 from ncflow.lookup import fact, lookup
-from ncflow.measuring import FeatureSplit, read_features, series, write_features
+from ncflow.measuring import FeatureSplit, Measurement, read_features, series, stream_features, write_features
 from ncflow.measuring import measure as measure_features
-from ncflow.nn import HEADS, LOSSES, Classifier
+from ncflow.measuring.models import Question, collect_features, open_model
+from ncflow.measuring.pictures import load_pictures
+from ncflow.nn import HEADS, Classifier
 from ncflow.params import Params, make_params, read_config
 from ncflow.posthoc import POSTHOC, Unseen, freeze_features, measure_posthoc
 from ncflow.project import git_commit
-from ncflow.recording import log_history, record
+from ncflow.recording import log_history, log_model, record
 from ncflow.reports import Table, arms, findings, summary_table
-from ncflow.runs.layout import CONFIG, FINAL_MODEL, PROVENANCE, is_finished
+from ncflow.runs.layout import CONFIG, FINAL_MODEL, is_finished
 from ncflow.runs.posthoc import PostHoc, write_posthoc
 from ncflow.runs.provenance import DataVersion, Hardware, Provenance, read_provenance
 from ncflow.runs.reader import load_run, load_runs
 from ncflow.runs.writer import RunFolder, load_model, write_measured
 from ncflow.suite import claimed, is_first
-from ncflow.tracking import has_finished, log_to_finished, start_run
+from ncflow.tracking import SCHEMES, fetched_model, has_finished, log_to_finished, start_run
+from ncflow.trained import lacks, load_trained, preprocessing_of, refuse_other_checkpoint
 from ncflow.training import (
     Splits,
     StateFolder,
@@ -59,7 +68,7 @@ from ncflow.training.evaluation import extract, gather_rows
 
 STATES = Path(".ncflow", "state")  # in the project, not in a run's folder, which DVC empties
 FINISHED = Path(".ncflow", "finished")  # the last states of finished runs that `--extend` can continue
-ELSEWHERE = 1e-2  # tolerance of metrics on other hardware, which rounds differently
+ELSEWHERE = 1e-2  # tolerance of metrics of other hardware or code, which rounds differently
 IDENTITY = ("config", "snapshot")  # the tags that tell which MLflow run is the run of a folder
 
 
@@ -93,6 +102,7 @@ def train(
     """
     train = params.train
     with interruptible(RESUMES), explained_faults(batch_size=train.batch_size, precision=train.precision):
+        require("mlflow")
         built = check(params)  # before any file is written
         with claimed(root, params.exp_name) if is_first() else nullcontext():
             _train(
@@ -144,7 +154,7 @@ def _train(
         start_run(
             root=root,
             name=params.exp_name,
-            config=params.resolved(),
+            config=params.experiment(),
             tags=_tags(params, provenance, **tags),
             color=fact(HEADS[params.head.name], "color"),  # the same color in the report and in MLflow
             attempt=states.token() if main else None,
@@ -199,19 +209,20 @@ def evaluate(folder: Path, data: Path, out: Path) -> dict[str, Any]:
 
     If a launcher started several processes, each measures a share of every split.
     Raises ValueError where the metrics differ from the last ones of training: then the checkpoint is not that model.
-    On the CPU that trained it, they are equal to the last bit. A GPU sums in another order each time.
+    On the CPU and with the code that trained it, they are equal to the last bit. A GPU sums in another order each time.
     """
     params, provenance, classifier, splits, accelerator = _load_trained(folder, data)
     results = evaluate_splits(
         classifier,
         splits,
-        replace(analysis(params, classifier, splits.class_counts), solver=False),
+        replace(analysis(params, classifier, splits.class_counts), solver=False, features=False),
         accelerator=accelerator,
     )
     measured = {split: result.metrics for split, result in results.items()}
     logged = load_runs([folder])[0].analyses[-1]
     there = provenance.hardware
     same = there is not None and there == Hardware.of(accelerator, there.precision) and there.device == "cpu"
+    same &= (provenance.ncflow, provenance.torch) == (ncflow.__version__, torch.__version__)
     _refuse_if_different(measured, logged, tolerance=0.0 if same else ELSEWHERE, folder=folder)
     if accelerator.is_main_process:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +249,7 @@ def posthoc(folder: Path, data: Path, methods: Sequence[str] = (), *, out: Path 
     unseen = {"test": rows(splits.test)} | ({} if splits.validation is None else {"val": rows(splits.validation)})
     head = classifier.head
     frozen = freeze_features(train.features, train.targets, head.weight, head.bias, splits.class_counts)
-    results = measure_posthoc(frozen, unseen, methods=methods, lacks=_lacks(params, validated="val" in unseen))
+    results = measure_posthoc(frozen, unseen, methods=methods, lacks=lacks(params, validated="val" in unseen))
     if accelerator.is_main_process:
         sha256 = provenance.final_model_sha256 or checksum(folder / FINAL_MODEL)
         measured = {split: results[split] for split in unseen}
@@ -271,21 +282,71 @@ def features(folder: Path, data: Path, out: Path) -> Path:
     return write_features(out, found) if accelerator.is_main_process else out
 
 
-def measure(files: Sequence[Path], train: Path | None, out: Path) -> dict[str, dict[str, float]]:
+def measure(
+    files: Sequence[Path], train: Path | None, out: Path, *, stream: bool = False
+) -> dict[str, dict[str, float]]:
     """Measure the features in files, and write `out`: metrics.json, and the layout of a run, which reports read.
 
     Several files are a series: the last number in each name is its epoch. `train` is a file of the training features,
-    if one file holds unseen ones. Returns the metrics of the last epoch. Raises ValueError for files that do not fit
-    each other, and if `out` is the folder of a trained run.
+    if one file holds unseen ones. `stream` reads them part by part and leaves out the metrics that need all samples
+    together. Returns the metrics of the last epoch. Raises ValueError for files that do not fit each other, and if
+    `out` is the folder of a trained run.
     """
     if is_finished(out):
         raise ValueError(f"{out} is the folder of a trained run; choose another --name or --out")
     if train is not None and len(files) > 1:
         raise ValueError(f"--train belongs to one file, got {len(files)}; put the splits of each epoch in one file")
-    analyses = {epoch: _measured(file, train) for epoch, file in series(files).items()}
+    one = _streamed if stream else _measured_file
+    return _write_measures(out, {epoch: one(file, train) for epoch, file in series(files).items()})
+
+
+def measure_model(asked: Question, out: Path, root: Path, *, save: Path | None = None) -> dict[str, dict[str, float]]:
+    """Measure a trained model on pictures, and write `out` as `measure` does for its features.
+
+    `save` gets the features as a file that `measure` reads. Raises ValueError for a model or data that do not fit.
+    """
+    if is_finished(out):
+        raise ValueError(f"{out} is the folder of a trained run; choose another --name or --out")
+    if save is not None and save.suffix != ".npz":
+        raise ValueError(f"--save-features writes .npz, got {save}")
+    pictures = load_pictures(asked.data)
+    stored = fetched_model(root, asked.model) if asked.model.startswith(SCHEMES) else nullcontext()
+    with stored as file:
+        model = open_model(asked, num_classes=len(pictures["train"].class_names), file=file)
+        with tqdm(total=sum(map(len, pictures.values())), desc=out.name, unit="picture", disable=None) as bar:
+            layer, splits = collect_features(
+                model,
+                pictures,
+                layer=asked.layer,
+                features_only=asked.features_only,
+                device=create_accelerator(asked.device).device,
+                batch_size=asked.batch_size,
+                num_workers=0 if isinstance(pictures["train"].images, np.ndarray) else min(4, os.cpu_count() or 1),
+                progress=lambda count: bar.update(count),
+            )
+    if save is not None:
+        write_features(save, splits)
+    weights = asked.checkpoint or Path(asked.model)
+    model_section = {
+        "name": asked.model,
+        "checkpoint": weights.name if weights.is_file() else None,
+        "checkpoint_sha256": checksum(weights) if weights.is_file() else None,
+        "pretrained": asked.pretrained,
+        "random_weights": asked.random_weights,
+        "layer": layer,
+        "preprocessing": model.preprocessing.described(),
+    }
+    data = {"name": asked.data.partition(":")[0], "class_counts": splits["train"].class_counts}
+    return _write_measures(out, {1: _measured(splits)}, {"model": model_section, "dataset": data})
+
+
+def _write_measures(
+    out: Path, analyses: Mapping[int, tuple[Any, Any]], sections: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, float]]:
+    """Write analyses by epoch in the layout of a run, and metrics.json; return the metrics of the last epoch."""
     names = {"dataset": "measured", "model": out.name, "head": "measured"}
-    config = {"exp_name": out.name, "seed": 0, "train": {}} | {key: {"name": name} for key, name in names.items()}
-    write_measured(out, config, analyses)
+    config: dict[str, Any] = {"exp_name": out.name, "seed": 0, "train": {}}
+    write_measured(out, config | {key: {"name": name} for key, name in names.items()} | dict(sections or {}), analyses)
     last = dict(analyses[max(analyses)][0])
     write_text(out / "metrics.json", json.dumps(last, indent=1) + "\n")
     return last
@@ -310,16 +371,56 @@ def track_measured(out: Path, root: Path) -> None:
         logger.artifacts(out)
 
 
-def _measured(file: Path, train: Path | None) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    """The metrics of each split of a file, and the geometry that a dump of a run holds."""
-    splits = read_features(file)
+def _measured_file(file: Path, train: Path | None) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """The metrics and the geometry of the splits of a file, with the training split of another one if it is named."""
+    content = {path: read_features(path) for path in {file, train} if path is not None}
+    places = _places(file, content[file], train)
+    return _measured({name: _found(content[path], split, path) for name, (path, split) in places.items()})
+
+
+def _streamed(file: Path, train: Path | None) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """As `_measured_file`, for features that are read part by part; the parts of a split are in no memory together."""
+    first = {path: next(stream_features(path)) for path in {file, train} if path is not None}
+    places = _places(file, first[file], train)
+
+    def batches(path: Path, split: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for part in stream_features(path):
+            found = _found(part, split, path)
+            yield found.features, found.targets
+
+    heads = {name: _found(first[path], split, path) for name, (path, split) in places.items()}
+    given = next((split for split in heads.values() if split.weight is not None), heads["train"])
+    options: dict[str, Any] = {"weight": given.weight, "bias": given.bias, "class_names": given.class_names}
+    options["class_counts"] = heads["train"].class_counts
+    on_train = measure_features(batches(*places["train"]), **options)
+    metrics = dict(on_train.metrics)
+    for name, place in places.items():
+        if name != "train":
+            both = measure_features(batches(*place), train=batches(*places["train"]), **options)
+            metrics[name] = both.metrics["test"]
+    return metrics, _geometry(on_train, given)
+
+
+def _places(file: Path, splits: Mapping[str, Any], train: Path | None) -> dict[str, tuple[Path, str]]:
+    """Split -> its file and its name there."""
     if train is not None:
         if set(splits) != {"train"}:
             raise ValueError(f"{file} has the splits {', '.join(splits)} itself; leave --train out")
-        splits = {"train": read_features(train)["train"], "test": splits["train"]}
-    seen = splits.get("train")
-    if seen is None:
+        return {"train": (train, "train"), "test": (file, "train")}
+    if "train" not in splits:
         raise ValueError(f"{file} holds no training split, got {', '.join(splits)}; name one with --train")
+    return {name: (file, name) for name in splits}
+
+
+def _found(splits: Mapping[str, FeatureSplit], name: str, path: Path) -> FeatureSplit:
+    if name not in splits:
+        raise ValueError(f"{path} lacks the split '{name}', got {', '.join(splits)}; give each shard the same splits")
+    return splits[name]
+
+
+def _measured(splits: Mapping[str, FeatureSplit]) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """The metrics of each split, and the geometry that a dump of a run holds."""
+    seen = splits["train"]
     given = next((split for split in splits.values() if split.weight is not None), seen)
     options: dict[str, Any] = {"weight": given.weight, "bias": given.bias, "class_names": given.class_names}
     options["class_counts"] = seen.class_counts
@@ -333,15 +434,20 @@ def _measured(file: Path, train: Path | None) -> tuple[dict[str, dict[str, float
     if given.weight is not None and "test" in splits:
         logits = splits["test"].features @ given.weight.mT + (0 if given.bias is None else given.bias)
         predictions, targets = logits.argmax(1), splits["test"].targets.long()
-    geometry = {
-        "predictions": predictions,
-        "targets": targets,
-        "class_means": on_train.class_means,
-        "class_counts": on_train.class_counts.long(),
-        **({} if given.weight is None else {"weight": given.weight}),
-        **({} if given.bias is None else {"bias": given.bias}),
+    return metrics, _geometry(on_train, given) | {"predictions": predictions, "targets": targets}
+
+
+def _geometry(measured: Measurement, classifier: FeatureSplit) -> dict[str, torch.Tensor]:
+    """What a dump of a run holds, without predictions."""
+    nothing = torch.zeros(0, dtype=torch.long)
+    return {
+        "predictions": nothing,
+        "targets": nothing,
+        "class_means": measured.class_means,
+        "class_counts": measured.class_counts.long(),
+        **({} if classifier.weight is None else {"weight": classifier.weight}),
+        **({} if classifier.bias is None else {"bias": classifier.bias}),
     }
-    return metrics, geometry
 
 
 def track_posthoc(folder: Path, root: Path) -> bool:
@@ -382,8 +488,8 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
 
     A finished MLflow run of the same configuration on the same snapshot is the same run. Metrics of every epoch, tags,
     files and the model are logged. Pictures of single epochs are only in the report. If it is stopped, the same command
-    completes the run. `data` holds snapshots. If this run's snapshot is missing, the configuration sets the model's
-    input size. Raises ValueError for a folder that is unfinished or damaged.
+    completes the run. `data` holds snapshots. An older run does not hold how its pictures were normalized: its model is
+    logged only if `data` has its snapshot. Raises ValueError for a folder that is unfinished or damaged.
     """
     run, params = load_run(folder), make_params(read_config(folder / CONFIG))
     if not is_finished(folder):
@@ -397,7 +503,7 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
         with start_run(
             root=root,
             name=params.exp_name,
-            config=params.resolved(),
+            config=params.experiment(),
             tags=tags,
             color=fact(HEADS[params.head.name], "color"),
             attempt=f"sync-{tags['config']}-{tags['snapshot'][:12]}",
@@ -407,12 +513,16 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
             if run.posthoc is not None:
                 logger.metrics(run.posthoc.as_metrics(), step=params.train.epochs)
             logger.artifacts(folder)
-            counts = run.dump["class_counts"]
-            classifier = build_classifier(params, len(counts), class_counts=counts.tolist())
-            load_model(folder / FINAL_MODEL, classifier)
-            size = params.model.image_size or (Snapshot.load(found).manifest["image_size"][0] if found else None)
-            if size:
-                logger.model(classifier, torch.zeros(2, 3, size, size), step=params.train.epochs)
+            known = replace(provenance, preprocessing=preprocessing_of(params, provenance, data))
+            if known.preprocessing is not None:
+                log_model(load_trained(folder).classifier, params, known, run.analyses[-1], logger)
+            else:
+                logging.getLogger("ncflow").warning(
+                    "%s: no model is logged, because its normalization is known only from its snapshot %s; fetch that "
+                    "with `dvc pull` before `ncflow sync`",
+                    folder,
+                    data / provenance.snapshot.name,
+                )
     return params.exp_name
 
 
@@ -453,29 +563,9 @@ def _load_trained(folder: Path, data: Path) -> _Trained:
     accelerator = create_accelerator(params.train.device)
     classifier = build_classifier(params, images.num_classes, class_counts=images.class_counts)
     load_model(folder / FINAL_MODEL, classifier)
-    if provenance.final_model_sha256 not in (None, checksum(folder / FINAL_MODEL)):
-        raise ValueError(
-            f"{folder / FINAL_MODEL} is not the file that training wrote: {PROVENANCE} has another sha256; "
-            "the checkpoint is not the model that was trained, so train it again or fetch it with `dvc pull`"
-        )
+    refuse_other_checkpoint(folder, provenance)
     classifier.to(accelerator.device).to(memory_format=torch.channels_last)
     return _Trained(params, provenance, classifier, load_splits(params, images, accelerator), accelerator)
-
-
-def _lacks(params: Params, *, validated: bool) -> dict[str, str]:
-    """What post-hoc methods may need and this run does not have: a key of NEEDS -> the reason."""
-    train, lacks = params.train, {}
-    loss = LOSSES[train.loss]
-    if not fact(loss, "log_probabilities", True):
-        lacks["log_probabilities"] = f"loss '{train.loss}' has other logits; choose another method, such as ncm"
-    corrected = fact(loss, "corrects_sizes", False) or train.sampling == "class_balanced" or train.reweight is not None
-    if corrected and not validated:
-        lacks["sizes_uncorrected"] = (
-            f"the run has train.loss={train.loss}, train.sampling={train.sampling} and "
-            f"train.reweight={train.reweight}, and no validation data; choose another method, such as ncm, or train "
-            "with dataset.val_fraction > 0"
-        )
-    return lacks
 
 
 def _provenance(params: Params, images: Snapshot, root: Path, hardware: Hardware) -> Provenance:
@@ -486,6 +576,7 @@ def _provenance(params: Params, images: Snapshot, root: Path, hardware: Hardware
         snapshot=DataVersion(snapshot_name(params), images.digest, images.class_names),
         hardware=hardware,
         imports=dict(IMPORTED),
+        preprocessing=preprocessing(params, images),
     )
 
 

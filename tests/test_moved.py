@@ -29,13 +29,13 @@ def project(folder: Path, *, model: bool = False) -> tuple[Path, str]:
     with tracking.start_run(root=folder, name="mine", config={}) as run:
         run.artifact(folder / "params.yaml")
         if model:
-            run.model(Small(), torch.zeros(2, 3, 4, 4))
+            run.model(Small(), card=tracking.ModelCard())
     return folder, str(run.run_id)
 
 
 class Small(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> Any:
-        return type("Output", (), {"logits": images.mean((2, 3))})()
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures.float().mean((1, 2))
 
 
 def artifacts(root: Path, run_id: str) -> list[str]:
@@ -68,7 +68,8 @@ def test_a_logged_model_is_loaded_after_a_move(tmp_path: Path) -> None:
     root = root.rename(tmp_path / "new")
     with tracking.store(root) as mlflow:
         (model,) = mlflow.search_logged_models(["0"], output_format="list")
-        assert mlflow.pytorch.load_model(model.model_uri)(torch.ones(2, 3, 4, 4)).shape == (2, 3)
+        pictures = torch.ones(2, 4, 5, 3, dtype=torch.uint8)
+        assert mlflow.pytorch.load_model(model.model_uri)(pictures).shape == (2, 3)
     assert "old" not in (root / "mlruns" / "0" / "models" / model.model_id / "artifacts" / "MLmodel").read_text()
 
 

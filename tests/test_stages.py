@@ -13,14 +13,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
 from ncflow import assembly, recording, stages, tracking
+from ncflow.data import Snapshot
 from ncflow.interruption import Interrupted
 from ncflow.nn import BACKBONES, HEADS
 from ncflow.params import Params, make_params, read_config
-from ncflow.runs.writer import load_model
 from ncflow.training import Diverged
 from ncflow.training.faults import OutOfMemory
 
@@ -133,17 +134,27 @@ def test_a_table_that_would_grow_large_has_the_last_analysis_only(project, monke
     assert table["step"].tolist() == [2] * 10
 
 
-def test_the_logged_model_classifies_like_the_checkpoint(project, folder, head):
+def test_the_logged_model_classifies_test_pictures_like_training(project, folder, head):
     (run,) = runs_named(project, head)
-    images = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    classifier = assembly.build_classifier(configure("x", **{"head.name": head}), 10).eval()
-    load_model(folder / "final_model.pth", classifier)
+    images = Snapshot.load(project / "data" / "digits").dataset("test")["image"]
+    pictures = np.stack([np.array(image) for image in images])[..., None]
+    logits = torch.load(folder / "raw_geo_epoch_3.pt", weights_only=True)["logits"]
     with tracking.store(project) as mlflow:
         (model,) = mlflow.search_logged_models(
             ["0"], filter_string=f"source_run_id = '{run.info.run_id}'", output_format="list"
         )
-        loaded = mlflow.pytorch.load_model(model.model_uri)
-    torch.testing.assert_close(loaded(images), classifier(images).logits, rtol=1e-4, atol=1e-4)
+        server = mlflow.pyfunc.load_model(model.model_uri)
+    found = torch.from_numpy(server.predict(pictures))
+    torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-5 * float(logits.abs().max()))
+    assert torch.equal(found.argmax(1), logits.argmax(1))
+    facts = server.metadata.metadata
+    assert (model.name, facts["run"], facts["head"], facts["loss"]) == (head, head, head, "ce")
+    assert facts["test_metrics"]["acc/balanced"] == run.data.metrics["test/acc/balanced"]
+    assert facts["snapshot"] == run.data.tags["snapshot"] and facts["class_names"] == [
+        str(digit) for digit in range(10)
+    ]
+    linked = {metric.dataset_name for metric in model.metrics if metric.key.startswith("test/")}
+    assert linked == {"digits-exp-0.02-seed0"}
 
 
 def test_the_checkpoint_is_the_model_to_the_last_bit(project, folder, head):
@@ -187,6 +198,21 @@ def test_a_checkpoint_changed_by_a_trifle_is_refused_on_any_hardware(project, fo
     (copy / "provenance.json").write_text(json.dumps(provenance))
     with pytest.raises(ValueError, match="sha256"):
         stages.evaluate(copy, project / "data" / "digits", tmp_path / "out.json")
+
+
+@pytest.mark.parametrize("package", ["ncflow", "torch"])
+def test_equal_bits_are_asked_of_equal_versions_only(project, folder, tmp_path, package):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    last = max(copy.glob("metrics_epoch_*.json"), key=lambda file: int(file.stem.rpartition("_")[2]))
+    metrics = json.loads(last.read_text())
+    metrics["train"]["nc2/etf_error_means"] *= 1 + 1e-9
+    last.write_text(json.dumps(metrics))
+    with pytest.raises(ValueError, match="train/nc2/etf_error_means of the checkpoint is"):
+        stages.evaluate(copy, project / "data" / "digits", tmp_path / "out.json")
+    provenance = json.loads((copy / "provenance.json").read_text())
+    provenance[package] = "0.0.1"
+    (copy / "provenance.json").write_text(json.dumps(provenance))
+    assert stages.evaluate(copy, project / "data" / "digits", tmp_path / "out.json")
 
 
 def test_another_models_checkpoint_is_described_by_three_names_per_kind(project, folder, tmp_path):

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -32,22 +32,17 @@ from ncflow.project import ROOT_MARKS, git_commit, project_root
 from ncflow.tracking import stores
 
 
-class Output(NamedTuple):
-    logits: torch.Tensor
-    features: torch.Tensor
-
-
 class TinyClassifier(torch.nn.Module):
-    """As ncflow.nn.Classifier: images -> (logits, features), with a batch norm that training mode would move."""
+    """Pictures (B, H, W, C) uint8 -> logits (B, 4), with a batch norm that training mode would move."""
 
     def __init__(self) -> None:
         super().__init__()
         self.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.ReLU())
         self.head = torch.nn.Linear(6, 4, bias=False)
 
-    def forward(self, images: torch.Tensor) -> Output:
-        features = self.backbone(images).mean(dim=(2, 3))
-        return Output(self.head(features), features)
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.backbone(pictures.permute(0, 3, 1, 2) / 255).mean(dim=(2, 3)))
+        return logits
 
 
 @pytest.fixture(autouse=True)
@@ -475,7 +470,7 @@ def test_what_is_said_again_after_an_interruption_is_there_once(root: Path, tmp_
                 run.metrics({"loss": step + 10 * (steps == (2, 3))}, step=step)
                 run.images({"gram": image}, step=step)
                 run.table({"class": [0, 1]}, "table.json", step=step)
-            uri = run.model(TinyClassifier(), torch.randn(1, 3, 8, 8))
+            uri = run.model(TinyClassifier(), card=tracking.ModelCard())
     assert runs[0] == runs[1]
     held = read(root, runs[0])
     files = sorted(file.name for file in (artifacts_of(held) / "images").iterdir())
@@ -492,7 +487,7 @@ def test_what_is_said_again_after_an_interruption_is_there_once(root: Path, tmp_
 def test_a_model_that_was_left_incomplete_is_replaced(root: Path) -> None:
     with tracking.start_run(root=root, name="incomplete", config={}, attempt="incomplete") as run:
         run.mlflow.initialize_logged_model(name="model", source_run_id=run.run_id)
-        uri = run.model(TinyClassifier(), torch.randn(1, 3, 8, 8))
+        uri = run.model(TinyClassifier(), card=tracking.ModelCard())
     with tracking.store(root) as mlflow:
         models = mlflow.search_logged_models(filter_string=f"source_run_id = '{run.run_id}'", output_format="list")
     assert [(model.model_uri, model.status) for model in models] == [(uri, "READY")]
@@ -607,14 +602,14 @@ def test_the_opened_mlflow_run_is_taken_by_one_configuration(root: Path, monkeyp
 
 def test_a_process_that_does_not_log_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    given: dict[str, Any] = {"source": tmp_path, "digest": "d", "classifier": TinyClassifier(), "step": 0}
-    given |= {"values": {"loss": 1.0}, "columns": {"class": [0]}, "images": {"gram": np.zeros((2, 2, 3), np.uint8)}}
+    given: dict[str, Any] = {"source": tmp_path, "digest": "d", "model": TinyClassifier(), "step": 0}
+    given |= {"card": tracking.ModelCard(), "values": {"loss": 1.0}, "columns": {"class": [0]}}
+    given |= {"images": {"gram": np.zeros((2, 2, 3), np.uint8)}}
     with tracking.start_run(root=tmp_path, name="second process", config={}, enabled=False) as run:
         for name, method in inspect.getmembers(run, inspect.ismethod):
             wanted = [key for key, p in inspect.signature(method).parameters.items() if p.default is p.empty]
-            values = given | ({"images": torch.zeros(1, 3, 8, 8)} if name == "model" else {})
             if not name.startswith("_"):
-                method(**{key: values.get(key, "x") for key in wanted})
+                method(**{key: given.get(key, "x") for key in wanted})
     assert run.run_id is None and list(tmp_path.iterdir()) == []
 
 
@@ -662,15 +657,55 @@ def test_the_data_version_is_an_input_of_the_run(root: Path, tmp_path: Path) -> 
 def test_the_logged_model_classifies_as_the_classifier_does(root: Path) -> None:
     classifier = TinyClassifier().train()
     with tracking.start_run(root=root, name="model", config={}) as run:
-        uri = run.model(classifier, torch.randn(1, 3, 8, 8))
-    assert classifier.training and isinstance(classifier.eval()(torch.randn(2, 3, 8, 8)), Output)
+        uri = run.model(classifier, card=tracking.ModelCard())
+    assert classifier.training
+    classifier.eval()
     with tracking.store(root) as mlflow:
         loaded, server = mlflow.pytorch.load_model(uri), mlflow.pyfunc.load_model(uri)
     assert loaded.state_dict().keys() == classifier.state_dict().keys()
-    for batch in (1, 5):
-        images = torch.randn(batch, 3, 8, 8)
-        torch.testing.assert_close(loaded(images), classifier(images).logits)
-        np.testing.assert_allclose(server.predict(images.numpy()), classifier(images).logits.detach(), rtol=1e-5)
+    for batch, height, width in ((1, 8, 8), (5, 9, 30)):
+        pictures = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8)
+        torch.testing.assert_close(loaded(pictures), classifier(pictures))
+        np.testing.assert_allclose(server.predict(pictures.numpy()), classifier(pictures).detach(), rtol=1e-5)
+    with pytest.raises(Exception, match="uint8"):  # pictures that somebody has normalized
+        server.predict(np.zeros((1, 8, 8, 3), np.float32))
+
+
+def test_a_model_has_its_card_its_data_and_its_steps_metrics(root: Path, tmp_path: Path) -> None:
+    card = tracking.ModelCard("drift_0.1", "of digits", {"head": "linear"}, {"class_names": ["é", "b"], "top": 0.5})
+    with tracking.start_run(root=root, name="drift_0.1", config={"seed": 3}) as run:
+        run.dataset("digits", "d" * 64, tmp_path)
+        for step in (1, 2):
+            run.metrics({"test/acc/overall": step / 4, "fit/loss": 1.0 / step}, step=step)
+        uri = run.model(TinyClassifier(), card=card, step=2)
+    with tracking.store(root) as mlflow:
+        held = mlflow.get_logged_model(uri.removeprefix("models:/"))
+        metadata = mlflow.pyfunc.load_model(uri).metadata
+        points = mlflow.MlflowClient().get_metric_history(run.run_id, "test/acc/overall")
+    assert (held.name, held.params["cfg.seed"], held.source_run_id) == ("drift_0_1", "3", run.run_id)
+    assert held.tags["mlflow.note.content"] == "of digits" and held.tags["head"] == "linear"
+    assert not held.tags["mlflow.user"] and os.sep not in held.tags["mlflow.source.name"]  # names stay home
+    assert (metadata.metadata, metadata.run_id) == (card.metadata, run.run_id)
+    linked = {metric.key: (metric.step, metric.value, metric.dataset_name) for metric in held.metrics}
+    assert linked == {"test/acc/overall": (2, 0.5, "digits"), "fit/loss": (2, 0.5, None)}
+    assert [(point.step, point.value) for point in points] == [(1, 0.25), (2, 0.5)]  # and none twice
+
+
+def test_each_run_registers_one_version_of_its_model(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ids = []
+    for attempt in ("first", "first", "second"):  # the first is done again after an interruption
+        with tracking.start_run(root=root, name="registered", config={}, attempt=f"registered-{attempt}") as run:
+            card = tracking.ModelCard(description=f"of {attempt}", register="my model")
+            run.model(TinyClassifier(), card=card)
+            ids.append(run.run_id)
+    with tracking.store(root) as mlflow:
+        client = mlflow.MlflowClient()
+        versions = client.search_model_versions("name = 'my model'", order_by=["version_number ASC"])
+        loaded = mlflow.pytorch.load_model("models:/my model/2")
+    assert [version.run_id for version in versions] == [ids[0], ids[2]]
+    assert [version.description for version in versions] == ["of first", "of second"]
+    assert loaded(torch.zeros(1, 8, 8, 3, dtype=torch.uint8)).shape == (1, 4)
+    assert capfd.readouterr() == ("", "")
 
 
 # Around the runs

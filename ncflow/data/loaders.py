@@ -61,8 +61,7 @@ def load_batches(
     targets = snapshot.targets(split)
     if not isinstance(augment, Augmentation):
         augment = create_augmentation(augment, image_size=image_size)
-    if augment.crop_size is not None:
-        image_size = _with_margin(image_size, snapshot.manifest["image_size"])
+    image_size = stored_size(snapshot, image_size, augment)
     pixels = len(targets) * len(snapshot.manifest["image_mode"]) * image_size**2  # L or RGB
     pictures: Pictures
     if pixels <= storage.resident_bytes:
@@ -201,9 +200,11 @@ class Places(NamedTuple):
     uniform: Tensor | None = None
 
 
-def _with_margin(image_size: int, stored: Sequence[int] | None) -> int:
-    """The size to store for crops of `image_size`: with a margin, but no larger than the pictures themselves."""
-    wanted = round(image_size * MARGIN)
+def stored_size(snapshot: Snapshot, image_size: int, augment: Augmentation) -> int:
+    """The size of the images that batches are cut from: with a margin for crops, but no larger than the pictures."""
+    if augment.crop_size is None:
+        return image_size
+    wanted, stored = round(image_size * MARGIN), snapshot.manifest["image_size"]
     return wanted if not stored else max(image_size, min(wanted, *stored))
 
 

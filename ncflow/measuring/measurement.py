@@ -48,7 +48,7 @@ def measure(
     features. class_counts (K,) are the sizes of the training classes, by default counted. class_names name classes
     without samples in a warning.
 
-    Without targets, features is any iterable of batches (features (B, d), targets (B,)), and so may train be. Each batch
+    Without targets, features is an iterable of batches (features (B, d), targets (B,)), and so may train be. Each batch
     is read once, so a stream may be larger than memory. It gives the metrics that class moments define: NC1 to NC3
     without nc1/numerical_rank, drift and imbalance, but no accuracies, margins or nc4.
 
@@ -82,7 +82,7 @@ def _measure_samples(
     class_names: Sequence[str] | None,
 ) -> Measurement:
     seen = own if train is None else train
-    for name, (h, y) in {"train": seen, "test": own}.items():
+    for name, (h, _) in {"train": seen, "test": own}.items():
         _check_finite(f"{name} features" if train is not None else "the features", h)
     num_classes = max(check_inputs(h, y, weight, bias, None, class_counts, None) for h, y in (seen, own))
     means = ClassMoments.from_features(seen[0], seen[1].long(), num_classes, scatter=False)

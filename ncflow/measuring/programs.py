@@ -137,10 +137,10 @@ def _inline(graph_module: fx.GraphModule) -> None:
         if not first or (node.target is hop.wrap_with_autocast and node.args[2]):
             continue
         part, *inputs = node.args[first:]
-        inside = graph_module.get_submodule(part.target).graph
+        inside: Any = graph_module.get_submodule(part.target).graph
         places = dict(zip(inside.find_nodes(op="placeholder"), inputs, strict=True))
         with graph.inserting_before(node):
-            values = graph.graph_copy(inside, places)
+            values: Any = graph.graph_copy(inside, places)
         for user in list(node.users):  # each takes one of the outputs
             user.replace_all_uses_with(values[user.args[1]])
             graph.erase_node(user)

@@ -17,6 +17,7 @@ from ncflow.nn.layers import capture, stages
 from ncflow.nn.losses import LOSSES, create_loss, posthoc_adjustment
 from ncflow.nn.necks import Backbone
 from ncflow.nn.penalties import PENALTIES, create_penalty, drift_penalty, feature_penalty
+from ncflow.nn.pictures import PictureClassifier
 
 __all__ = [
     "BACKBONES",
@@ -33,6 +34,7 @@ __all__ = [
     "LinearHead",
     "NearestETFHead",
     "Output",
+    "PictureClassifier",
     "TargetedModel",
     "backbone_size",
     "capture",

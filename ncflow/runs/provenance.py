@@ -46,12 +46,23 @@ class DataVersion:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """How test pictures become the classifier's input: the options of `ncflow.nn.pictures.PictureClassifier`."""
+
+    image_mode: str
+    image_size: int
+    resize: int
+    pixel_mean: list[float]
+    pixel_std: list[float]
+
+
+@dataclass(frozen=True)
 class Provenance:
     """The provenance of a run.
 
     imports: file -> digest of the user's own modules. hardware: None in files of earlier versions, which hold text.
     final_model_sha256: None until the run is finished. extended_from: epochs of the finished run that it extends.
-    checkpoint_sha256: of the file of weights that it started from.
+    checkpoint_sha256: of the file of weights that it started from. preprocessing: None in files of earlier versions.
     """
 
     ncflow: str
@@ -63,6 +74,7 @@ class Provenance:
     extended_from: int | None = None
     final_model_sha256: str | None = None
     checkpoint_sha256: str | None = None
+    preprocessing: Preprocessing | None = None
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -95,4 +107,15 @@ def _from_json(values: Mapping[str, Any]) -> Provenance:
         extended_from=values.get("extended_from"),
         final_model_sha256=values.get("final_model_sha256"),
         checkpoint_sha256=values.get("checkpoint_sha256"),
+        preprocessing=_preprocessing(values.get("preprocessing")),
     )
+
+
+def _preprocessing(values: Any) -> Preprocessing | None:
+    if values is None:
+        return None
+    found = Preprocessing(**values)
+    sizes, moments = (found.image_size, found.resize), (*found.pixel_mean, *found.pixel_std)
+    if not all(type(size) is int for size in sizes) or not all(type(value) in (int, float) for value in moments):
+        raise ValueError("preprocessing")
+    return found

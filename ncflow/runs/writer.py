@@ -171,7 +171,7 @@ def collect_features(
     kept = {split: result for split, result in analysis.items() if result.features is not None}
     if not kept:
         return {}
-    found = {"weight": head.weight, "bias": head.bias, "class_counts": torch.tensor(class_counts)}
+    found: dict[str, Any] = {"weight": head.weight, "bias": head.bias, "class_counts": torch.tensor(class_counts)}
     for split, result in kept.items():
         rows = {"features": result.features, "targets": result.targets, "logits": result.logits}
         found |= {f"{split}/{name}": tensor for name, tensor in rows.items()}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -165,34 +167,54 @@ class RunLogger:
         with self.writing():
             self.mlflow.log_input(version, context=context)
 
-    def model(self, classifier: torch.nn.Module, images: torch.Tensor, *, name: str = "model", step: int = 0) -> str:
-        """Log the classifier as the run's model and return its URI. `images` (B,3,S,S) give the input's shape.
+    def model(self, model: torch.nn.Module, *, card: ModelCard, step: int = 0) -> str:
+        """Log a model of pictures (B,H,W,C) uint8, of any size, as the run's model and return its URI.
 
-        `mlflow.pytorch.load_model(uri)` returns a model images (B,3,S,S) -> logits (B,K) in evaluation mode. It takes
-        any B and does not need ncflow. It is a traced graph; unlike a pickle it runs no foreign code when loaded. For
-        features, use the checkpoint in the run folder.
+        `mlflow.pytorch.load_model(uri)` returns pictures -> logits (B,K) in evaluation mode, and does not need ncflow.
+        It is a traced graph; unlike a pickle it runs no foreign code when loaded. For features, use the checkpoint in
+        the run folder. The metrics of `step` are linked to the model, those of the test split with the training data.
         """
-        import torch
+        if (there := self._whole_model(card.file_name)) is None:
+            model = deepcopy(model).cpu().eval()
+            with self._writing(), TemporaryDirectory() as folder:
+                there = self._log_model(model, card, step, Path(folder) / "model")
+        if card.register and there:
+            self._register(there, card)
+        return there
 
-        if (there := self._whole_model(name)) is not None:
-            return there
-        pair = images[:1].detach().cpu().repeat(2, 1, 1, 1)  # tracing a batch of one would fix B = 1
-        classifier = deepcopy(classifier).cpu().eval()
-        classifier.register_forward_hook(lambda module, inputs, output: output.logits)
-        with torch.no_grad():
-            signature = self.mlflow.models.infer_signature(pair.numpy(), classifier(pair).numpy())
-        with self._writing(), warnings.catch_warnings():  # of shared weights on a GPU: here all are on the CPU
-            warnings.filterwarnings("ignore", message="No complete tensor found")
-            logged = self.mlflow.pytorch.log_model(
-                classifier,
-                name=name,
-                step=step,
-                input_example=pair.numpy(),
-                signature=signature,
-                serialization_format="pt2",
-                pip_requirements=["mlflow", f"torch=={torch.__version__.partition('+')[0]}"],
-            )
+    def _log_model(self, model: torch.nn.Module, card: ModelCard, step: int, folder: Path) -> str:
+        """Write a model to `folder` and log it.
+
+        MLflow's `log_model` would load the model again and read the history of every metric, which takes as long.
+        """
+        mlflow, client, run = self.mlflow, self.mlflow.MlflowClient(), self.mlflow.get_run(self.run_id)
+        tags = {**_NOBODY, **card.tags, "mlflow.note.content": card.description}
+        logged = mlflow.initialize_logged_model(
+            name=card.file_name, source_run_id=self.run_id, tags=tags, params=run.data.params
+        )
+        described = mlflow.models.Model(
+            artifact_path=logged.artifact_location,
+            model_uuid=logged.model_id,
+            model_id=logged.model_id,
+            run_id=self.run_id,
+            metadata=dict(card.metadata),
+        )
+        _save_model(mlflow, model, folder, described)
+        client.log_model_artifacts(logged.model_id, str(folder))
+        client.log_outputs(self.run_id, [mlflow.entities.LoggedModelOutput(logged.model_id, step)])
+        client.log_batch(self.run_id, metrics=_metrics_of(mlflow, run, logged.model_id, step))
+        mlflow.finalize_logged_model(logged.model_id, "READY")
         return str(logged.model_uri)
+
+    def _register(self, uri: str, card: ModelCard) -> None:
+        """Register the run's model under a name, as a new version, once for each run."""
+        client, name = self.mlflow.MlflowClient(), card.register
+        with self._writing():
+            if client.search_model_versions(f"name = '{name}' and run_id = '{self.run_id}'"):
+                return
+            with redirect_stderr(StringIO()):  # it prints two lines for each version
+                version = self.mlflow.register_model(uri, name, tags=dict(card.tags)).version
+            client.update_model_version(name, version, description=card.description)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -220,6 +242,71 @@ class RunLogger:
                 return str(model.model_uri)
             self.mlflow.MlflowClient().delete_logged_model(model.model_id)
         return None
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What MLflow shows of a model: its name, a description, tags, and metadata of any plain values.
+
+    `register` is the name in MLflow's registry that gets a version of it; None registers nothing.
+    """
+
+    name: str = "model"
+    description: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    register: str | None = None
+
+    @property
+    def file_name(self) -> str:
+        """The name with `_` in place of the characters that MLflow refuses in names of models."""
+        return re.sub(r"[/:.%\"']", "_", self.name)
+
+
+def _save_model(mlflow: Any, model: torch.nn.Module, folder: Path, described: Any) -> None:
+    """Write a model as a traced graph. The example's sizes all differ, because equal ones would stay equal."""
+    import numpy as np
+    import torch
+
+    example = np.zeros((2, 9, 11, 3), np.uint8)
+    with torch.no_grad():
+        num_classes = model(torch.from_numpy(example)).shape[1]
+    tensor, schema = mlflow.types.TensorSpec, mlflow.types.Schema
+    inputs = schema([tensor(np.dtype(np.uint8), (-1, -1, -1, -1))])
+    outputs = schema([tensor(np.dtype(np.float32), (-1, num_classes))])
+    with warnings.catch_warnings():  # of shared weights on a GPU: here all are on the CPU
+        warnings.filterwarnings("ignore", message="No complete tensor found")
+        mlflow.pytorch.save_model(
+            model,
+            str(folder),
+            mlflow_model=described,
+            input_example=example,
+            signature=mlflow.models.ModelSignature(inputs, outputs),
+            serialization_format="pt2",
+            pip_requirements=["mlflow", f"torch=={torch.__version__.partition('+')[0]}"],
+        )
+
+
+def _metrics_of(mlflow: Any, run: Any, model_id: str, step: int) -> list[Any]:
+    """The metrics of a step of a run, linked to a model; those of the test split also to the run's data.
+
+    Their times stay, so MLflow takes them as the same points.
+    """
+    data = next((each.dataset for each in run.inputs.dataset_inputs), None)
+    found = []
+    for metric in run.data.to_proto().metrics:
+        linked = data if metric.key.startswith("test/") else None
+        if metric.step == step:
+            found.append(
+                mlflow.entities.Metric(
+                    *(metric.key, metric.value, metric.timestamp, metric.step),
+                    model_id=model_id,
+                    run_id=run.info.run_id,
+                    dataset_name=linked and linked.name,
+                    dataset_digest=linked and linked.digest,
+                )
+            )
+    return found
 
 
 @contextmanager

@@ -150,7 +150,8 @@ def test_a_run_without_theory_has_a_reason_of_one_line(configured, case: str) ->
 
 # options of training that no closed form asks for: how long, how fast, how exactly, and what is written down
 HARMLESS = {"epochs", "lr", "momentum", "optimizer_options", "schedule", "schedule_options", "warmup", "reweight_after"}
-HARMLESS |= {"posthoc_tau", "augment", "augment_options", "mix_options", "precision", "device", "save_logits", "save_features"}
+HARMLESS |= {"posthoc_tau", "augment", "augment_options", "mix_options", "precision", "device"}
+HARMLESS |= {"save_logits", "save_features"}
 HARMLESS |= {"penalty_options"}
 HARMLESS |= {"analyze_freq", "analyze_layers", "analyze_solver"}
 JUDGED = {"loss", "loss_options", "penalties", "optimizer", "weight_decay", "decay", "feature_decay", "batch_size"}
