@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,7 +102,7 @@ def _classify(trained: Trained, data: Path, files: Sequence[Path], damaged: dict
                 try:
                     picture = decode(file.read_bytes(), model.image_mode)
                 except (OSError, PictureDamaged) as error:
-                    damaged[name] = getattr(error, "strerror", None) or str(error)
+                    damaged[name] = getattr(error, "strerror", None) or re.sub(r" <[^>]*>$", "", str(error))
                     continue
                 named.append(name)
                 images.append(model.prepare(picture.permute(1, 2, 0)[None].to(device)))
