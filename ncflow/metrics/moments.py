@@ -157,6 +157,13 @@ class GramSum:
         self._width = max(NARROWEST, -(-num_features // BLOCKS))
         self._waiting: list[Tensor] = []  # batched, because a product of few rows takes as long as one of many
 
+    @classmethod
+    def of(cls, gram: Tensor) -> GramSum:
+        """The sum that begins with a Gram matrix (d, d), which it changes in place."""
+        made = cls(0, gram.device)
+        made._sum, made._width = gram, max(NARROWEST, -(-len(gram) // BLOCKS))
+        return made
+
     def add(self, rows: Tensor) -> None:
         """Add the Gram matrix of the columns of rows (n, d). Do not change the rows afterwards."""
         self._waiting.append(rows)

@@ -31,6 +31,17 @@ class MomentSum:
         self._counts, self._means, self._traces, self._eps = empty.counts, empty.means, empty.within_traces, empty.eps
         self._gram = GramSum(num_features, empty.means.device)
 
+    @classmethod
+    def of(cls, moments: ClassMoments) -> MomentSum:
+        """The sum that begins with these moments, whose tensors in float64 it changes in place."""
+        assert moments.within_scatter is not None
+        made = cls(1, 1)
+        made._known = len(moments.counts)
+        made._counts, made._means = moments.counts.double(), moments.means.double()
+        made._traces, made._eps = moments.within_traces.double(), moments.eps.double()
+        made._gram = GramSum.of(moments.within_scatter.double())
+        return made
+
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Add features (B, d) with targets (B,). An empty batch has no effect.
 
@@ -44,6 +55,8 @@ class MomentSum:
             return
         targets = targets.long()
         check_targets(targets, self._known or int(targets.max()) + 1)
+        if not all(bool(h.square().sum().isfinite()) for (h,) in float64_chunks(features)):  # before the sums change
+            raise OutOfRange("features hold NaN, infinities or numbers too large to square")
         self._make_room(int(targets.max()) + 1)
         self._eps = self._eps.clamp(min=precision(features))
         for h, y in float64_chunks(features, targets, size=SIZE):
@@ -62,8 +75,6 @@ class MomentSum:
         share = sizes / (counts + sizes)
         weights = counts * share
         traces += weights * gaps.square().sum(1)
-        if not bool(torch.isfinite(traces).all()):
-            raise OutOfRange("features hold NaN, infinities or numbers too large to square")
         self._means[classes] = before + share.unsqueeze(1) * gaps
         self._traces[classes] += traces
         self._counts[classes] = counts + sizes
@@ -76,7 +87,8 @@ class MomentSum:
         if not bool(self._counts.any()):
             raise ValueError("no samples: expected at least one batch of features with targets")
         number = self._known or int(self._counts.nonzero().max()) + 1
-        counts, means, traces = (part[:number] for part in (self._counts, self._means, self._traces))
+        parts = (self._counts, self._means, self._traces)
+        counts, means, traces = (part if len(part) == number else part[:number] for part in parts)
         return ClassMoments(counts, means, traces, self._gram.total(), self._eps)
 
     def _make_room(self, num_classes: int) -> None:

@@ -17,6 +17,7 @@ from ncflow.checks import as_tensors, check_counts, check_samples, has_float64
 from ncflow.lookup import lookup
 from ncflow.metrics import METRICS, moment_metrics
 from ncflow.metrics.moments import ClassMoments
+from ncflow.metrics.stream import MomentSum
 
 FIELDS = [field.name for field in dataclasses.fields(ClassMoments)]
 
@@ -78,8 +79,11 @@ class NeuralCollapse(Metric):
         check_samples(features, targets)
         if features.shape[1] != self.means.shape[-1]:
             raise ValueError(f"features must have shape (B, {self.means.shape[-1]}), got {tuple(features.shape)}")
-        batch = ClassMoments.from_features(features, targets, self.num_classes)
-        merged = self.moments().merge(batch)
+        if not len(targets):
+            return
+        moments = MomentSum.of(self.moments())  # a batch costs the same for any number of classes
+        moments.add(features, targets)
+        merged = moments.total()
         for field in FIELDS:
             setattr(self, field, getattr(merged, field))
 

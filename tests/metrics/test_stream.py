@@ -10,6 +10,7 @@ from ncflow.metrics import ClassMoments, stream
 from ncflow.metrics.stream import MomentSum
 
 SEEDS = range(3)
+NAMES = ("counts", "means", "within_traces", "within_scatter", "eps")
 
 
 def summed(features, targets, batch: int, num_classes: int | None = None) -> ClassMoments:
@@ -27,7 +28,7 @@ def test_batches_of_any_size_give_the_moments_of_the_whole(seed, size, batch, mo
     features, targets, *_ = references.draw_problem(seed, sizes=(9, 1, 7, 0, 5, 4)).tensors
     whole = ClassMoments.from_features(features, targets, 6)
     found = summed(features, targets, batch, 6)
-    for name in ("counts", "means", "within_traces", "within_scatter", "eps"):
+    for name in NAMES:
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-11, atol=1e-13)
 
 
@@ -46,6 +47,20 @@ def test_samples_and_batches_are_left_as_they_were():
     before = features.clone()
     summed(features, targets, 3)
     assert torch.equal(features, before)
+
+
+def test_a_refused_batch_changes_nothing(monkeypatch):
+    monkeypatch.setattr(stream, "SIZE", 4)
+    features, targets, *_ = references.draw_problem(0).tensors
+    moments = MomentSum(features.shape[1], 6)
+    moments.add(features, targets)
+    before = {name: value.clone() for name, value in vars(moments.total()).items() if name in NAMES}
+    wrong = features.clone()
+    wrong[-1, 0] = torch.inf
+    with pytest.raises(ValueError, match="NaN, infinities"):
+        moments.add(wrong, targets)
+    for name, value in before.items():
+        assert torch.equal(getattr(moments.total(), name), value)
 
 
 def test_a_coarse_batch_makes_the_whole_stream_coarse():
