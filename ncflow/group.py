@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from ncflow import stages, suite
-from ncflow.assembly import snapshot_name
+from ncflow.assembly import check, snapshot_name
+from ncflow.experiments import representatives
 from ncflow.extras import require
 from ncflow.params import Params
 from ncflow.runs.posthoc import belongs_to, read_posthoc
@@ -64,6 +65,15 @@ def run_group(
             data = {snapshot_path(job.params, root) for job in done}
             folders = suite.track(group, root=root, runs=[job.folder for job in done], snapshots=data)
             say(f"tracked by DVC; to share the group, commit suites/ and `dvc push -R {' '.join(folders)}`")
+
+
+def check_values(configs: Sequence[Params]) -> None:
+    """Check one run with each value that varies, as `ncflow train --check` does. Raises ValueError with its name."""
+    for params in representatives(configs):
+        try:
+            check(params)
+        except ValueError as error:
+            raise ValueError(f"nothing was trained, because {params.exp_name} cannot run: {error}") from None
 
 
 def _measure_posthoc(job: Job, methods: Sequence[str], root: Path) -> None:

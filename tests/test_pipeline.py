@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ncflow.experiments import expand
 from ncflow.experiments.pipeline import (
     STAGE,
     forget_earlier_grids,
@@ -16,6 +17,7 @@ from ncflow.experiments.pipeline import (
     pipeline_runs,
     pipeline_snapshot,
     refuse_unwatched,
+    shared_with_pipeline,
 )
 from ncflow.params import load_params, make_params
 
@@ -71,6 +73,22 @@ def test_the_outputs_are_where_dvc_expects_them(project):
         assert outputs("train", "outs", item) == [run.folder]
         assert outputs("evaluate", "metrics", item) == [run.evaluation]
     assert outputs("snapshot", "outs", {}) == [pipeline_snapshot(params, project)]
+
+
+def test_a_suite_that_dvc_would_replace_says_so(tmp_path):
+    params = make_params({"exp_name": "main", "grid": {"head": ["linear"], "loss": ["ce", "mse"]}})
+    runs = expand("main", params)
+    assert shared_with_pipeline(runs, params, tmp_path) == ""  # there is no pipeline
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    warning = shared_with_pipeline(runs, params, tmp_path)
+    assert warning.startswith("main_linear_ce_seed0 and 1 more: dvc.yaml has runs of the same names.")
+    assert "--set exp_name=NAME" in warning
+    for others in (
+        expand("main", params, overrides=["exp_name=other"]),
+        expand("main", params, grid=["seed=0,1"]),
+        expand("quickstart", params),
+    ):
+        assert shared_with_pipeline(others, params, tmp_path) == ""
 
 
 def test_a_run_is_found_by_its_stage(monkeypatch, tmp_path):

@@ -31,6 +31,15 @@ def quickstart(base: Params) -> Iterator[Params]:
         yield make_params(values | {"exp_name": name, "seed": seed, "head": kept | {"name": head}, "train": train})
 
 
+def main(base: Params) -> Iterator[Params]:
+    """The runs of `dvc repro`: params.yaml with every head, loss and seed of its grid.
+
+    Hypothesis: that of quickstart. Expected: as there. The runs have the names of the pipeline, so a suite skips those
+    that the pipeline has finished. `--grid` replaces the section grid.
+    """
+    yield from quickstart(base)
+
+
 def exp1() -> Grid:
     """Universality: 4 data sets × 14 models.
 
@@ -257,4 +266,5 @@ PUBLISHED: dict[str, Callable[[], Grid]] = {
     "exp16": exp16,
 }
 # Add your own group, a function from the parameters of params.yaml to runs: EXPERIMENTS["mine"] = mine
-EXPERIMENTS: dict[str, Callable[..., Any]] = {"quickstart": quickstart, **PUBLISHED}
+MAIN = "main"
+EXPERIMENTS: dict[str, Callable[..., Any]] = {"quickstart": quickstart, MAIN: main, **PUBLISHED}

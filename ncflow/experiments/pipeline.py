@@ -82,6 +82,19 @@ def pipeline_runs(params: Params, root: Path) -> dict[str, PipelineRun]:
     }
 
 
+def shared_with_pipeline(runs: Sequence[Params], params: Params, root: Path) -> str:
+    """A warning if `dvc repro` would replace some of the runs, which have names of the pipeline; else empty."""
+    names = {run.exp_name for run in quickstart(params)} if (root / "dvc.yaml").is_file() else set()
+    shared = [run.exp_name for run in runs if run.exp_name in names]
+    if not shared:
+        return ""
+    others = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+    return (
+        f"{shared[0]}{others}: dvc.yaml has runs of the same names. `dvc repro` trains these again and replaces their "
+        "folders. To keep both, add --set exp_name=NAME here"
+    )
+
+
 def forget_earlier_grids(params: Params, root: Path) -> list[Path]:
     """Delete the metrics files of runs that left the grid, and return the run folders of such runs.
 

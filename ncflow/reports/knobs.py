@@ -34,7 +34,7 @@ def knob_values(arms: Sequence[Arm], key: str) -> list[Any]:
 
 
 def _knob_figure(title: str, arms: Sequence[Arm], key: str, places: Sequence[Any]) -> Figure:
-    """Draw values at equal distances, because grids are nearly geometric; names are on the vertical axis."""
+    """Draw the metrics against the values; names are on the vertical axis."""
     upright = _numeric(places)
     metrics = shown_in("knobs")
     height = 3.8 if upright else 1.8 + 0.27 * len(places)
@@ -43,9 +43,11 @@ def _knob_figure(title: str, arms: Sequence[Arm], key: str, places: Sequence[Any
     drawn = lines(arms, along=key)
     first = [line[0] for line in drawn]
     names, styles = labels(first), arm_styles(first)
+    nearest = min(np.diff(_positions(places)), default=1.0)
+    apart = min(0.03, 0.5 * nearest / len(drawn)) if upright else 0.12  # between the bars of two lines
     for axes, metric in zip(panels, metrics, strict=True):
         for number, (line, label, style) in enumerate(zip(drawn, names, styles, strict=True)):
-            dodge = 0.0 if upright else 0.12 * (number - (len(drawn) - 1) / 2)
+            dodge = apart * (number - (len(drawn) - 1) / 2)
             points = _points(line, key, metric, places, dodge)
             _draw_points(axes, points, upright, label=literal(label), **style)
         if (key, metric) == (IMBALANCE, DRIFT):
@@ -62,7 +64,9 @@ def _points(line: Sequence[Arm], key: str, metric: str, places: Sequence[Any], d
     for arm in line:
         values = [value for run in arm.runs if (value := run.final(metric)) is not None]
         if values:
-            points.append((places.index(arm.choices[key]) + dodge, median(values), min(values), max(values)))
+            points.append(
+                (_positions(places)[places.index(arm.choices[key])] + dodge, median(values), min(values), max(values))
+            )
     return np.array(sorted(points)).reshape(-1, 4)
 
 
@@ -77,12 +81,12 @@ def _draw_points(axes: Axes, points: Array, upright: bool, **style: Any) -> None
 
 def _draw_references(axes: Axes, arms: Sequence[Arm], places: Sequence[Any]) -> None:
     """Draw the drift that theory predicts for these class sizes, one curve per theory and number of classes."""
-    curves: dict[str, dict[int, float]] = {}
+    curves: dict[str, dict[float, float]] = {}
     for arm in arms:
         if limit := drift_limit(arm.representative):
             theory, drift = limit
             name = f"{theory}, K = {len(arm.representative.dump['class_counts'])}"
-            curves.setdefault(name, {})[places.index(arm.choices[IMBALANCE])] = drift
+            curves.setdefault(name, {})[_positions(places)[places.index(arm.choices[IMBALANCE])]] = drift
     for (name, curve), dash in zip(curves.items(), cycle(("--", ":"))):
         axes.plot(
             *zip(*sorted(curve.items()), strict=True), color="gray", linestyle=dash, label=literal(f"theory: {name}")
@@ -91,9 +95,10 @@ def _draw_references(axes: Axes, arms: Sequence[Arm], places: Sequence[Any]) -> 
 
 def _dress(axes: Axes, key: str, metric: str, places: Sequence[Any]) -> None:
     highlight, upright = highlights()[metric], _numeric(places)
-    ticks, texts = range(len(places)), [literal(value_text(value)) for value in places]
+    ticks, texts = _positions(places), [literal(value_text(value)) for value in places]
     measured, named = (axes.yaxis, axes.xaxis) if upright else (axes.xaxis, axes.yaxis)
-    named.set_ticks(ticks, texts, fontsize=8, rotation=90 if upright and len("".join(texts)) > 45 else 0)
+    tight = len("".join(texts)) > 45 or min(np.diff(ticks), default=1) < 0.06 * len(ticks)
+    named.set_ticks(ticks, texts, fontsize=8, rotation=90 if upright and tight else 0)
     if upright:
         axes.set_xlabel(short(key, [key]))
         axes.set_xlim(-0.4, len(places) - 0.6)
@@ -106,6 +111,14 @@ def _dress(axes: Axes, key: str, metric: str, places: Sequence[Any]) -> None:
         measured.set_major_formatter(PercentFormatter(1))
     axes.set_title(f"{highlight.title}\n{metric}", fontsize=10)
     axes.grid(alpha=0.25)
+
+
+def _positions(places: Sequence[Any]) -> list[float]:
+    """Where the values stand, from 0 to n - 1: positive numbers by their logarithm, others at equal distances."""
+    if len(places) < 2 or not all(type(value) in (int, float) and value > 0 for value in places):
+        return [float(number) for number in range(len(places))]
+    logs = np.log10(places)
+    return [float(place) for place in (logs - logs[0]) / (logs[-1] - logs[0]) * (len(places) - 1)]
 
 
 def _numeric(values: Sequence[Any]) -> bool:

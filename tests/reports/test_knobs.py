@@ -87,6 +87,24 @@ def test_numbers_are_in_order_and_none_comes_first(make_run: MakeRun) -> None:
     assert knob_values(arms(runs), "train.lr") == [None, 1e-3, 0.5]
 
 
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        ((0.01, 0.1, 1.0, 10.0), (0, 1, 2, 3)),
+        ((1.0, 10.0, 0.1, 0.001), (3, 2.25, 1.5, 0)),
+        ((64, 128, 512), (0, 2 / 3, 2)),
+        ((0.0, 0.1, 1.0, 100.0), (0, 1, 2, 3)),
+        ((None, 0.1, 10.0, 0.2), (0, 1, 2, 3)),
+    ],
+)
+def test_positive_numbers_stand_on_a_logarithmic_axis(make_run: MakeRun, values, places) -> None:
+    runs = load_runs([make_run(f"knob{value}", overrides={"train": {"knob": value}}) for value in values])
+    (figure,) = knob_figures(arms(runs), "train.knob").values()
+    axes = figure.axes[0]
+    np.testing.assert_allclose(axes.containers[0][0].get_xdata(), sorted(places), atol=1e-12)
+    np.testing.assert_allclose(axes.get_xticks(), sorted(places), atol=1e-12)
+
+
 def test_a_metric_that_nobody_measured_leaves_its_panel_empty(make_run: MakeRun) -> None:
     without = tuple(key.partition("/")[2] for key in shown_in("knobs"))
     runs = load_runs([make_run(f"lr{lr}", without=without, overrides={"train": {"lr": lr}}) for lr in (0.1, 0.2)])

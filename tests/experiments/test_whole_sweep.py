@@ -1,0 +1,52 @@
+"""A sweep from a file, from the command to the figures of its report; more values train only what is new."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ncflow import tracking
+
+TINY = """\
+hypothesis: A tiny group.
+base:
+  dataset: {imb_factor: 0.1, samples_per_class: 20}
+  model: {image_size: 8}
+  train: {epochs: 1, analyze_freq: 1, weight_decay: 0.0}
+grid:
+  train.lr: [0.3, 0.01]
+"""
+
+
+def suite(root: Path, *words: str) -> str:
+    command = [sys.executable, "-m", "ncflow", "suite", "tiny", "--jobs", "2", *words]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_is_trained_logged_and_drawn_and_grows(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text("exp_name: main\n")
+    (tmp_path / "groups").mkdir()
+    (tmp_path / "groups" / "tiny.yaml").write_text(TINY)
+    suite(tmp_path, "--grid", "head.name=linear,fixed_etf")
+    names = {f"tiny_lr{lr}_{head}" for lr in ("0.3", "0.01") for head in ("linear", "fixed_etf")}
+    assert {path.name for path in (tmp_path / "models").iterdir() if path.is_dir()} == names
+    report = tmp_path / "reports" / "tiny_head"
+    assert (report / "index.html").is_file() and (report / "figures" / "knob_train.lr.png").is_file()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with tracking.store(tmp_path) as mlflow:
+        query = {"filter_string": "tags.group = 'tiny_head'", "search_all_experiments": True}
+        logged = mlflow.search_runs(**query, output_format="list")
+    assert {run.info.run_name for run in logged} == names
+    assert {run.data.params["cfg.train.lr"] for run in logged} == {"0.3", "0.01"}
+
+    again = suite(tmp_path, "--grid", "train.lr=0.3,0.01,0.1", "--grid", "head.name=linear,fixed_etf")
+    assert again.count("done before") == 4 and again.count("starts") == 2
+    new = {f"tiny_lr0.1_{head}" for head in ("linear", "fixed_etf")}
+    assert {path.name for path in (tmp_path / "models").iterdir() if path.is_dir()} == names | new
+    assert (tmp_path / "reports" / "tiny_lr_head" / "index.html").is_file()
