@@ -9,6 +9,7 @@ from typing import Protocol
 from ncflow.lookup import lookup
 from ncflow.suite.jobs import Job
 from ncflow.suite.process import Attempt, Ending, Task, cpus
+from ncflow.suite.warm import WarmStarter
 
 
 class Running(Protocol):
@@ -55,7 +56,7 @@ class LocalEngine:
     """Engine for this machine, divided into equal slots: each slot has a share of the CPUs and one or more GPUs.
 
     The default is one slot with one process per GPU. `jobs_per_gpu` sets the number of slots per GPU. OMP_NUM_THREADS
-    in the environment limits the threads of each process.
+    in the environment limits the threads of each process. Without GPUs, runs are warm (ncflow/suite/warm.py).
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class LocalEngine:
         self._threads = min(share, _most_threads() or share)
         self._gpus = [_share_of_gpus(gpus, slot, self._processes) for slot in range(jobs)]
         self._slots: list[Attempt | None] = [None] * jobs
+        self._warm = WarmStarter()
 
     def has_room(self) -> bool:
         return self._free_slot() is not None
@@ -84,7 +86,8 @@ class LocalEngine:
             threads=self._threads,
             gpus=self._gpus[slot],
         )
-        attempt = self._slots[slot] = Attempt(task)
+        attempt = Attempt(task, self._warm.start) if self._warm.takes(task) else Attempt(task)
+        self._slots[slot] = attempt
         return attempt
 
     def _free_slot(self) -> int | None:

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ncflow.exits import RESULT, read_reason
 from ncflow.suite.jobs import Job
@@ -51,27 +52,31 @@ class Ending:
     reason: str
 
 
-class Attempt:
-    """A running task on this machine; `poll` returns its ending, None while it runs."""
+class Process(Protocol):
+    """What an attempt needs of a process; it leads a session. `subprocess.Popen` has it."""
 
-    def __init__(self, task: Task) -> None:
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Attempt:
+    """A running task on this machine; `poll` returns its ending, None while it runs.
+
+    `start` starts its process; the default is `spawn`.
+    """
+
+    def __init__(self, task: Task, start: Callable[[Task], Process] | None = None) -> None:
         task.log.parent.mkdir(parents=True, exist_ok=True)
         with task.log.open("ab") as log:
             # A suite on another machine sees by the first line that this machine has started the task.
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(task.arguments)}\n".encode())
-            log.flush()
-            self._result = task.result
-            self._result.unlink(missing_ok=True)  # of an earlier attempt
-            # In its own session: Ctrl-C in a terminal reaches only the suite, which then ends its jobs in order.
-            self._process = subprocess.Popen(
-                python(*task.arguments),
-                cwd=task.cwd,
-                env=os.environ | _share(task),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._result = task.result
+        self._result.unlink(missing_ok=True)  # of an earlier attempt
+        self._process = (start or spawn)(task)
 
     def has_started(self) -> bool:
         """Whether a machine has started it; always true here."""
@@ -95,7 +100,21 @@ class Attempt:
         self._process.wait()
 
 
-def kill_group(process: subprocess.Popen[bytes]) -> None:
+def spawn(task: Task) -> Process:
+    """Start a task in a new process, in its own session: Ctrl-C in a terminal reaches only the suite."""
+    with task.log.open("ab") as log:
+        return subprocess.Popen(
+            python(*task.arguments),
+            cwd=task.cwd,
+            env=environment_of(task),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def kill_group(process: Process) -> None:
     """Kill a process that leads a session, and its child processes; on Windows only the process itself."""
     with suppress(ProcessLookupError):
         if hasattr(os, "killpg"):
@@ -141,6 +160,11 @@ def _signal(code: int) -> str:
 def cpus() -> int:
     """The number of CPUs that this process may use; on a cluster often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment_of(task: Task) -> dict[str, str]:
+    """The environment of a task's process: that of this process, and its share of the machine."""
+    return os.environ | _share(task)
 
 
 def _share(task: Task) -> dict[str, str]:
