@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -34,9 +35,17 @@ TABLES = {  # of named rows with options; models, datasets, metrics and experime
     "datasets": "ncflow.data:SOURCES",
 }
 PROCESSES = "NCFLOW_PROCESSES"  # the number of processes that a suite sets for each run
+GROUPS = "groups"  # the folder of a project with files of groups
 IMPORT = "NCFLOW_IMPORT"  # the files of --import, for `dvc repro`, `mlflow run` and all their child processes
 Config = Annotated[Path | None, typer.Option(help="YAML file; default: the project's params.yaml, if it exists.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; can be repeated.")]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUES", help="Vary a key: train.lr=0.3,0.1 or seed=0..4; repeat it for all combinations."
+    ),
+]
+MaxRuns = Annotated[int, typer.Option("--max-runs", min=1, help="The most runs that --grid or a group's file makes.")]
 Head = Annotated[str, typer.Option(help="Use this head in every run.")]
 Data = Annotated[Path | None, typer.Option("--snapshot", help="Snapshot folder; default: data/<its name>.")]
 Extend = Annotated[
@@ -100,6 +109,7 @@ def train(
     data: Data = None,
     group: Annotated[str | None, typer.Option(help="Tag shared by the runs of one comparison.")] = None,
     suite: Annotated[str | None, typer.Option(help="Tag of the suite that starts this run.")] = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="Tag: its number in the search that starts it.")] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, envvar=PROCESSES, help="Processes that train it together; default: one.")
     ] = None,
@@ -138,7 +148,15 @@ def train(
     folder = run_folder(root, params.exp_name)
     data = data or _snapshot_path(params)
     stages.train(
-        params, folder=folder, data=data, root=root, group=group, suite=suite, processes=processes, extend=extend
+        params,
+        folder=folder,
+        data=data,
+        root=root,
+        group=group,
+        suite=suite,
+        trial=trial,
+        processes=processes,
+        extend=extend,
     )
     if is_first():
         _say(f"finished: {folder}\n{stages.result(folder)}\nnext: `uv run ncflow report {_shown(folder)}`")
@@ -230,21 +248,117 @@ def features(
 
 
 @app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(help="Run folder, such as models/main_linear_ce_seed0.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files, or folders of pictures.")],
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the table to this file.")] = None,
+) -> None:
+    """Classify pictures with a finished run: class, confidence, and the class for equally frequent classes.
+
+    Pictures that cannot be read are named at the end, with exit code 65. The others are classified.
+    """
+    from ncflow.deploy import predict
+
+    found = predict(folder, pictures, _root() / "data")
+    if csv:
+        found.write_csv(csv)
+    table = [*([list(found.rows[0])] if found.rows else []), *([*row.values()] for row in found.rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for note in found.notes:
+        _say(note)
+    if csv:
+        _say(f"written: {csv}")
+    if found.damaged:
+        lines = "".join(f"\n  {name}: {reason}" for name, reason in found.damaged.items())
+        total = len(found.damaged) + len(found.rows)
+        raise ValueError(f"{len(found.damaged)} of {total} pictures cannot be read; replace them:{lines}")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Run folder, such as models/main_linear_ce_seed0.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX; default: a program of torch.export.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: <run folder>.pt2 or .onnx.")] = None,
+) -> None:
+    """Write a finished run's classifier, with its preprocessing, as a program that needs no ncflow."""
+    from ncflow.deploy import export
+    from ncflow.runs.layout import program_file
+
+    kind = "onnx" if onnx else "pt2"
+    file = export(folder, _root() / "data", out or program_file(folder, kind), kind)
+    _say(f"{file}: pictures (B, H, W, C) uint8 of any size -> logits (B, K); checked against the classifier")
+
+
+@app.command()
 def measure(
     files: Annotated[
-        list[Path], typer.Argument(help="Features: .npz, .pt, .pth, .safetensors or .parquet; several are epochs.")
-    ],
+        list[Path] | None,
+        typer.Argument(help="Features: .npz, .pt, .pth, .safetensors or .parquet; several are epochs."),
+    ] = None,
     train: Annotated[Path | None, typer.Option(help="The training features, if the file holds unseen ones.")] = None,
     name: Annotated[str | None, typer.Option(help="Name in reports; default: that of the file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: models/<name>.")] = None,
     no_track: Annotated[bool, typer.Option("--no-track", help="Do not log the results to MLflow.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of features: timm/<name>, torchvision/<name>, a .pt2 or TorchScript file, models:/…"
+        ),
+    ] = None,
+    data: Annotated[str, typer.Option(metavar="SOURCE[:ROOT]", help="Pictures, such as imagefolder:pics.")] = "",
+    checkpoint: Annotated[Path | None, typer.Option(help="The model's weights: .pth, .pt or .safetensors.")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Use the library's published weights.")] = False,
+    random_weights: Annotated[
+        int | None, typer.Option(min=0, metavar="SEED", help="Use random weights, as a baseline.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="The classifier, such as fc; default: the last linear.")] = None,
+    features_only: Annotated[
+        bool, typer.Option("--features-only", help="Leave out the metrics of the classifier.")
+    ] = False,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Resize the shorter side to this; default: as the library does.")
+    ] = None,
+    mean: Annotated[str, typer.Option(help="Pixel mean in [0, 1], such as 0.5 or 0.49,0.48,0.45.")] = "",
+    std: Annotated[str, typer.Option(help="Pixel standard deviation, likewise.")] = "",
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a batch.")] = 256,
+    save_features: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the features, as .npz.")
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read files part by part; leaves out metrics that need all samples.")
+    ] = False,
 ) -> None:
-    """Measure features that anybody trained: every metric of each split, for reports next to runs."""
+    """Measure features, or any trained model on pictures: every metric of each split, for reports next to runs."""
     from ncflow import stages
+    from ncflow.measuring.models import Question
+    from ncflow.params import plain_name
     from ncflow.runs.layout import run_folder
 
-    out = out or run_folder(_root(), name or files[-1].stem)
-    measured = stages.measure(files, train, out)
+    if (not files) == (model is None):
+        raise ValueError("expected files of features, or --model and --data; one of the two")
+    options: dict[str, Any] = {"data": data, "checkpoint": checkpoint, "pretrained": pretrained, "layer": layer}
+    options |= {"random_weights": random_weights, "features_only": features_only, "image_size": image_size}
+    options |= {"mean": _channels("--mean", mean), "std": _channels("--std", std)}
+    if files:
+        used = [key for key, value in options.items() if value not in (None, "") and value is not False]
+        if given := [f"--{key.replace('_', '-')}" for key in used]:
+            raise ValueError(f"files of features need no model; leave out {', '.join(given)}")
+        if save_features:
+            raise ValueError("--save-features writes the features of a --model; the files hold them already")
+        out = out or run_folder(_root(), plain_name(name or files[-1].stem))
+        measured = stages.measure(files, train, out, stream=stream)
+    else:
+        assert model is not None
+        if stream:
+            raise ValueError("--stream reads files of features part by part; a --model gives them in batches anyway")
+        if not data or train:
+            raise ValueError("--model needs --data SOURCE[:ROOT], such as imagefolder:pics, and no --train")
+        asked = Question(model=model, device=device, batch_size=batch_size, **options)
+        out = out or run_folder(_root(), plain_name(name or asked.name))
+        measured = stages.measure_model(asked, out, _root(), save=save_features)
     if not no_track:
         stages.track_measured(out, _root())
     names = list(dict.fromkeys(name for metrics in measured.values() for name in metrics))
@@ -301,6 +415,7 @@ def suite(
     group: Annotated[str, typer.Argument(help="Experiment group; `ncflow experiments` lists them.")] = "quickstart",
     config: Config = None,
     set_: Set = None,
+    grid: Grid = None,
     head: Head = "",
     processes: Annotated[str, typer.Option(help="Processes per run; default: one per GPU, or one.")] = "",
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: one, on Ray all.")] = None,
@@ -311,23 +426,33 @@ def suite(
     force: Annotated[bool, typer.Option("--force", help="Also train finished runs again.")] = False,
     extend: Extend = False,
     track: Annotated[bool, typer.Option("--track", help="Put snapshots and runs under DVC's control.")] = False,
+    max_runs: MaxRuns = 1000,
 ) -> None:
     """Run the missing runs of a group of experiments, several at a time, and write the report of the group.
 
-    Finished runs are skipped and interrupted runs resume. After a failed run the others continue; the exit code is
-    then 65. On SIGTERM the suite stops its runs and exits with 75. The same command resumes it.
+    A group is a row of `ncflow experiments`, or a file groups/<name>.yaml. `--grid` repeats it for all combinations of
+    values. Finished runs are skipped and interrupted runs resume. After a failed run the others continue; the exit
+    code is then 65. On SIGTERM the suite stops its runs and exits with 75. The same command resumes it.
     """
-    from ncflow.experiments import expand, posthoc_methods
+    from ncflow.experiments import EXPERIMENTS, expand, posthoc_methods, suite_name
+    from ncflow.experiments.pipeline import shared_with_pipeline
     from ncflow.params import split_overrides
     from ncflow.suite import create_engine
 
-    overrides = split_overrides(set_ or [])
-    configs = expand(group, _load(config, None), head=head or None, overrides=overrides, announce=_say)
+    params, axes = _load(config, None), split_overrides(grid or [])
+    options: dict[str, Any] = {"overrides": split_overrides(set_ or []), "grid": axes}
+    name = suite_name(group, params, **options)
+    options |= {"groups": _root() / GROUPS, "most": max_runs}
+    configs = expand(group, params, head=head or None, **options, announce=_say)
     machines = create_engine(engine, processes=_count(processes), jobs=jobs, jobs_per_gpu=jobs_per_gpu, address=address)
-    from ncflow.group import run_group  # imports torch: report errors in the options first
+    from ncflow.group import check_values, run_group  # imports torch: report errors in the options first
 
+    if axes or group not in EXPERIMENTS:
+        check_values(configs)
+    if warning := shared_with_pipeline(configs, params, _root()):
+        _say(warning)
     run_group(
-        group,
+        name,
         configs,
         root=_root(),
         engine=machines,
@@ -339,6 +464,60 @@ def suite(
         track=track,
         posthoc=posthoc_methods(group),
     )
+
+
+@app.command()
+def tune(
+    group: Annotated[str, typer.Argument(help="Group whose run is varied; main: the parameters.")] = "main",
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=RANGE", help="Search a key: train.lr=log(1e-3,1), uniform(0,1), 5..20 or a list; repeat it."
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials of the search, with those of earlier processes.")] = 40,
+    objective: Annotated[str, typer.Option(help="Metric of val or train; never of test.")] = "val/acc/balanced",
+    direction: Annotated[str, typer.Option(help="maximize or minimize; default: as the metric improves.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the search and its runs; default: <group>_tune.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search; runs have the key seed.")] = 0,
+    no_prune: Annotated[bool, typer.Option("--no-prune", help="Train every trial to its last epoch.")] = False,
+    config: Config = None,
+    set_: Set = None,
+    processes: Annotated[str, typer.Option(help="Processes per run; default: one per GPU, or one.")] = "",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at the same time; default: one, on Ray all.")] = None,
+    jobs_per_gpu: Annotated[int | None, typer.Option(min=1, help="Trials that share a GPU.")] = None,
+    engine: Annotated[str, typer.Option(help="Where the trials execute: local or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto; default: start one.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often to restart a killed trial.")] = 1,
+) -> None:
+    """Search the options of a run with Optuna: every trial is an ordinary run, and bad trials are pruned early.
+
+    After any stop, the same command resumes. Several processes with the same command share the trials. The report names
+    the best configuration, and the command that measures it on the test split. The search does not look at that split.
+    """
+    from ncflow import tuning
+    from ncflow.extras import require
+    from ncflow.params import plain_name, split_overrides
+    from ncflow.suite import create_engine
+
+    require("mlflow", "optuna")
+    root, target = _root(), tuning.parse_objective(objective, direction)
+    name = plain_name(name or f"{group}_tune")
+    dimensions, overrides = tuning.parse_space(space or []), split_overrides(set_ or [])
+    base = tuning.base_run(group, _load(config, None), dimensions, overrides=overrides, groups=root / GROUPS)
+    dimensions, corners = tuning.fit_space(dimensions, base)
+    machines = create_engine(engine, processes=_count(processes), jobs=jobs, jobs_per_gpu=jobs_per_gpu, address=address)
+    from ncflow.group import check_values, snapshot_path
+    from ncflow.stages import snapshot as make_snapshot
+
+    check_values(corners)
+    if target.split == "val" and not base.dataset.val_fraction:
+        tuning.refuse_without_validation(make_snapshot(base, snapshot_path(base, root)).splits, target)
+    study = tuning.open_study(name, dimensions, target, base, group=group, root=root, seed=seed, prune=not no_prune)
+    search = tuning.Search(name, base, target, root, study, _say)
+    search.run(machines, lambda run: make_snapshot(run, snapshot_path(run, root)), most=trials, retries=retries)
+    found = tuning.write_results(study, base, dimensions, target, root, name=name)
+    _say(tuning.as_message(found, root))
 
 
 @app.command()
@@ -393,16 +572,22 @@ def experiments(
     group: Annotated[str | None, typer.Argument(help="Show the runs of this group.")] = None,
     config: Config = None,
     set_: Set = None,
+    grid: Grid = None,
     head: Head = "",
     write: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the runs to DIR/<group>/<run>.yaml.")] = None,
+    max_runs: MaxRuns = 1000,
 ) -> None:
     """List the experiment groups, or the runs of one; write their configurations."""
-    from ncflow.experiments import EXPERIMENTS, expand, write_configs
+    from ncflow.experiments import expand, list_groups, write_configs
     from ncflow.params import split_overrides
 
-    params = _load(config, None)
-    options: dict[str, Any] = {"head": head or None, "overrides": split_overrides(set_ or [])}
-    groups = [group] if group else list(EXPERIMENTS)
+    params, axes = _load(config, None), split_overrides(grid or [])
+    if axes and not group:
+        raise ValueError("--grid varies the runs of one group, such as `ncflow experiments main --grid seed=0..4`")
+    options: dict[str, Any] = {"head": head or None, "overrides": split_overrides(set_ or []), "grid": axes}
+    options |= {"groups": _root() / GROUPS, "most": max_runs}
+    summaries = {} if group else list_groups(_root() / GROUPS)
+    groups = [group] if group else list(summaries)
     if write:
         files = [file for name in groups for file in write_configs(name, write, params, **options)]
         _say(f"{len(files)} configurations in {write}")
@@ -411,7 +596,7 @@ def experiments(
             _say(f"{run.exp_name}  (config {run.digest()})")
     else:
         for name in groups:
-            _say(f"{name:12} {len(expand(name, params, **options)):3} runs  {_summary(EXPERIMENTS[name])}")
+            _say(f"{name:12} {len(expand(name, params, **options)):3} runs  {summaries[name]}")
 
 
 @app.command()
@@ -511,16 +696,15 @@ def ui(
 
 def main() -> None:
     """Run the command line. Errors that the user can fix are printed as one message. `Exit` lists the exit codes."""
-    from ncflow.exits import Exit, leave_result
+    from ncflow.exits import leave_result, refuse
+    from ncflow.extras import MissingPackage
     from ncflow.interruption import interruptible
 
     try:
         with interruptible():
             app()
-    except (ValueError, FloatingPointError, MemoryError, OSError) as error:
-        leave_result(Exit.CHANGE, str(error))
-        print(f"ncflow: {error}", file=sys.stderr)
-        sys.exit(Exit.CHANGE)
+    except (ValueError, FloatingPointError, MemoryError, OSError, MissingPackage) as error:
+        refuse(error)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         ours = type(stop) is not SystemExit  # Interrupted and Claimed contain the reason
@@ -595,6 +779,17 @@ def _count(text: str) -> int | None:
     if text and not (text.isascii() and text.isdigit() and 0 < int(text[:10]) < 2**31):
         raise ValueError(f"processes must be a positive whole number, got '{text}'")
     return int(text) if text else None
+
+
+def _channels(option: str, text: str) -> tuple[float, ...] | None:
+    """One number for each channel, from one number or three."""
+    try:
+        values = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        values = (math.nan,)
+    if len(values) not in (0, 1, 3) or not all(map(math.isfinite, values)) or (option == "--std" and 0 in values):
+        raise ValueError(f"{option} expects one number or three, such as 0.49,0.48,0.45, got '{text}'")
+    return values * 3 if len(values) == 1 else values or None
 
 
 def _say(text: str) -> None:

@@ -85,14 +85,15 @@ def train(
     root: Path,
     group: str | None = None,
     suite: str | None = None,
+    trial: int | None = None,
     processes: int | None = None,
     extend: bool = False,
 ) -> Path:
     """Stage train: train one configuration in one MLflow run and one run folder, and return the folder.
 
     `data` is the snapshot's folder, created if it is missing. `root` is the project with the MLflow store. `group` is
-    a tag shared by the runs of one comparison. `suite` is a tag of the suite that started this run. `processes`, if
-    given, is the required number of processes.
+    a tag shared by the runs of one comparison. `suite` is a tag of the suite that started this run. `trial` is its
+    number in a search, a tag. `processes`, if given, is the required number of processes.
 
     A stopped run with equal configuration and snapshot resumes after its last finished epoch, in the same MLflow run.
     SIGTERM raises Interrupted.
@@ -111,7 +112,7 @@ def train(
                 folder,
                 data,
                 root,
-                tags={"group": group, "suite": suite},
+                tags={"group": group, "suite": suite, "trial": None if trial is None else str(trial)},
                 processes=processes,
                 extend=extend,
             )
@@ -580,10 +581,17 @@ def _provenance(params: Params, images: Snapshot, root: Path, hardware: Hardware
     )
 
 
-def _tags(params: Params, provenance: Provenance, group: str | None = None, suite: str | None = None) -> dict[str, Any]:
+def _tags(
+    params: Params,
+    provenance: Provenance,
+    group: str | None = None,
+    suite: str | None = None,
+    trial: str | None = None,
+) -> dict[str, Any]:
     return {
         "group": group or params.exp_name,
         "suite": suite,
+        "trial": trial,
         "head": params.head.name,
         "dataset": params.dataset.name,
         "model": params.model.name,

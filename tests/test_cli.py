@@ -157,7 +157,7 @@ def test_every_group_is_listed_with_its_number_of_runs_and_its_question(project,
     code, out, _ = run(monkeypatch, capsys, "experiments", "--set", "dataset.name=digits")
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert code == 0
-    assert list(lines) == ["quickstart", *(f"exp{number}" for number in range(1, 17))]
+    assert list(lines) == ["quickstart", "main", *(f"exp{number}" for number in range(1, 17))]
     assert lines["exp1"] == "14 runs  Universality: 4 data sets × 14 models."
 
 
@@ -180,6 +180,76 @@ def test_the_runs_of_one_group_or_of_all_can_be_written(project, monkeypatch, ca
     code, out, _ = run(monkeypatch, capsys, "train", "--check", "--config", "all/exp4/exp4_wd_resnet18_cifar10_0.yaml")
     assert code == 0
     assert yaml.safe_load(out) == yaml.safe_load(Path("all/exp4/exp4_wd_resnet18_cifar10_0.yaml").read_text())
+
+
+def test_a_grid_multiplies_the_runs_that_are_listed_and_written(project, monkeypatch, capsys):
+    grid = ["--grid", "train.lr=0.3,0.1 seed=0..1"]  # as `mlflow run -P grid=` passes it
+    code, out, _ = run(monkeypatch, capsys, "experiments", "main", *grid)
+    said, *lines = out.splitlines()
+    names = ["main_lr0.3_seed0", "main_lr0.3_seed1", "main_lr0.1_seed0", "main_lr0.1_seed1"]
+    assert (code, said) == (0, "main: --grid replaces the section grid of the parameters")
+    assert [line.split()[0] for line in lines] == names
+    run(monkeypatch, capsys, "experiments", "main", *grid, "--write", "written")
+    assert sorted(file.stem for file in Path("written/main").iterdir()) == sorted(names)
+
+
+def test_a_group_in_a_file_is_listed_like_any_other(project, monkeypatch, capsys):
+    Path("groups").mkdir()
+    Path("groups/rates.yaml").write_text("hypothesis: A low rate is slow.\ngrid: {train.lr: [0.3, 0.1]}\n")
+    listed = run(monkeypatch, capsys, "experiments", "--set", "dataset.name=digits")[1]
+    assert listed.splitlines()[-1].split(maxsplit=3) == ["rates", "2", "runs", "A low rate is slow."]
+    out = run(monkeypatch, capsys, "experiments", "rates")[1]
+    assert [line.split()[0] for line in out.splitlines()] == ["rates_lr0.3", "rates_lr0.1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["suite", "main", "--grid", "train.lrr=1,2"], "unknown key 'train.lrr'. Did you mean 'train.lr'?"),
+        (["suite", "main", "--grid", "train.loss=ce,cee"], "main_cee cannot run: unknown loss 'cee'"),
+        (["suite", "main", "--grid", "seed=0..1000"], "1001 runs are more than 1000"),
+        (["suite", "main", "--grid", "seed=0..9", "--max-runs", "9"], "10 runs are more than 9"),
+        (["experiments", "--grid", "seed=0..9"], "--grid varies the runs of one group"),
+        (["suite", "broken"], "broken.yaml: unknown key 'gird'. Did you mean 'grid'?"),
+        (["suite", "wrong"], "wrong_focus cannot run: unknown loss 'focus'. Did you mean 'focal'?"),
+        (["experiments"], "broken.yaml: unknown key 'gird'. Did you mean 'grid'?"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_before_anything_is_made(project, monkeypatch, capsys, words, message):
+    Path("groups").mkdir()
+    Path("groups/broken.yaml").write_text("hypothesis: a\ngird: {seed: 0..4}\n")
+    Path("groups/wrong.yaml").write_text("hypothesis: a\ngrid: {train.loss: [ce, focus]}\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert code == Exit.CHANGE
+    assert err.startswith("ncflow: ") and message in err
+    assert sorted(path.name for path in project.iterdir()) == ["groups", "params.yaml"]
+
+
+def test_the_report_of_a_sweep_has_a_folder_of_its_axes(project, monkeypatch, capsys):
+    asked = {}
+
+    def all_done(jobs, **options):
+        for job in jobs:
+            job.state = "done"
+        yield
+
+    monkeypatch.setattr("ncflow.suite.run_suite", all_done)
+    monkeypatch.setattr(cli, "_report", lambda folders, out, title: asked.update(out=out, title=title, n=len(folders)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run_code = run_suite_of(monkeypatch, "suite", "main", "--grid", "seed=0,1", "--grid", "train.lr=1,2")
+    assert run_code == 0
+    assert asked == {"out": project / "reports" / "main_lr_seed", "title": "main_lr_seed", "n": 4}
+
+
+def run_suite_of(monkeypatch, *words):
+    """The exit code of a suite that trains nothing."""
+    monkeypatch.setattr(sys, "argv", ["ncflow", *words])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def test_a_suite_takes_overrides_in_one_piece(project, monkeypatch, capsys):
