@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 import ncflow
+from ncflow import cli
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -80,12 +82,46 @@ def test_commands_find_the_rows_of_the_imported_file_only(desk):
     assert "unknown experiment group 'margins'" in run(unnamed, code=65)
 
 
+def test_the_sweeps_of_the_page_have_the_runs_that_it_states(desk, capsys):
+    (desk / "params.yaml").write_text("exp_name: main\n")
+    (desk / "groups").mkdir()
+    (desk / "groups" / "rates.yaml").write_text(block("yaml", starting="hypothesis"))
+    section = re.search(r"^## Sweeps.*?^## ", PAGE, flags=re.MULTILINE | re.DOTALL)[0]
+    commands = re.findall(r"^(?:ncflow|mlflow) .*", section, flags=re.MULTILINE)
+    counts = [len(runs_of(command, capsys)) for command in commands]
+    assert counts == [3 * 2 * 5, 3 * 3 * 3, 3 * 3 * 3, 3 * 3 * 2, 3 * 3 * 3 * 2 * 2]
+    assert "main_lr0.3_nearest_etf_seed2" in runs_of(commands[0], capsys)
+
+
+def runs_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The names of the runs of a command that starts a suite."""
+    _, _, *words = shlex.split(command)
+    if command.startswith("mlflow"):
+        values = dict(word.split("=", 1) for word in words if "=" in word)
+        words = [values.pop("exp"), *(word for name, value in values.items() for word in (f"--{name}", value))]
+    with pytest.raises(SystemExit) as end:
+        cli.app(["experiments", *words])
+    assert end.value.code == 0
+    return [line.split()[0] for line in capsys.readouterr().out.splitlines() if "(config" in line]
+
+
 def run(command: str, *, code: int = 0, **environment: str) -> str:
     """What `ncflow …` prints; its exit code must be `code`."""
     words = [sys.executable, "-m", *command.split()]
     done = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
+
+
+def test_the_trial_of_servers_runs_the_commands_of_its_page():
+    page, trials = (DOCS / "servers.md").read_text(), ROOT / "tests" / "trials"
+    script = (trials / "server_faults.py").read_text()
+    titles = re.findall(r'commands\("(.*?)"', script + (trials / "site_of_servers.py").read_text())
+    assert {*titles} == {*re.findall(r"^## (.*)", page, flags=re.MULTILINE)} - {"Packages", "Faults and how they end"}
+    rows = re.findall(r"^\| (`.*?`) \|", page, flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    undescribed = {"one_run", "dvc_s3", "dvc_ssh"}  # they are the page's own commands
+    assert named | undescribed == {*re.findall(r'^    "(\w+)": \1,$', script, flags=re.MULTILINE)}
 
 
 @pytest.mark.parametrize("page", [*DOCS.glob("*.md"), *ROOT.glob("*.md")], ids=lambda page: page.name)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import traceback
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -567,6 +568,71 @@ def test_artifacts_that_cannot_be_written_are_named_with_their_place(root: Path,
         patch.setattr(run.mlflow, "log_artifact", fail)
         with pytest.raises(OSError, match=re.escape(f"cannot write MLflow's artifacts to {where}: {words}; make room")):
             run.artifact(root / "params.yaml")
+
+
+@pytest.mark.parametrize("place", ["address", "variable"])
+def test_no_message_and_no_tag_holds_a_password(root: Path, monkeypatch: Any, place: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{free.getsockname()[1]}"
+    login = "me:se%40cret@" if place == "address" else ""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{login}{host}")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "se@cret")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    failed = pytest.raises(OSError, match=f"{host}.*Start the server, or correct MLFLOW_TRACKING_URI")
+    with failed as failure, tracking.store(root) as mlflow:
+        mlflow.search_runs(["0"], output_format="list")
+    shown = [line for line in traceback.format_exception(failure.value) if not line.startswith("  File")]
+    assert "cret" not in "".join(shown)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(ValueError, match="se@cret"), tracking.start_run(root=root, name="leaks", config={}) as run:
+        raise ValueError("http://me:se@cret@host refused se@cret")
+    assert "cret" not in read(root, run.run_id).data.tags["error"]
+
+
+def test_a_database_that_refuses_is_asked_once(root: Path, monkeypatch: Any) -> None:
+    asked = []
+
+    def refuse(uri: str, **options: object) -> Any:
+        asked.append(uri)
+        raise OperationalError("", None, Exception("password authentication failed for user mlflow, secret"))
+
+    monkeypatch.setattr("sqlalchemy.create_engine", refuse)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://mlflow:secret@db.example:5432/mlflow")
+    failed = pytest.raises(OSError, match="db.example:5432.*Correct the user and the password")
+    with failed as failure, tracking.store(root):
+        pytest.fail("a store without a login")
+    assert len(asked) == 1 and "secret" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("API request failed with error code 401 != 200", "MLFLOW_TRACKING_PASSWORD"),
+        ("403 Client Error: FORBIDDEN", "MLFLOW_TRACKING_PASSWORD"),
+        ("500 Server Error: INTERNAL SERVER ERROR", "The server's log has the reason"),
+        ("too many 500 error responses", "The server's log has the reason"),
+        ("Max retries exceeded (Caused by ProtocolError('Connection aborted.'))", "The server's log has the reason"),
+        ("Connection refused by 127.0.0.1:5000", "Start the server"),
+        ("database is locked", ""),
+    ],
+)
+def test_errors_of_a_server_come_with_advice(text: str, advice: str) -> None:
+    assert advice in stores.advice_on(text) and bool(stores.advice_on(text)) == bool(advice)
+
+
+def test_errors_of_a_bucket_are_messages_without_its_secret(root: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-key")
+    error = type("ClientError", (Exception,), {"__module__": "botocore.exceptions"})
+    with tracking.start_run(root=root, name="bucket", config={}) as run, monkeypatch.context() as patch:
+
+        def fail(*arguments: object) -> None:
+            raise error("NoSuchBucket: runs, secret-key")
+
+        patch.setattr(run.mlflow, "log_artifact", fail)
+        with pytest.raises(OSError, match="cannot write MLflow's artifacts to .*NoSuchBucket") as failure:
+            run.artifact(root / "params.yaml")
+    assert "secret-key" not in str(failure.value)
 
 
 def test_keeping_a_failed_runs_files_hides_no_failure(root: Path, monkeypatch: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import signal
 import socket
@@ -18,7 +17,15 @@ from urllib.parse import urlsplit
 
 from ncflow.interruption import interruptible
 from ncflow.tracking.experiments import find_experiment
-from ncflow.tracking.stores import artifact_root, is_writable, sqlite_file, sqlite_uri, store, tracking_uri
+from ncflow.tracking.stores import (
+    artifact_root,
+    is_writable,
+    sqlite_file,
+    sqlite_uri,
+    store,
+    tracking_uri,
+    without_secrets,
+)
 
 VIEW = "mlflow.sharedViewState.ncflow"  # the tag in which MLflow stores a shared view
 EVERYWHERE = ("0.0.0.0", "::", "")  # hosts that mean all addresses of the machine
@@ -35,18 +42,13 @@ def ui_command(root: Path) -> str:
     uri, words = os.environ.get("MLFLOW_TRACKING_URI"), ["uv run ncflow ui"]
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
     if urlsplit(uri or "").scheme in ("http", "https"):
-        return f"open {_without_password(str(uri))}" + (f", experiment {experiment}" if experiment != "0" else "")
+        return f"open {without_secrets(str(uri))}" + (f", experiment {experiment}" if experiment != "0" else "")
     if uri and tracking_uri(root) != sqlite_uri(root / "mlflow.db"):
-        words.insert(0, f"MLFLOW_TRACKING_URI={shlex.quote(_without_password(tracking_uri(root)))}")
+        words.insert(0, f"MLFLOW_TRACKING_URI={shlex.quote(without_secrets(tracking_uri(root)))}")
     if experiment not in ("0", "Default"):
         words.append(f"--experiment {shlex.quote(experiment)}")
     where = "" if Path.cwd().is_relative_to(root) else f" in {root}"
     return f"`{' '.join(words)}`{where}" + (f", then {ui_address()}" if experiment in ("0", "Default") else "")
-
-
-def _without_password(uri: str) -> str:
-    """An address without the password before its @."""
-    return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:…@", uri)
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def ui(
     """
     uri, cwd = tracking_uri(root), None
     if urlsplit(uri).scheme in ("http", "https"):
-        raise ValueError(f"the runs are already on a server: open {_without_password(uri)}")
+        raise ValueError(f"the runs are already on a server: open {without_secrets(uri)}")
     if _answers(host, port):
         raise ValueError(f"port {port} of {host} is in use; stop its program or use another port, e.g. {port + 1}")
     if uri.startswith("sqlite:///"):

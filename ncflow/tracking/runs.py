@@ -19,7 +19,7 @@ from ncflow.dotted import flatten
 from ncflow.files import unwritable
 from ncflow.interruption import interruptible, undisturbed
 from ncflow.tracking.experiments import find_experiment, refuse_deleted
-from ncflow.tracking.stores import exists, store, tracking_uri
+from ncflow.tracking.stores import advice_on, exists, store, tracking_uri, without_secrets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,7 @@ def start_run(
             if run is not None:
                 # The store itself may be what fails. Report the first failure.
                 with _in_haste(), suppress(failed_store):
-                    mlflow.set_tags(_strings({"error": f"{type(error).__name__}: {error}"}))
+                    mlflow.set_tags(_strings({"error": without_secrets(f"{type(error).__name__}: {error}")}))
                 with _in_haste(), suppress(failed_store):
                     mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
                 if isinstance(error, failed_store):
@@ -218,13 +218,21 @@ class RunLogger:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Inside, an error of the disk or the server names the place of the artifacts."""
+        """Inside, an error of the disk, the server or the bucket names the place of the artifacts."""
         try:
             with self.writing():
                 yield
-        except (OSError, self.mlflow.exceptions.MlflowException) as error:
-            where, reason = self.mlflow.active_run().info.artifact_uri, getattr(error, "strerror", None) or error
-            raise unwritable(f"MLflow's artifacts to {where}", reason) from error
+        except Exception as error:
+            known = isinstance(error, OSError | self.mlflow.exceptions.MlflowException)
+            if not known and type(error).__module__.partition(".")[0] not in _BUCKETS:
+                raise
+            place, uri = self.mlflow.active_run().info.artifact_uri, self.mlflow.get_tracking_uri()
+            where = f"{place} of {uri}" if place.startswith("mlflow-artifacts:") else place
+            reason = without_secrets(getattr(error, "strerror", None) or error, uri)
+            shows_secret = without_secrets(error, uri) != str(error)
+            raise unwritable(f"MLflow's artifacts to {without_secrets(where, uri)}", reason + advice_on(reason)) from (
+                None if shows_secret else error
+            )
 
     def _steps_of(self, artifact_file: str) -> set[int]:
         """The steps that have rows in a table."""
@@ -386,5 +394,6 @@ class NullMlflow:
 # Without these, MLflow stores the user's name and the path of ncflow's files on this machine.
 _NOBODY = {"mlflow.user": "", "mlflow.source.name": "ncflow", "mlflow.source.type": "LOCAL"}
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow's default, 7, takes about four minutes
+_BUCKETS = ("boto3", "botocore", "google", "azure")  # packages with errors of their own for a bucket
 _THUMBNAIL = 256  # pixels, as in MLflow
 _LONGEST = 5000  # characters; MLflow takes 6,000 in a parameter and 8,000 in a tag, older servers take 5,000

@@ -65,13 +65,16 @@ def store(root: Path) -> Iterator[Any]:
     The first process creates the database while the others wait. MLflow's own creation destroys the database when
     several processes start together. A read-only store is opened without changes.
 
-    Raises OSError for a store that fails, and ValueError where the store needs a package that is not installed.
+    Raises OSError for a store that fails, and ValueError where the store needs a package that is not installed. No
+    message has the password of the store.
     """
     mlflow, uri = _import_mlflow(), tracking_uri(root)
     before = os.environ.get("MLFLOW_TRACKING_URI")
     try:
         if uri.startswith("sqlite:///"):
             _open_database(uri, root)
+        elif urlsplit(uri).scheme.partition("+")[0] in DATABASES:
+            _log_in(uri)
         mlflow.set_tracking_uri(uri)
         yield mlflow
     except ModuleNotFoundError as error:
@@ -83,9 +86,32 @@ def store(root: Path) -> Iterator[Any]:
         ) from error
     except mlflow.exceptions.MlflowException as error:
         reason = getattr(error.__cause__, "orig", error)  # of a database: without the SQL statement
-        raise OSError(f"MLflow's store failed, fix it and rerun the same command: {reason}") from error
+        shows_secret = without_secrets(error, uri) != str(error)  # then a traceback would show it, too
+        raise failed(uri, reason) from (None if shows_secret else error)
     finally:
         mlflow.set_tracking_uri(before)
+
+
+def failed(uri: str, reason: object) -> OSError:
+    """The error for a store that fails: its address, the reason and the remedy, without passwords."""
+    text, address = without_secrets(reason, uri), without_secrets(uri)
+    if (host := urlsplit(address).netloc.rpartition("@")[2]) and host not in text:
+        text = f"{text} ({address})"
+    return OSError(f"MLflow's store failed, fix it and rerun the same command: {text}{advice_on(text)}")
+
+
+def advice_on(text: str) -> str:
+    """What to try after an error of a server with this text, as a sentence to append; empty if nothing is known."""
+    return next((f". {advice}" for words, advice in _ADVICE.items() if re.search(words, text)), "")
+
+
+def without_secrets(text: object, uri: str | None = None) -> str:
+    """A text without the password of any address in it, and without those of `uri` and of MLflow's variables."""
+    shown = str(text)
+    inside = urlsplit(uri or os.environ.get("MLFLOW_TRACKING_URI", "")).password or ""
+    for secret in {inside, unquote(inside), *(os.environ.get(name, "") for name in _SECRETS)} - {""}:
+        shown = shown.replace(secret, "…")
+    return re.sub(r"(//[^/@:\s]*):[^/@\s]*@", r"\1:…@", shown)
 
 
 def artifact_root(root: Path) -> str:
@@ -143,6 +169,19 @@ def _open_database(uri: str, root: Path) -> None:
             tables.create_experiment(experiment)
 
 
+def _log_in(uri: str) -> None:
+    """Open a database server once, because MLflow would repeat a wrong password for minutes."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
+
+    try:
+        create_engine(uri, poolclass=NullPool).connect().close()
+    except SQLAlchemyError as error:
+        reason = " ".join(str(getattr(error, "orig", error)).split())
+        raise failed(uri, reason) from None  # its text may hold the whole address
+
+
 def _create_tables(file: Path, root: Path) -> None:
     """Create a database completely or not at all: one killed between two migrations of MLflow never opens again."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -184,6 +223,26 @@ def _original(root: Path) -> Path:
     return project / (rest.relative_to(below) if rest.is_relative_to(below) else rest)
 
 
+DATABASES = ("postgresql", "mysql", "mssql")
+# Text of an error -> what to try; the first row that matches.
+_ADVICE = {
+    r"authentication failed|Access denied": "Correct the user and the password of the database",
+    r"error code 40[13]\b|\b40[13] Client Error|UNAUTHENTICATED|PERMISSION_DENIED": (
+        "Correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    ),
+    # It also closes the connection if it refuses an upload before it has read all of it.
+    r"error code 50\d\b|\b50\d Server Error|too many 50\d\b|INTERNAL_ERROR|Connection(Reset| reset| aborted)": (
+        "The server's log has the reason"
+    ),
+    r"Connection refused|Max retries|resolve|timed out|timeout": ("Start the server, or correct MLFLOW_TRACKING_URI"),
+}
+_SECRETS = (
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "PGPASSWORD",
+)
 # Module that SQLAlchemy or MLflow imports for a store -> the package to install.
 DRIVERS = {
     "psycopg2": "psycopg2-binary",
