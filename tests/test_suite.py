@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from waiting import is_alive, wait_for
 
 from ncflow import imports, suite
 from ncflow.exits import Exit
@@ -107,21 +108,6 @@ def finish(job):
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / "config.yaml").write_text(yaml.safe_dump(job.params.resolved()))
     (job.folder / "final_model.pth").touch()
-
-
-def wait_for(condition):
-    until = time.monotonic() + 60
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert condition()
-
-
-def is_alive(pid):
-    """Whether a process runs: one that has ended may wait to be collected."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 # --- what is run ---

@@ -168,7 +168,7 @@ def _single(
     head: str | None,
     overrides: Sequence[str],
 ) -> Params:
-    """The run of one choice in a group without runs of its own: `main`, or a group in a file."""
+    """The run of one choice in a group that lists no runs: `main`, or a group in a file."""
     base = make_params(base.model_dump(mode="json", exclude_unset=True, exclude={"grid"}))
     settings = [setting(key, value) for key, value in {**choice, **({"head.name": head} if head else {})}.items()]
     common = choose(base, file.base) if file else base

@@ -32,8 +32,8 @@ def sweep(axes: Sequence[Axis], expand: Callable[[dict[str, Any]], list[Params]]
         runs += found
         choices += [choice] * len(found)
     _refuse_unmoved(axes, runs, choices)
-    told = [axis.key for axis in axes if _names_tell(axis.key, runs, choices)]
-    return named(runs, [{key: choice[key] for key in keys if key not in told} for choice in choices])
+    named_already = [axis.key for axis in axes if _names_tell(axis.key, runs, choices)]
+    return named(runs, [{key: choice[key] for key in keys if key not in named_already} for choice in choices])
 
 
 def choose(base: Params, settings: Iterable[str]) -> Params:

@@ -58,7 +58,7 @@ class CollectedFeatures:
 
     @property
     def weight(self) -> Tensor:
-        """The layer's weight (K, d), as it is inside the context, and afterwards as it was at its end."""
+        """The layer's weight (K, d), inside the context its present value, afterwards its last one."""
         return self._rows()[0]
 
     @property

@@ -96,7 +96,7 @@ def test_equal_rows_have_infinite_energy_and_no_separation_and_one_first():
 
 
 def test_memory_does_not_hold_a_matrix_of_all_pairs(monkeypatch):
-    """No tile is larger than the block, whatever the number of rows."""
+    """No tile is larger than the block, for any number of rows."""
     monkeypatch.setattr(pairs, "TILE", 8)
     sizes = [tile.cosines.numel() for tile in Rows(torch.randn(50, 4).double()).tiles()]
     assert max(sizes) == 64 and sum(sizes) < 50 * 50

@@ -1,4 +1,4 @@
-"""The moments of a stream: those of all samples at once, whatever the batches."""
+"""The moments of a stream: those of all samples at once, for any batches."""
 
 from __future__ import annotations
 

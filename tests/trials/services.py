@@ -37,7 +37,7 @@ def answers(port: int) -> bool:
 
 @dataclass
 class Program:
-    """A program in a process group of its own, which listens on a port."""
+    """A program that leads a process group and listens on a port."""
 
     command: list[str]
     port: int
@@ -83,7 +83,7 @@ class Postgres:
         self._run("pg_ctl", "-w", "-D", str(self.folder / "data"), "-l", log, "-o", options, "start")
 
     def stop(self) -> None:
-        """In the middle of whatever it does."""
+        """In the middle of its work."""
         self._run("pg_ctl", "-m", "immediate", "-D", str(self.folder / "data"), "stop", check=False)
 
     def dump(self) -> bytes:
@@ -150,7 +150,7 @@ class Bucket:
 
 
 class Ssh:
-    """OpenSSH's server on loopback, with host key, user key and configuration of its own."""
+    """OpenSSH's server on loopback, with a temporary host key, user key and configuration."""
 
     def __init__(self, folder: Path) -> None:
         self.port, self.folder = free_port(), folder
