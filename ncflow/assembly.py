@@ -39,6 +39,7 @@ from ncflow.params import Params
 from ncflow.rehearsal import rehearse
 from ncflow.reports.predictions import NoTheory, decays, exact_optimum
 from ncflow.runs.provenance import Preprocessing
+from ncflow.tracking import check_mirrors
 from ncflow.training import (
     L2_DECAY,
     Analysis,
@@ -85,6 +86,7 @@ def check(params: Params) -> Built | None:
     options = Recipe(**params.dataset.model_dump()).source_options
     given_options(params.dataset.name, options)
     refuse_contradictions(params)
+    check_mirrors(params.tracking.also)
     _augmentation(params)
     if params.model.pretrained:
         refuse_missing_weights(params.model.name)

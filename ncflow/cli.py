@@ -686,10 +686,20 @@ def ui(
 ) -> None:
     """Start the MLflow UI on this machine and print the address of the page with the runs."""
     from ncflow import tracking
-    from ncflow.reports.highlights import highlights
+    from ncflow.metrics import METRICS
+    from ncflow.posthoc import POSTHOC
+    from ncflow.reports.highlights import highlights, shown_in
 
-    columns = ["tags.head", *(f"metrics.{key}" for key in highlights())]
-    with tracking.ui(_root(), port=port, host=host, columns=columns, experiment=experiment) as (server, address):
+    views = highlights()
+    rest = {name.rpartition("/")[0] for name in METRICS}
+    rest |= {f"posthoc/{row}{part}" for row in POSTHOC for part in ("", "/acc")}
+    page = tracking.Page(
+        ["tags.head", "tags.loss", *(f"metrics.{key}" for key in views)],
+        charts={key: views[key] for key in shown_in("curves")},
+        images=("cosines", "confusion"),
+        folded=[f"{split}/{name}" for split in ("test", "train", "val") for name in sorted(rest)],
+    )
+    with tracking.ui(_root(), port=port, host=host, page=page, experiment=experiment) as (server, address):
         _say(f"compare runs at {address} (Ctrl-C stops)")
         server.wait()
 

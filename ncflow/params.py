@@ -299,9 +299,10 @@ with warnings.catch_warnings():  # pydantic finds the method `register` of every
     warnings.filterwarnings("ignore", message='Field name "register"')
 
     class TrackingParams(Section):
-        """What MLflow does with a run's model: `register` is the name that gets a new version in its registry."""
+        """`register` is the name in MLflow's registry that gets a new version; `also` are trackers that get a copy."""
 
         register: Annotated[str, AfterValidator(_registered_name)] | None = None
+        also: list[str] = []
 
 
 class GridParams(Section):

@@ -19,6 +19,7 @@ from ncflow.interruption import end_if_asked
 from ncflow.metrics import class_recalls
 from ncflow.nn import Classifier, PictureClassifier
 from ncflow.params import Params
+from ncflow.reports.highlights import highlights
 from ncflow.runs.layout import CONFIG, PROVENANCE, SPLITS
 from ncflow.runs.provenance import Provenance
 from ncflow.runs.writer import RunFolder
@@ -90,6 +91,28 @@ def log_model(
     assert provenance.preprocessing is not None
     model = PictureClassifier(classifier, **asdict(provenance.preprocessing))
     run.model(model, card=_card(params, provenance, metrics.get("test", {})), step=params.train.epochs)
+
+
+def describe_run(
+    params: Params, provenance: Provenance, last: Mapping[str, Mapping[str, float]], *, group: str | None = None
+) -> str:
+    """What was trained on what, and with which result, in Markdown. `last` are the final metrics by split."""
+    where = f"Files: `models/{params.exp_name}/`."
+    if group:
+        where += f" Report of all runs of its group: `reports/{group}/index.html`."
+    lines = [
+        f"**{params.model.name}** with head **{params.head.name}** and loss **{params.train.loss}**, trained on "
+        f"**{provenance.snapshot.name}** for {params.train.epochs} epochs, seed {params.seed}. {where}",
+        "",
+        "| metric | split | value |",
+        "|---|---|---|",
+    ]
+    for key, view in highlights().items():
+        split, _, name = key.partition("/")
+        if name in last.get(split, {}):
+            value = last[split][name]
+            lines.append(f"| {view.title} | {split} | {f'{value:.1%}' if view.percent else f'{value:.4g}'} |")
+    return "\n".join(lines)
 
 
 def _card(params: Params, provenance: Provenance, test: Mapping[str, float]) -> ModelCard:

@@ -45,7 +45,7 @@ from ncflow.nn import HEADS, Classifier
 from ncflow.params import Params, make_params, read_config
 from ncflow.posthoc import POSTHOC, Unseen, freeze_features, measure_posthoc
 from ncflow.project import git_commit
-from ncflow.recording import log_history, log_model, record
+from ncflow.recording import describe_run, log_history, log_model, record
 from ncflow.reports import Table, arms, findings, summary_table
 from ncflow.runs.layout import CONFIG, FINAL_MODEL, is_finished
 from ncflow.runs.posthoc import PostHoc, write_posthoc
@@ -159,6 +159,8 @@ def _train(
             tags=_tags(params, provenance, **tags),
             color=fact(HEADS[params.head.name], "color"),  # the same color in the report and in MLflow
             attempt=states.token() if main else None,
+            also=params.tracking.also,
+            watched=True,
             enabled=main,
         ) as run,
     ):
@@ -166,6 +168,8 @@ def _train(
             run.dataset(provenance.snapshot.name, images.digest, images.path)
             files = RunFolder(folder, kept=states.files, epoch=training.done)
             record(params, training, images, files, states, provenance, run)
+            last = files.read_epoch(params.train.epochs)[1]
+            run.describe(describe_run(params, provenance, last, group=tags["group"]))
         else:
             for epoch in training.records:
                 epoch.state()  # every process takes part in collecting the state
@@ -514,6 +518,7 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
             if run.posthoc is not None:
                 logger.metrics(run.posthoc.as_metrics(), step=params.train.epochs)
             logger.artifacts(folder)
+            logger.describe(describe_run(params, provenance, run.analyses[-1]))
             known = replace(provenance, preprocessing=preprocessing_of(params, provenance, data))
             if known.preprocessing is not None:
                 log_model(load_trained(folder).classifier, params, known, run.analyses[-1], logger)
@@ -593,6 +598,7 @@ def _tags(
         "suite": suite,
         "trial": trial,
         "head": params.head.name,
+        "loss": params.train.loss,
         "dataset": params.dataset.name,
         "model": params.model.name,
         "seed": params.seed,

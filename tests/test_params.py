@@ -380,7 +380,7 @@ def test_a_name_that_a_registry_of_models_refuses_is_rejected(name):
 
 def test_what_tracking_does_is_resolved_but_is_no_part_of_the_experiment():
     params = make_params({}, ["tracking.register=mine"])
-    assert params.resolved() == params.experiment() | {"tracking": {"register": "mine"}}
+    assert params.resolved() == params.experiment() | {"tracking": {"register": "mine", "also": []}}
     assert make_params(params.resolved()) == params
 
 
@@ -388,7 +388,7 @@ def test_what_is_resolved_is_plain_data_without_the_grid():
     resolved = Params().resolved()
     assert "grid" not in resolved
     for _, value in leaves(resolved):
-        assert value is None or isinstance(value, str | int | float | bool | dict)
+        assert value is None or isinstance(value, str | int | float | bool | dict | list)
         assert not (isinstance(value, float) and math.isnan(value))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -10,12 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from ncflow.interruption import interruptible
+from ncflow.tracking.charts import VIEW, Page, shared_view
 from ncflow.tracking.experiments import find_experiment
 from ncflow.tracking.stores import (
     artifact_root,
@@ -27,14 +28,14 @@ from ncflow.tracking.stores import (
     without_secrets,
 )
 
-VIEW = "mlflow.sharedViewState.ncflow"  # the tag in which MLflow stores a shared view
+PLAIN = Page()
 EVERYWHERE = ("0.0.0.0", "::", "")  # hosts that mean all addresses of the machine
 
 
 def ui_address(port: int = 5000, *, host: str = "127.0.0.1", experiment_id: str = "0") -> str:
     """The address that opens MLflow on the runs of an experiment, with the columns that `ui` was given."""
     host = socket.gethostname() if host in EVERYWHERE else f"[{host}]" if ":" in host else host
-    return f"http://{host}:{port}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=ncflow"
+    return f"http://{host}:{port}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=ncflow"
 
 
 def ui_command(root: Path) -> str:
@@ -57,15 +58,14 @@ def ui(
     *,
     port: int = 5000,
     host: str = "127.0.0.1",
-    columns: Sequence[str] = ("attributes.Dataset",),
+    page: Page = PLAIN,
     experiment: str | None = None,
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Start MLflow's server on the project's store and yield it with its address; stop it on exit.
 
-    `columns` of the runs table have the form `metrics.test/acc/few`, `params.cfg.seed`, `tags.head`. `experiment` is a
-    name or an ID; the default is that of the environment, else MLflow's default. A read-only store is shown unchanged,
-    without these columns unless it already has them. Raises ValueError for an unknown experiment, for a port in use,
-    and if the runs are already on a server.
+    `page` has the columns and charts of the page of runs. `experiment` is a name or an ID; the default is that of
+    the environment, else MLflow's default. A read-only store is shown unchanged, without this view unless it already
+    has it. Raises ValueError for an unknown experiment, for a port in use, and if the runs are already on a server.
     """
     uri, cwd = tracking_uri(root), None
     if urlsplit(uri).scheme in ("http", "https"):
@@ -83,7 +83,7 @@ def ui(
     command = [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port), "--workers", "1"]
     with store(root) as mlflow, interruptible():
         found = find_experiment(mlflow, experiment)
-        view = _view(columns)
+        view = shared_view(page, step=_newest_step(mlflow, found.experiment_id))
         if is_writable(uri) and found.tags.get(VIEW) != view:
             mlflow.MlflowClient().set_experiment_tag(found.experiment_id, VIEW, view)
         silent = subprocess.DEVNULL
@@ -99,10 +99,10 @@ def ui(
             _stop(server)
 
 
-def _view(columns: Sequence[str]) -> str:
-    """A shared view, as MLflow stores it in a tag of the experiment; the default view shows no metric."""
-    parts = (column.partition(".") for column in columns)
-    return json.dumps({"selectedColumns": [f"{kind}.`{name}`" for kind, _, name in parts]})
+def _newest_step(mlflow: Any, experiment_id: str) -> int:
+    """The last epoch of the newest run of an experiment, whose images the page shows first; 0 without runs."""
+    runs = mlflow.search_runs([experiment_id], "metrics.`fit/loss` > 0", max_results=1, output_format="list")
+    return max((metric.step for run in runs for metric in run.data._metric_objs if metric.key == "fit/loss"), default=0)
 
 
 def _answers(host: str, port: int) -> bool:

@@ -3,11 +3,11 @@
 from contextlib import suppress
 from importlib import import_module
 
+from ncflow.tracking.light import import_model_writer
 from ncflow.tracking.stores import _import_mlflow
 
 # MLflow imports these when it opens a database or saves a model. Another version may not have all of them.
 MODULES = (
-    "mlflow.pytorch",
     "mlflow.pyfunc.loaders",
     "mlflow.store.tracking.sqlalchemy_workspace_store",
     "mlflow.tracing.processor.base_mlflow",
@@ -30,6 +30,7 @@ MODULES = (
 )
 
 _import_mlflow()
+import_model_writer()
 for module in MODULES:
     with suppress(ImportError):
         import_module(module)

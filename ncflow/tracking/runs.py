@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from ncflow.dotted import flatten
 from ncflow.files import unwritable
 from ncflow.interruption import interruptible, undisturbed
 from ncflow.tracking.experiments import find_experiment, refuse_deleted
+from ncflow.tracking.light import import_model_writer
+from ncflow.tracking.mirrors import Mirror, Mirrored, mirrored
 from ncflow.tracking.stores import advice_on, exists, store, tracking_uri, without_secrets
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ def start_run(
     tags: Mapping[str, object] | None = None,
     color: str | None = None,
     attempt: str | None = None,
+    also: Sequence[str] = (),
+    watched: bool = False,
     enabled: bool = True,
 ) -> Iterator[RunLogger]:
     """Open one MLflow run for one configuration and yield its logger.
@@ -42,6 +47,8 @@ def start_run(
     The run is in MLflow's default experiment, or in the one that MLflow's environment variables name. A run that an
     earlier process opened for the same `attempt` is resumed. Otherwise the run that `mlflow run` opened is used, once.
     Otherwise a new run is created. `color` is the color of its curves in the UI, such as "#0072B2".
+    `also` names rows of MIRRORS: other trackers that get the same metrics and images. `watched` logs the load of CPU,
+    memory, disk and GPU once a minute, unless MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING says otherwise.
 
     A normal exit ends the run as FINISHED. An error ends it as FAILED. An interruption, an exit or SIGTERM ends it as
     KILLED. The tag `error` holds the message. `enabled=False` logs nothing; all processes except the main one use it.
@@ -59,12 +66,15 @@ def start_run(
                 run_id = _lost_run(mlflow, attempt) or _opened_run(mlflow)
                 if run_id is None:
                     find_experiment(mlflow)
-                run = mlflow.start_run(run_id, run_name=name, tags=all_tags)
+                run = mlflow.start_run(run_id, run_name=name, tags=all_tags, log_system_metrics=_watch(watched))
                 if "error" in run.data.tags:  # a resumed run has not failed
                     mlflow.delete_tag("error")
                 mlflow.log_params(_strings(flatten(config, "cfg.")))
             logged = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-            yield RunLogger(mlflow, run.info.run_id, logged=logged, writing=writing)
+            last = max((step for key, step in logged.items() if not key.startswith("system/")), default=0)
+            copied = Mirrored(root, name, run.info.run_id, config, after=last)
+            with mirrored(also, copied) as mirrors:
+                yield RunLogger(mlflow, run.info.run_id, logged=logged, writing=writing, mirrors=mirrors)
         except BaseException as error:
             if run is not None:
                 # The store itself may be what fails. Report the first failure.
@@ -112,17 +122,27 @@ class RunLogger:
     run_id: str | None
     logged: Mapping[str, int] = field(default_factory=dict)
     writing: Callable[[], AbstractContextManager[None]] = nullcontext
+    mirrors: Sequence[Mirror] = ()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log all metrics of one step in one call, which is about ten times faster than one call per metric."""
         new = {key: v for key, v in values.items() if step > self.logged.get(key, -1)}
+        for mirror in self.mirrors if new else ():  # first: after a kill here, MLflow's last step still counts
+            mirror.metrics(new, step)
         with self.writing():
             self.mlflow.log_metrics(new, step=step)
+
+    def describe(self, text: str) -> None:
+        """Set the description of the run, which its page in MLflow shows as Markdown."""
+        with self.writing():
+            self.mlflow.set_tag("mlflow.note.content", text)
 
     def images(self, images: Mapping[str, np.ndarray], step: int) -> None:
         """Log images (H,W,3) uint8. Each key is a row of the run's image grid, with a slider over the steps."""
         from PIL import Image
 
+        for mirror in self.mirrors:
+            mirror.images(images, step)
         with TemporaryDirectory() as folder:
             for key, pixels in images.items():
                 # MLflow's grid finds images by names of this form. A fixed name lets a second image replace the first.
@@ -284,6 +304,7 @@ def _save_model(mlflow: Any, model: torch.nn.Module, folder: Path, described: An
     outputs = schema([tensor(np.dtype(np.float32), (-1, num_classes))])
     with warnings.catch_warnings():  # of shared weights on a GPU: here all are on the CPU
         warnings.filterwarnings("ignore", message="No complete tensor found")
+        import_model_writer()
         mlflow.pytorch.save_model(
             model,
             str(folder),
@@ -315,6 +336,14 @@ def _metrics_of(mlflow: Any, run: Any, model_id: str, step: int) -> list[Any]:
                 )
             )
     return found
+
+
+def _watch(watched: bool) -> bool | None:
+    """Whether MLflow logs the machine's load; None leaves it to the environment. Runs under a minute log nothing."""
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it would announce its start and its end
+    for name, value in _EVERY_MINUTE.items():
+        os.environ.setdefault(name, value)
+    return None if _WATCH in os.environ else watched
 
 
 @contextmanager
@@ -393,6 +422,8 @@ class NullMlflow:
 
 # Without these, MLflow stores the user's name and the path of ncflow's files on this machine.
 _NOBODY = {"mlflow.user": "", "mlflow.source.name": "ncflow", "mlflow.source.type": "LOCAL"}
+_WATCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
+_EVERY_MINUTE = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "10", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "6"}
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow's default, 7, takes about four minutes
 _BUCKETS = ("boto3", "botocore", "google", "azure")  # packages with errors of their own for a bucket
 _THUMBNAIL = 256  # pixels, as in MLflow

@@ -33,8 +33,8 @@ def test_a_sweep_is_trained_logged_and_drawn_and_grows(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text("exp_name: main\n")
     (tmp_path / "groups").mkdir()
     (tmp_path / "groups" / "tiny.yaml").write_text(TINY)
-    suite(tmp_path, "--grid", "head.name=linear,fixed_etf")
-    names = {f"tiny_lr{lr}_{head}" for lr in ("0.3", "0.01") for head in ("linear", "fixed_etf")}
+    suite(tmp_path, "--grid", "head.name=linear")
+    names = {f"tiny_lr{lr}_linear" for lr in ("0.3", "0.01")}
     assert {path.name for path in (tmp_path / "models").iterdir() if path.is_dir()} == names
     report = tmp_path / "reports" / "tiny_head"
     assert (report / "index.html").is_file() and (report / "figures" / "knob_train.lr.png").is_file()
