@@ -140,7 +140,7 @@ def usual_loop(name: str, steps: int) -> Call:
         Pictures(pixels, train.targets.cpu(), mean, std, SIZE),
         optimizer,
         batch_size=BATCH,
-        num_workers=WORKERS,
+        num_workers=WORKERS if steps > 1 else 0,
         device=DEVICE,
     )
 

@@ -1,4 +1,4 @@
-"""Two workers share the cores and the files; in the end they say how many inputs were thrown, and how many refused."""
+"""Workers share the cores and the files; in the end they say how many inputs were thrown, and how many refused."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Outcome, run_commands
 
 import ncflow
 from ncflow import tracking
@@ -77,45 +78,49 @@ def test_a_users_group_is_listed_and_run_as_a_suite(root):
     assert {"mine_0", "mine_1"} <= {folder.name for folder in (root / "models").iterdir()}
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ("head={name: mine, scle: 1}", "unknown key 'head.scle'. Did you mean 'head.scale'?"),
-        ("head={name: mine, scale: wide}", "head.scale: Input should be a valid number"),
-        ("train={loss: mine, loss_options: {margn: 1}}", "unknown option of loss 'mine' 'margn'"),
-        ("train={mix: mine, mix_options: {shar: 1}}", "unknown option of mix 'mine' 'shar'. Did you mean 'share'?"),
-        ("train={penalties: {mine: 1}, penalty_options: {mine: {pow: 1}}}", "unknown option of penalty 'mine' 'pow'"),
-        ("train={augment: mine, augment_options: {mine: {dark: 1}}}", "unknown option of augmentation 'mine' 'dark'"),
-        ("dataset={name: mine, options: {bright: 1}}", "unknown option of dataset 'mine' 'bright'"),
-    ],
-)
-def test_a_misspelled_option_of_a_users_row_is_refused(root, setting, words):
-    assert words in run(root, "train", "--check", "--set", setting, code=65)
+REFUSED = {  # a setting with a misspelled option -> words of the message
+    "head={name: mine, scle: 1}": "unknown key 'head.scle'. Did you mean 'head.scale'?",
+    "head={name: mine, scale: wide}": "head.scale: Input should be a valid number",
+    "head={name: fixed_frame, frame: min}": "Did you mean 'mine'",
+    "train={loss: mine, loss_options: {margn: 1}}": "unknown option of loss 'mine' 'margn'",
+    "train={mix: mine, mix_options: {shar: 1}}": "unknown option of mix 'mine' 'shar'. Did you mean 'share'?",
+    "train={penalties: {mine: 1}, penalty_options: {mine: {pow: 1}}}": "unknown option of penalty 'mine' 'pow'",
+    "train={augment: mine, augment_options: {mine: {dark: 1}}}": "unknown option of augmentation 'mine' 'dark'",
+    "dataset={name: mine, options: {bright: 1}}": "unknown option of dataset 'mine' 'bright'",
+}
+LISTED = {  # a command -> what it shows of a user's row
+    "models": "One convolution and a mean.",
+    "datasets": "Three classes of noisy squares.",
+    "experiments": "Two margins.",
+    "metrics": "| `mine/width` | largest norm of a class mean | [0, ∞) |",
+    "rows heads": "mine                 Rows that learn, scaled by a constant.",
+    "rows losses": "margin=0.5",
+    "rows optimizers": "nesterov=True",
+    "rows penalties": "power=2",
+    "rows frames": "The same direction for all classes.",
+    "rows posthoc": "shift=0.0",
+    "rows mixes": "share=0.9",
+    "rows augmentations": "darker=0.5",
+    "train --check --set head={name:\xa0fixed_frame,frame:\xa0mine}": "frame: mine",
+}
 
 
-def test_a_users_frame_is_a_choice_of_the_head(root):
-    assert "frame: mine" in run(root, "train", "--check", *settings("head={name: fixed_frame, frame: mine}"))
-    assert "Did you mean 'mine'" in run(
-        root, "train", "--check", "--set", "head={name: fixed_frame, frame: min}", code=65
-    )
+@pytest.fixture(scope="module")
+def outcomes(root: Path) -> dict[str, Outcome]:
+    """How each of these commands ends, with the user's file imported."""
+    words = {setting: ["train", "--check", "--set", setting] for setting in REFUSED}
+    words |= {command: [word.replace("\xa0", " ") for word in command.split(" ")] for command in LISTED}
+    done = run_commands([["--import", str(MINE), *each] for each in words.values()], root)
+    return dict(zip(words, done, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("models", "One convolution and a mean."),
-        ("datasets", "Three classes of noisy squares."),
-        ("experiments", "Two margins."),
-        ("metrics", "| `mine/width` | largest norm of a class mean | [0, ∞) |"),
-        ("rows heads", "mine                 Rows that learn, scaled by a constant."),
-        ("rows losses", "margin=0.5"),
-        ("rows optimizers", "nesterov=True"),
-        ("rows penalties", "power=2"),
-        ("rows frames", "The same direction for all classes."),
-        ("rows posthoc", "shift=0.0"),
-        ("rows mixes", "share=0.9"),
-        ("rows augmentations", "darker=0.5"),
-    ],
-)
-def test_a_users_row_is_in_the_tables_that_are_listed(root, command, words):
-    assert words in run(root, *command.split())
+@pytest.mark.parametrize("setting", REFUSED)
+def test_a_misspelled_option_of_a_users_row_is_refused(outcomes, setting):
+    code, text = outcomes[setting]
+    assert code == 65 and REFUSED[setting] in text
+
+
+@pytest.mark.parametrize("command", LISTED)
+def test_a_users_row_is_in_the_tables_that_are_listed(outcomes, command):
+    code, text = outcomes[command]
+    assert code == 0 and LISTED[command] in text, text
