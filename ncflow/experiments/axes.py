@@ -66,9 +66,12 @@ def refuse_twice(axes: Sequence[Axis]) -> None:
 def setting(key: str, value: Any) -> str:
     """The override that sets a key to a value. Raises ValueError for a value that is no plain data."""
     try:
-        return f"{key}={json.dumps(value, ensure_ascii=False)}"  # JSON is YAML, and one line
+        text = json.dumps(value, ensure_ascii=False)  # JSON is YAML, and one line
     except (TypeError, ValueError, RecursionError):
         raise ValueError(f"{key} expects a number, text, true, false, null, a list or a mapping of these") from None
+    for ends_a_line in "\x85\u2028\u2029":  # for YAML, which would read it as a blank
+        text = text.replace(ends_a_line, f"\\u{ord(ends_a_line):04x}")
+    return f"{key}={text}"
 
 
 def _parse_axis(text: str) -> Axis:

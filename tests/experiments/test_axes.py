@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ncflow.experiments.axes import MOST_VALUES, make_axis, parse_axes, setting
@@ -49,6 +49,7 @@ PLAIN = st.recursive(
 
 
 @settings(max_examples=50, deadline=None)
+@example([None, "\x85"])
 @given(st.lists(PLAIN, min_size=2, max_size=4, unique_by=lambda value: setting("k", value)))
 def test_any_plain_values_return_from_their_text(wanted):
     wanted = [value for value in wanted if not (isinstance(value, str) and ".." in value)]
