@@ -14,6 +14,7 @@ from ncflow.interruption import end_if_asked
 from ncflow.suite.process import GRACE, cpus, python
 
 PATIENCE = 10.0  # seconds for the other processes to log why the first one ended
+MOMENT = 2.0  # seconds for a failed process to end by itself
 
 
 def is_launched() -> bool:
@@ -43,6 +44,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             end_if_asked()
             time.sleep(0.1)
         if {Exit.AGAIN, Exit.TAKEN} & {*codes}:  # no error, but the others would wait for a process that has ended
+            _wait(running, min(PATIENCE, MOMENT))  # one that lost another may end before it: keep the other's code
             _ask_to_end(running)
     except SystemExit:
         _ask_to_end(running)

@@ -15,9 +15,13 @@ from typing import Any
 import torch
 from torch.distributed.rendezvous import rendezvous
 
-WAIT = "NCFLOW_WAIT"  # seconds to wait for the other processes
-PATIENCE, SILENCE = 300.0, 10.0  # seconds: the default wait, and the wait before it is logged
-COLLECTIVES = timedelta(minutes=30)  # limit of a collective; meanwhile one process may be writing files
+from ncflow.training.network import INTERFACE, interface_towards
+
+WAIT = "NCFLOW_WAIT"  # seconds to wait for the other processes, before training
+TIMEOUT = "NCFLOW_TIMEOUT"  # seconds to wait for the other processes, while training
+PATIENCE, SILENCE = 300.0, 10.0  # seconds: the default of WAIT, and the wait before it is logged
+CONNECTING = 60.0  # seconds for processes that have all started to connect to each other
+COLLECTIVES = 1800.0  # seconds: the default of TIMEOUT; meanwhile one process may be writing files
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # MPI's variables of the number of processes
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # a launcher sets all of them
 
@@ -32,24 +36,25 @@ def meet(*, cpu: bool) -> None:
     if world == 1 or torch.distributed.is_initialized():
         return
     rank = os.environ["RANK"]
-    seconds = _patience()
+    seconds, limit = seconds_of(WAIT, PATIENCE), seconds_of(TIMEOUT, COLLECTIVES)
     deadline = timedelta(seconds=seconds)
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     expected = f"WORLD_SIZE={world} processes at {where}, of which this is RANK={rank}"
     if not cpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    elif name := os.environ.get(INTERFACE) or interface_towards(os.environ["MASTER_ADDR"]):
+        os.environ[INTERFACE] = name  # gloo would take the address of the host name, which may be of this machine only
     with _default_signals(), _said(f"waiting for {expected}", after=SILENCE):
         try:
             store, number, _ = next(rendezvous("env://", timeout=deadline))
             _wait_for_all(store, world, seconds)
-            torch.distributed.init_process_group(
-                "gloo" if cpu else "nccl", store=store, rank=number, world_size=world, timeout=COLLECTIVES
-            )
         except (RuntimeError, TimeoutError) as error:  # torch's DistStoreError is one
             raise ValueError(
                 f"expected {expected}, got fewer within {seconds:g} s; start the others too, set "
                 f"{WAIT} to wait longer, or unset {', '.join(LAUNCH)} to train in one process"
             ) from error
+        first, later = timedelta(seconds=min(seconds, CONNECTING)), timedelta(seconds=limit)
+        _connect(store, number, world, cpu=cpu, first=first, later=later)
 
 
 def launched_processes() -> int:
@@ -81,6 +86,36 @@ def launched_processes() -> int:
     return world
 
 
+def seconds_of(variable: str, default: float) -> float:
+    """Return the seconds that an environment variable gives. Raises ValueError if it gives none."""
+    try:
+        seconds = float(os.environ.get(variable) or default)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise ValueError(f"expected {variable} to be seconds in (0, 86400], got '{os.environ[variable]}'")
+    return seconds
+
+
+def _connect(store: Any, rank: int, world: int, *, cpu: bool, first: timedelta, later: timedelta) -> None:
+    """Form the group of processes that have all registered. `first` limits the connecting, `later` each collective.
+
+    Gloo connects here, and NCCL at the first collective.
+    """
+    backend, limit = ("gloo", first) if cpu else ("nccl", later)
+    try:
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
+    except RuntimeError as error:
+        raise ValueError(
+            f"all {world} processes reached {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}, but they cannot "
+            f"connect to each other: {str(error).splitlines()[0]}; expected a network interface that reaches the other "
+            f"machines, got {INTERFACE}='{os.environ.get(INTERFACE, '')}'; set it to one that `ip addr` lists, and let "
+            "the firewall pass all ports between the machines"
+        ) from error
+    if cpu:
+        torch.distributed.set_timeout(later)
+
+
 def _wait_for_all(store: Any, world: int, seconds: float) -> None:
     """Return once every process has registered."""
     key, until = f"ncflow/here/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", time.monotonic() + seconds
@@ -90,16 +125,6 @@ def _wait_for_all(store: Any, world: int, seconds: float) -> None:
             raise TimeoutError(f"{here} of {world} connected")
         time.sleep(0.05)
         here = store.add(key, 0)
-
-
-def _patience() -> float:
-    try:
-        seconds = float(os.environ.get(WAIT) or PATIENCE)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 86400:
-        raise ValueError(f"expected {WAIT} to be seconds in (0, 86400], got '{os.environ[WAIT]}'")
-    return seconds
 
 
 def _number(name: str, text: str) -> int:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from ncflow.training.meeting import launched_processes
+from ncflow.training.meeting import TIMEOUT, WAIT, launched_processes, seconds_of
 
 WAITS = """
 from ncflow.training import create_accelerator
@@ -68,8 +68,8 @@ def test_a_signal_ends_the_waiting_at_once(rank, number):
     assert process.returncode == -number
 
 
-def test_two_that_come_together_are_a_group():
-    first = leftovers()
+def test_two_that_come_together_are_a_group_with_the_given_limit():
+    first = leftovers(NCFLOW_TIMEOUT="77")
     both = [waiting(first | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
     assert [process.communicate(timeout=60)[0] for process in both] == ["here\n2\n"] * 2
 
@@ -102,8 +102,15 @@ def test_one_process_is_one_process(variables, monkeypatch):
     assert launched_processes() == 1
 
 
-@pytest.mark.parametrize("seconds", ["soon", "-1", "0", "nan"])
-def test_a_patience_that_is_none_is_refused(seconds, monkeypatch):
-    process = waiting(leftovers(NCFLOW_WAIT=seconds))
-    _, said = process.communicate(timeout=60)
-    assert "NCFLOW_WAIT to be seconds" in said
+@pytest.mark.parametrize("variable", [WAIT, TIMEOUT])
+@pytest.mark.parametrize("seconds", ["soon", "-1", "0", "nan", "86401"])
+def test_a_patience_that_is_none_is_refused(variable, seconds, monkeypatch):
+    monkeypatch.setenv(variable, seconds)
+    with pytest.raises(ValueError, match=f"{variable} to be seconds"):
+        seconds_of(variable, 1.0)
+
+
+def test_a_patience_that_is_not_given_is_the_usual_one(monkeypatch):
+    for text, expected in (("", 7.0), ("2.5", 2.5)):
+        monkeypatch.setenv(WAIT, text)
+        assert seconds_of(WAIT, 7.0) == expected
