@@ -44,7 +44,7 @@ def run_group(
     """
     require("mlflow", *(["dvc"] if track else []))
     name = f"{group}-{time.strftime('%Y%m%dT%H%M%S')}"
-    options = ["--extend"] if extend else []
+    options = [*(["--extend"] if extend else []), *([] if force else [suite.UNLESS_FINISHED])]
     jobs = suite.make_jobs(configs, group=group, root=root, suite=name, options=options)
     page = root / "reports" / group
 

@@ -60,17 +60,19 @@ def test_the_python_examples_print_what_they_say(desk, page, fewest):
     assert failed == 0
 
 
-@pytest.mark.parametrize(("code", "queued_again"), [(0, False), (1, False), (75, True)])
+@pytest.mark.parametrize(("code", "queued_again"), [(0, False), (1, False), (65, False), (75, True), (143, True)])
 def test_the_slurm_script_ends_as_its_suite_and_requeues_it(tmp_path, code, queued_again):
     script, *_ = re.findall(r"^```bash\n(#!.*?)^```", (DOCS / "clusters.md").read_text(), re.MULTILINE | re.DOTALL)
     for name, line in (("srun", f"exit {code}"), ("scontrol", 'echo "$@" > asked')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "42"}
+    (tmp_path / "params.yaml").touch()
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    environment |= {"SLURM_JOB_ID": "42", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "7"}
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == code, done.stderr
     assert (tmp_path / "asked").exists() == queued_again
-    assert not queued_again or (tmp_path / "asked").read_text() == "requeue 42\n"
+    assert not queued_again or (tmp_path / "asked").read_text() == "requeue 42_7\n"
 
 
 @pytest.mark.slow

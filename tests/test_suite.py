@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,12 +24,14 @@ from waiting import is_alive, wait_for
 
 from ncflow import imports, suite
 from ncflow.exits import Exit
+from ncflow.group import run_group
 from ncflow.params import make_params
 from ncflow.runs.provenance import DataVersion, Provenance
 from ncflow.suite import engines, process, schedule
 from ncflow.suite.cluster import run_job, share_of_machine
 from ncflow.suite.table import View, duration
 from ncflow.suite.track import _last_words
+from ncflow.suite.versions import other_version
 
 ROOT = Path(__file__).parents[1]
 # Stands in for training: what it does is in its run's name; what it was given, it writes down.
@@ -375,6 +379,32 @@ def test_a_run_finished_while_ray_had_no_room_is_skipped(project):
     assert starts(project) == ["one"]
 
 
+@pytest.mark.parametrize("package", ["ncflow", "torch"])
+def test_a_machine_with_another_ncflow_is_refused_and_with_another_torch_noted(project, package):
+    (job,) = make(project, "one")
+    task = process.Task.of(job)
+    assert process.run_task(replace(task, versions=task.versions | {package: "0.0.1"})).code == (
+        Exit.CHANGE if package == "ncflow" else Exit.DONE
+    )
+    trained = package == "torch"
+    assert (project / "seen.jsonl").exists() == trained
+    assert (not trained) or "has torch" in job.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("made", "here", "said"),
+    [
+        ({"ncflow": "0.1.0"}, {"ncflow": "0.2.0"}, "has ncflow 0.2.0, but the suite was started with ncflow 0.1.0"),
+        ({"ncflow": "0.1.0"}, {}, ""),
+        ({"ncflow": "0.1.0"}, {"ncflow": "0.1.0"}, ""),
+        ({}, {"ncflow": "0.1.0"}, ""),
+    ],
+)
+def test_a_message_says_both_versions_where_they_differ(made, here, said):
+    found = other_version(made, "ncflow", here)
+    assert said in found and bool(found) == bool(said)
+
+
 def test_ray_compares_imported_files_of_this_process(project, monkeypatch):
     (job,) = make(project, "one")
     finish(job)
@@ -384,6 +414,33 @@ def test_ray_compares_imported_files_of_this_process(project, monkeypatch):
     task = process.Task(job.arguments, job.root, job.log, job.result)
     assert run_job(job, task, {"mine.py": "4567"}).reason == "trained"
     assert run_job(job, task, {"mine.py": "0123"}).code == Exit.TAKEN
+
+
+@pytest.mark.parametrize(
+    ("train", "state", "refused"), [({}, "", True), ({"lr": 0.5}, "", False), ({}, "one-{digest}-data", False)]
+)
+def test_only_a_finished_run_of_the_same_configuration_is_refused(project, train, state, refused):
+    """A suite looked before it started the process, and another suite has trained the run since."""
+    (job,) = make(project, "one")
+    finish(job)
+    (project / ".ncflow" / "state" / state.format(digest=imports.run_digest(job.params, None))).mkdir(parents=True)
+    (changed,) = make(project, "one", train=train)
+    with suite.claimed(project, "one"):
+        if refused:
+            with pytest.raises(suite.Claimed, match="models/one is finished; .* without --unless-finished") as stop:
+                suite.refuse_finished(changed.params, project)
+            assert stop.value.code == Exit.TAKEN
+        else:
+            suite.refuse_finished(changed.params, project)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_processes_of_a_suite_look_again_unless_forced(project, monkeypatch, force):
+    jobs = Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(suite, "make_jobs", jobs)
+    with pytest.raises(InterruptedError):
+        run_group("g", [], root=project, engine=Mock(), report=Mock(), say=Mock(), force=force)
+    assert (suite.UNLESS_FINISHED in jobs.call_args.kwargs["options"]) != force
 
 
 def test_an_attempt_that_came_second_to_another_process_does_not_count(project):

@@ -1,7 +1,7 @@
 """Many runs on many devices: find missing runs, run them in parallel, show their progress, report their results."""
 
 from ncflow.suite.engines import ENGINES, Engine, create_engine
-from ncflow.suite.jobs import Claimed, Job, JobState, claimed, make_jobs
+from ncflow.suite.jobs import UNLESS_FINISHED, Claimed, Job, JobState, claimed, make_jobs, refuse_finished
 from ncflow.suite.launcher import is_first, is_launched, launch
 from ncflow.suite.schedule import run_suite
 from ncflow.suite.table import failures, watch
@@ -9,6 +9,7 @@ from ncflow.suite.track import track
 
 __all__ = [
     "ENGINES",
+    "UNLESS_FINISHED",
     "Claimed",
     "Engine",
     "Job",
@@ -20,6 +21,7 @@ __all__ = [
     "is_launched",
     "launch",
     "make_jobs",
+    "refuse_finished",
     "run_suite",
     "track",
     "watch",

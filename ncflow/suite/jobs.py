@@ -21,13 +21,15 @@ from ncflow.yaml_files import dump_yaml
 
 
 class Claimed(SystemExit):
-    """Another process trains this run. If not caught, it ends this process with exit code `Exit.TAKEN`."""
+    """Another process trains or has trained this run. If not caught, it ends this process with `Exit.TAKEN`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, finished: bool = False) -> None:
         super().__init__(Exit.TAKEN)
-        self.name = name
+        self.name, self.finished = name, finished
 
     def __str__(self) -> str:
+        if self.finished:
+            return f"models/{self.name} is finished; train it again without {UNLESS_FINISHED}"
         return f"another process trains models/{self.name}; wait until it ends, or end it"
 
 
@@ -100,11 +102,7 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether the final model exists, no unfinished state is left, and no process trains the run."""
-        with suppress(ValueError):  # a finished run does not need its checkpoint any more
-            digest = run_digest(self.params, checkpoint_sha256(self.params))
-            unfinished = (self.root / ".ncflow" / "state").glob(f"{self.name}-{digest}*")
-            return self.has_model() and not any(unfinished) and not self.is_claimed()
-        return self.has_model() and not self.is_claimed()
+        return _is_finished(self.params, self.root) and not self.is_claimed()
 
     def is_spared(self) -> bool:
         """Whether to skip it because its run is finished; false if `forced` is set."""
@@ -136,6 +134,15 @@ def make_jobs(
     return [Job(params, root, (*command, "--config", str(_write_config(params, root)), *tags)) for params in configs]
 
 
+def refuse_finished(params: Params, root: Path) -> None:
+    """Raise Claimed if a run is finished. Call it inside `claimed`: the run cannot finish elsewhere after this check.
+
+    A suite looks before it starts a process. Until that process holds the claim, another suite may train a short run.
+    """
+    if _is_finished(params, root):
+        raise Claimed(params.exp_name, finished=True)
+
+
 @contextmanager
 def claimed(root: Path, name: str) -> Iterator[None]:
     """Hold the lock on models/<name>: inside, no other process trains it. Raises Claimed if another process does.
@@ -153,6 +160,16 @@ def claimed(root: Path, name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _is_finished(params: Params, root: Path) -> bool:
+    """Whether the final model of a configuration exists and no unfinished state is left."""
+    if not _has_model(run_folder(root, params.exp_name), params):
+        return False
+    with suppress(ValueError):  # a finished run does not need its checkpoint any more
+        digest = run_digest(params, checkpoint_sha256(params))
+        return not any((root / ".ncflow" / "state").glob(f"{params.exp_name}-{digest}*"))
+    return True
 
 
 def _has_model(folder: Path, params: Params) -> bool:
@@ -189,3 +206,6 @@ def _write_config(params: Params, root: Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return file
+
+
+UNLESS_FINISHED = "--unless-finished"  # the option of `ncflow train` that calls `refuse_finished`

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ncflow.exits import RESULT, read_reason
+from ncflow.exits import RESULT, Exit, read_reason
 from ncflow.suite.jobs import Job
+from ncflow.suite.versions import other_version, versions
 
 PROCESSES = "NCFLOW_PROCESSES"  # environment variable: the number of training processes
 GRACE = 60.0  # seconds between asking a process to end and killing it
@@ -26,7 +27,8 @@ GRACE = 60.0  # seconds between asking a process to end and killing it
 class Task:
     """Arguments of Python, number of processes, threads of each: everything another machine needs to start training.
 
-    `gpus` are the GPUs that it may use; None means all GPUs of the machine.
+    `gpus` are the GPUs that it may use; None means all GPUs of the machine. `versions` are those of packages where the
+    task was made.
     """
 
     arguments: tuple[str, ...]
@@ -37,11 +39,12 @@ class Task:
     threads: int = 1
     gpus: tuple[str, ...] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, **share: Any) -> Task:
         """The task of a job, with its share of a machine as the other fields."""
-        return cls(job.arguments, job.root, job.log, job.result, **share)
+        return cls(job.arguments, job.root, job.log, job.result, versions=versions(), **share)
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,8 @@ class Attempt:
     """
 
     def __init__(self, task: Task, start: Callable[[Task], Process] | None = None) -> None:
-        task.log.parent.mkdir(parents=True, exist_ok=True)
-        with task.log.open("ab") as log:
-            # A suite on another machine sees by the first line that this machine has started the task.
-            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(task.arguments)}\n".encode())
+        # A suite on another machine sees by the first line that this machine has started the task.
+        _log(task, f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(task.arguments)}")
         self._result = task.result
         self._result.unlink(missing_ok=True)  # of an earlier attempt
         self._process = (start or spawn)(task)
@@ -124,7 +125,15 @@ def kill_group(process: Process) -> None:
 
 
 def run_task(task: Task) -> Ending:
-    """Run a task and return its ending; an interruption ends the task first."""
+    """Run a task and return its ending; an interruption ends the task first.
+
+    It may have been made on another machine. If that machine has another ncflow, the task ends before it trains. If it
+    has another torch, the task's log gets a warning.
+    """
+    if problem := other_version(task.versions, "ncflow"):
+        return Ending(Exit.CHANGE, f"{problem}; install the same version on every machine")
+    if problem := other_version(task.versions, "torch"):
+        _log(task, f"ncflow: {problem}; results may differ by rounding")
     # A script that starts the suite in the background makes it ignore SIGINT. Ray interrupts tasks by SIGINT.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -135,6 +144,12 @@ def run_task(task: Task) -> Ending:
         return ending
     finally:
         attempt.end()
+
+
+def _log(task: Task, line: str) -> None:
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with task.log.open("ab") as log:
+        log.write(f"{line}\n".encode())
 
 
 def python(*arguments: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ncflow.lookup import unknown
 from ncflow.metrics import METRICS
+from ncflow.metrics.direction import SOMETIMES, natural_direction
 from ncflow.runs.layout import METRICS as EPOCH
 from ncflow.runs.layout import SPLITS, epoch_of, files_of_epochs
 from ncflow.runs.reader import SELECTION
@@ -62,7 +63,7 @@ def parse_objective(key: str, direction: str = "") -> Objective:
         )
     if split not in SPLITS or not metric:
         raise ValueError(f"expected an objective of val or train, such as {SELECTION}, got '{key}'")
-    if metric not in METRICS and not metric.startswith(MORE):
+    if metric not in METRICS and not metric.startswith(SOMETIMES):
         raise unknown("metric", metric, METRICS)
     if direction and direction not in DIRECTIONS:
         raise ValueError(f"expected --direction {' or '.join(DIRECTIONS)}, got '{direction}'")
@@ -81,20 +82,6 @@ def refuse_without_validation(splits: Sequence[str], objective: Objective) -> No
         )
 
 
-def natural_direction(metric: str) -> str:
-    """The direction to collapse or to a better classifier; empty if the table of metrics has none.
-
-    A metric whose value at collapse is an end of its range improves towards that end.
-    """
-    if metric.startswith("calibration/"):
-        return "minimize"
-    if "acc/" in metric and metric not in METRICS:
-        return "maximize"
-    row = METRICS.get(metric)
-    low, _, high = row.range.strip("[]()").partition(", ") if row else ("", "", "")
-    return {high: "maximize", low: "minimize"}.get(row.collapse, "") if row else ""
-
-
 def _read(file: Path) -> dict[str, Any]:
     """The content of a file of metrics; empty if it vanished or is damaged, since the report names such files."""
     try:
@@ -103,5 +90,3 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     return content if isinstance(content, dict) else {}
 
-
-MORE = ("posthoc/", "layers/", "head/")  # metrics that only some runs have, without a row in METRICS

@@ -13,7 +13,7 @@ from ncflow.exits import Exit
 from ncflow.experiments import expand
 from ncflow.experiments.sweeps import choose
 from ncflow.params import Params, make_params
-from ncflow.suite import Engine, Job, JobState, make_jobs, run_suite
+from ncflow.suite import UNLESS_FINISHED, Engine, Job, JobState, make_jobs, run_suite
 from ncflow.suite.engines import Running
 from ncflow.suite.process import Ending
 from ncflow.tuning.objective import Objective
@@ -114,7 +114,7 @@ class Search:
         except ValueError as error:
             self._end(trial, name, reason=str(error))
             return True
-        options = ["--trial", str(trial.number)]
+        options = ["--trial", str(trial.number), UNLESS_FINISHED]
         (job,) = make_jobs([params], group=self.name, root=self.root, suite=self.name, options=options)
         self.jobs.append(job)
         self.trials[name] = trial

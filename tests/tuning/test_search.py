@@ -94,7 +94,8 @@ def test_each_trial_is_a_run_with_group_suite_and_number(tmp_path):
     found = search(tmp_path)
     assert run(found).started == [f"s_trial{number:02d}" for number in range(4)]
     for number, job in enumerate(found.jobs):
-        assert job.arguments[-6:] == ("--group", "s", "--suite", "s", "--trial", str(number))
+        tags = ("--group", "s", "--suite", "s", "--trial", str(number))
+        assert job.arguments[-7:] == (*tags, "--unless-finished")
     for trial in found.study.trials():
         config = load_params(tmp_path / "models" / f"s_trial{trial.number:02d}" / "config.yaml")
         assert trial.state == "complete"
