@@ -115,6 +115,9 @@ def train(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Resolve and print the configuration; train nothing.")] = False,
     extend: Extend = False,
+    unless_finished: Annotated[
+        bool, typer.Option("--unless-finished", help="Exit with 76 if the run is finished, instead of training again.")
+    ] = False,
     pipeline: Pipeline = False,
 ) -> None:
     """Train one configuration: one MLflow run, one folder models/<exp_name>/.
@@ -157,6 +160,7 @@ def train(
         trial=trial,
         processes=processes,
         extend=extend,
+        unless_finished=unless_finished,
     )
     if is_first():
         _say(f"finished: {folder}\n{stages.result(folder)}\nnext: `uv run ncflow report {_shown(folder)}`")
@@ -392,6 +396,33 @@ def report(
 
 
 @app.command()
+def figure(
+    name: Annotated[str, typer.Argument(help="Figure, such as curves; `ncflow figure --list` lists them.")] = "",
+    folders: Annotated[list[Path] | None, typer.Argument(help="Run folders; default: the grid of params.yaml.")] = None,
+    config: Config = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write: .pdf, .svg, .png or .csv.")] = None,
+    wide: Annotated[bool, typer.Option("--wide", help="As wide as a page's text, 6.75 in; default: a column.")] = False,
+    along: Annotated[str, typer.Option(metavar="KEY", help="Option of the figure knob, such as train.lr.")] = "",
+    list_: Annotated[bool, typer.Option("--list", help="List the figures, and why these runs lack some.")] = False,
+) -> None:
+    """Write one figure of runs at the size of a paper, or its data; `ncflow report` writes all of them."""
+    from ncflow import stages
+    from ncflow.experiments import quickstart
+    from ncflow.runs.layout import is_next_to_run, run_folder
+
+    if list_:
+        folders = [path for path in ([Path(name)] if name else []) + (folders or []) if not is_next_to_run(path)]
+        for each, text in stages.figures(folders).items():
+            _say(f"{each:12} {text}")
+        return
+    if not name or out is None:
+        raise ValueError("expected a figure and a file, such as `ncflow figure curves models/* --out curves.pdf`")
+    folders = folders or [run_folder(_root(), run.exp_name) for run in quickstart(_load(config, None))]
+    stages.figure(name, [path for path in folders if not is_next_to_run(path)], out, wide=wide, along=along)
+    _say(f"written: {out}")
+
+
+@app.command()
 def sync(
     folders: Annotated[list[Path] | None, typer.Argument(help="Run folders; default: all in models/.")] = None,
 ) -> None:
@@ -434,7 +465,7 @@ def suite(
     values. Finished runs are skipped and interrupted runs resume. After a failed run the others continue; the exit
     code is then 65. On SIGTERM the suite stops its runs and exits with 75. The same command resumes it.
     """
-    from ncflow.experiments import EXPERIMENTS, expand, posthoc_methods, suite_name
+    from ncflow.experiments import EXPERIMENTS, expand, hypothesis, posthoc_methods, suite_name
     from ncflow.experiments.pipeline import shared_with_pipeline
     from ncflow.params import split_overrides
     from ncflow.suite import create_engine
@@ -451,12 +482,13 @@ def suite(
         check_values(configs)
     if warning := shared_with_pipeline(configs, params, _root()):
         _say(warning)
+    about = hypothesis(group, options["groups"])
     run_group(
         name,
         configs,
         root=_root(),
         engine=machines,
-        report=_report,
+        report=lambda folders, out, title: _report(folders, out, title, about),
         say=_say,
         retries=retries,
         force=force,
@@ -776,12 +808,12 @@ def _benchmarks() -> dict[str, str]:
     return {file.stem: (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0] for file in files}
 
 
-def _report(folders: list[Path], out: Path, title: str) -> None:
+def _report(folders: list[Path], out: Path, title: str, about: str = "") -> None:
     from ncflow import stages
     from ncflow.reports import as_text
     from ncflow.tracking import ui_command
 
-    page, table = stages.report(folders, out, title=title)
+    page, table = stages.report(folders, out, title=title, about=about)
     _say(f"\n{as_text(table)}\n\nreport:       {page}\ncompare runs: {ui_command(_root())}")
 
 

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from ncflow.assembly import (
 )
 from ncflow.data import Batches, Snapshot
 from ncflow.data.manifest import find_manifest
+from ncflow.dotted import flatten
 from ncflow.extras import require
 from ncflow.files import checksum, write_text
 from ncflow.imports import IMPORTED, checkpoint_sha256, run_digest
@@ -46,22 +47,25 @@ from ncflow.params import Params, make_params, read_config
 from ncflow.posthoc import POSTHOC, Unseen, freeze_features, measure_posthoc
 from ncflow.project import git_commit
 from ncflow.recording import describe_run, log_history, log_model, record
-from ncflow.reports import Table, arms, findings, summary_table
+from ncflow.reports import Table, arms, findings, summary_table, verdict
 from ncflow.runs.layout import CONFIG, FINAL_MODEL, is_finished
 from ncflow.runs.posthoc import PostHoc, write_posthoc
-from ncflow.runs.provenance import DataVersion, Hardware, Provenance, read_provenance
+from ncflow.runs.provenance import FIRST_RESIZING, DataVersion, Hardware, Provenance, read_provenance
 from ncflow.runs.reader import load_run, load_runs
 from ncflow.runs.writer import RunFolder, load_model, write_measured
-from ncflow.suite import claimed, is_first
+from ncflow.suite import Claimed, claimed, refuse_finished
 from ncflow.tracking import SCHEMES, fetched_model, has_finished, log_to_finished, start_run
 from ncflow.trained import lacks, load_trained, preprocessing_of, refuse_other_checkpoint
 from ncflow.training import (
     Splits,
     StateFolder,
+    agree,
     create_accelerator,
     evaluate_splits,
     explained_faults,
+    from_first,
     keep_freed_memory,
+    refuse_unshared,
     resolve_precision,
 )
 from ncflow.training.evaluation import extract, gather_rows
@@ -88,6 +92,7 @@ def train(
     trial: int | None = None,
     processes: int | None = None,
     extend: bool = False,
+    unless_finished: bool = False,
 ) -> Path:
     """Stage train: train one configuration in one MLflow run and one run folder, and return the folder.
 
@@ -100,15 +105,20 @@ def train(
 
     `extend` resumes from the last state of a finished run, in a new MLflow run. That run has fewer epochs and no other
     difference. Raises ValueError where there is no such run, or where its epochs would differ in a longer run.
+
+    `unless_finished` raises Claimed if the run is finished. Without it, training moves a finished run aside.
     """
     train = params.train
     with interruptible(RESUMES), explained_faults(batch_size=train.batch_size, precision=train.precision):
         require("mlflow")
         built = check(params)  # before any file is written
-        with claimed(root, params.exp_name) if is_first() else nullcontext():
+        keep_freed_memory()
+        accelerator = create_accelerator(train.device)
+        with _claimed_by_all(params, root, accelerator, unless_finished=unless_finished):
             _train(
                 params,
                 built,
+                accelerator,
                 folder,
                 data,
                 root,
@@ -122,6 +132,7 @@ def train(
 def _train(
     params: Params,
     built: Built | None,
+    accelerator: Any,
     folder: Path,
     data: Path,
     root: Path,
@@ -131,12 +142,13 @@ def _train(
     extend: bool,
 ) -> None:
     """Train in this process, alone or as one of several. The caller holds the claim on the run."""
-    keep_freed_memory()
-    accelerator = create_accelerator(params.train.device)
     if processes not in (None, accelerator.num_processes):
         raise ValueError(f"requested {processes} processes, but Accelerate started {accelerator.num_processes}")
+    agree(accelerator, {**flatten(params.resolved()), "--extend": extend, "--import": IMPORTED})
+    refuse_unshared(accelerator, root)
     images = snapshot(params, data)
     weights = checkpoint_sha256(params)
+    agree(accelerator, {"the snapshot's digest": images.digest, "the checkpoint's sha256": weights})
     states = StateFolder(root / STATES / _run_id(params, images, weights))
     shortest = make_params(params.resolved(), ["train.epochs=1"])
     finished = StateFolder(root / FINISHED / _run_id(shortest, images, weights))
@@ -148,6 +160,7 @@ def _train(
         _provenance(params, images, root, Hardware.of(accelerator, precision)),
         extended_from=states.began_after(),
         checkpoint_sha256=weights,
+        storage=training.splits.places,
     )
     main = accelerator.is_main_process
     with (
@@ -168,8 +181,8 @@ def _train(
             run.dataset(provenance.snapshot.name, images.digest, images.path)
             files = RunFolder(folder, kept=states.files, epoch=training.done)
             record(params, training, images, files, states, provenance, run)
-            last = files.read_epoch(params.train.epochs)[1]
-            run.describe(describe_run(params, provenance, last, group=tags["group"]))
+            last = files.read_epoch(files.epochs)[1]
+            run.describe(describe_run(params, provenance, last, epochs=files.epochs, group=tags["group"]))
         else:
             for epoch in training.records:
                 epoch.state()  # every process takes part in collecting the state
@@ -180,9 +193,29 @@ def _train(
         states.remove()
 
 
+@contextmanager
+def _claimed_by_all(params: Params, root: Path, accelerator: Any, *, unless_finished: bool) -> Iterator[None]:
+    """Hold the claim on the run in the first process. Every process raises Claimed if it cannot."""
+    with ExitStack() as stack:
+        taken = None
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(claimed(root, params.exp_name))
+                if unless_finished:
+                    refuse_finished(params, root)
+            except Claimed as error:
+                taken = error.finished
+        if (finished := from_first(accelerator, taken)) is not None:
+            raise Claimed(params.exp_name, finished=finished)
+        yield
+
+
 def _run_id(params: Params, images: Snapshot, checkpoint: str | None) -> str:
-    """The name of a run's states. Two runs share it only if their name, configuration, weights and data are equal."""
-    return f"{params.exp_name}-{run_digest(params, checkpoint)}-{images.digest[:12]}"
+    """The name of a run's states. Two runs share it only if their name, configuration, weights and pixels are equal."""
+    used = preprocessing(params, images)
+    resized = images.manifest["image_size"] != [used.resize, used.resize] and used.resizing != FIRST_RESIZING
+    rule = f"-{used.resizing}" if resized else ""
+    return f"{params.exp_name}-{run_digest(params, checkpoint)}-{images.digest[:12]}{rule}"
 
 
 def _extend(params: Params, finished: StateFolder, states: StateFolder, accelerator: Any) -> None:
@@ -461,9 +494,7 @@ def track_posthoc(folder: Path, root: Path) -> bool:
     assert run.posthoc is not None
     tags = _tags(params, read_provenance(folder))
     with interruptible():
-        return log_to_finished(
-            root, {name: tags[name] for name in IDENTITY}, run.posthoc.as_metrics(), step=params.train.epochs
-        )
+        return log_to_finished(root, {name: tags[name] for name in IDENTITY}, run.posthoc.as_metrics(), step=run.epoch)
 
 
 def result(folder: Path) -> str:
@@ -479,13 +510,36 @@ def headline(metrics: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {text.format(value)}" for name, (value, text) in values.items() if value is not None)
 
 
-def report(folders: Sequence[Path], out: Path, *, title: str) -> tuple[Path, Table]:
-    """Stage report: write the page `out`/index.html; return it and the summary table of the runs in `folders`."""
-    from ncflow.reports.page import write_report  # imports matplotlib
+def report(folders: Sequence[Path], out: Path, *, title: str, about: str = "") -> tuple[Path, Table]:
+    """Stage report: write the page `out`/index.html; return it and the summary table of the runs in `folders`.
+
+    `about` is a sentence on what the comparison is for, such as a group's hypothesis.
+    """
+    from ncflow.reports.page import write_page  # imports matplotlib
 
     runs = load_runs(folders)
-    table = summary_table(runs)
-    return write_report(folders, out, title=title), table._replace(notes=(*table.notes, *findings(arms(runs))))
+    table, compared = summary_table(runs), arms(runs)
+    page = write_page(runs, out, title=title, about=about, defaults=flatten(Params().resolved()))
+    return page, table._replace(notes=(*table.notes, *filter(None, [verdict(compared)]), *findings(compared)))
+
+
+def figures(folders: Sequence[Path]) -> dict[str, str]:
+    """Figure -> the data that it needs; of the runs in `folders`, why they lack it."""
+    from ncflow.reports.paper import FIGURES, lacking
+
+    if not folders:
+        return {name: f"needs {row.needs}" for name, row in FIGURES.items()}
+    return {
+        name: f"absent: {reason}" if reason else "available" for name, reason in lacking(load_runs(folders)).items()
+    }
+
+
+def figure(name: str, folders: Sequence[Path], file: Path, *, wide: bool = False, along: str = "") -> None:
+    """Write one figure of the runs in `folders` as .pdf, .svg or .png, or its data as .csv."""
+    from ncflow.reports.canvas import COLUMN, WIDE
+    from ncflow.reports.paper import write_figure  # imports matplotlib
+
+    write_figure(name, load_runs(folders), file, WIDE if wide else COLUMN, along=along)
 
 
 def sync(folder: Path, data: Path, root: Path) -> str | None:
@@ -516,12 +570,12 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
             logger.dataset(provenance.snapshot.name, provenance.snapshot.digest, found or folder)
             log_history(run.history, run.analyses, logger)
             if run.posthoc is not None:
-                logger.metrics(run.posthoc.as_metrics(), step=params.train.epochs)
+                logger.metrics(run.posthoc.as_metrics(), step=run.epoch)
             logger.artifacts(folder)
-            logger.describe(describe_run(params, provenance, run.analyses[-1]))
+            logger.describe(describe_run(params, provenance, run.analyses[-1], epochs=run.epoch))
             known = replace(provenance, preprocessing=preprocessing_of(params, provenance, data))
             if known.preprocessing is not None:
-                log_model(load_trained(folder).classifier, params, known, run.analyses[-1], logger)
+                log_model(load_trained(folder).classifier, params, known, run.analyses[-1], logger, step=run.epoch)
             else:
                 logging.getLogger("ncflow").warning(
                     "%s: no model is logged, because its normalization is known only from its snapshot %s; fetch that "
@@ -571,7 +625,9 @@ def _load_trained(folder: Path, data: Path) -> _Trained:
     load_model(folder / FINAL_MODEL, classifier)
     refuse_other_checkpoint(folder, provenance)
     classifier.to(accelerator.device).to(memory_format=torch.channels_last)
-    return _Trained(params, provenance, classifier, load_splits(params, images, accelerator), accelerator)
+    resizing = FIRST_RESIZING if provenance.preprocessing is None else provenance.preprocessing.resizing
+    splits = load_splits(params, images, accelerator, resizing=resizing)
+    return _Trained(params, provenance, classifier, splits, accelerator)
 
 
 def _provenance(params: Params, images: Snapshot, root: Path, hardware: Hardware) -> Provenance:

@@ -235,7 +235,9 @@ def test_the_report_of_a_sweep_has_a_folder_of_its_axes(project, monkeypatch, ca
         yield
 
     monkeypatch.setattr("ncflow.suite.run_suite", all_done)
-    monkeypatch.setattr(cli, "_report", lambda folders, out, title: asked.update(out=out, title=title, n=len(folders)))
+    monkeypatch.setattr(
+        cli, "_report", lambda folders, out, title, about: asked.update(out=out, title=title, n=len(folders))
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     run_code = run_suite_of(monkeypatch, "suite", "main", "--grid", "seed=0,1", "--grid", "train.lr=1,2")
     assert run_code == 0

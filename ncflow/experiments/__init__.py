@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,8 @@ from ncflow.nn.heads import HEAD_ALIASES, HEADS
 from ncflow.params import Params, make_params
 from ncflow.yaml_files import dump_yaml, parse_yaml
 
-__all__ = ["EXPERIMENTS", "MOST_RUNS", "PUBLISHED", "expand", "list_groups", "posthoc_methods", "quickstart"]
-__all__ += ["representatives", "suite_name", "write_configs"]
+__all__ = ["EXPERIMENTS", "MOST_RUNS", "PUBLISHED", "expand", "hypothesis", "list_groups", "posthoc_methods"]
+__all__ += ["quickstart", "representatives", "suite_name", "write_configs"]
 
 
 def expand(
@@ -81,6 +82,15 @@ def list_groups(groups: Path | None = None) -> dict[str, str]:
     rows = {name: (group.__doc__ or "").strip().partition("\n")[0] for name, group in EXPERIMENTS.items()}
     files = {name: read_group(file, EXPERIMENTS) for name, file in find_group_files(groups).items()}
     return rows | {name: " ".join(file.hypothesis.split()) for name, file in files.items()}
+
+
+def hypothesis(group: str, groups: Path | None = None) -> str:
+    """What a group expects and why, in sentences: from its file, or from its function; empty for `main`."""
+    if (file := _group_file(group, groups)) is not None:
+        expected = f" Expected: {file.expected}" if file.expected else ""
+        return " ".join(f"Hypothesis: {file.hypothesis}{expected}".split())
+    text = inspect.getdoc(EXPERIMENTS[group]) if group in EXPERIMENTS and group != MAIN else None
+    return " ".join((text or "").partition("\n\n")[2].split())
 
 
 def posthoc_methods(group: str) -> list[str]:

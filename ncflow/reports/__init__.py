@@ -4,7 +4,7 @@
 """
 
 from ncflow.reports.arms import arms
-from ncflow.reports.findings import findings
+from ncflow.reports.findings import findings, verdict
 from ncflow.reports.posthoc import posthoc_table
 from ncflow.reports.tables import Table, as_html, as_markdown, as_text, summary_table
 
@@ -17,4 +17,5 @@ __all__ = [
     "findings",
     "posthoc_table",
     "summary_table",
+    "verdict",
 ]

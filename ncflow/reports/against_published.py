@@ -165,6 +165,7 @@ USUAL_SETTING: dict[str, tuple[Any, ...]] = {
     "model.num_features": (None,),
     "model.pretrained": (None, False),
     "model.checkpoint": (None,),
+    "model.drop_path": (None, 0),
     "model.trainable": ("all",),
     "model.affine": (True,),
 }
@@ -176,6 +177,7 @@ USUAL_TRAINING: dict[str, tuple[Any, ...]] = {
     "train.sampling": ("shuffled", "stratified"),
     "train.drift_penalty": (0,),
     "train.feature_decay": (0,),
+    "train.label_smoothing": (0,),
     "train.sam": (0,),
     "train.ema": (0,),
 }

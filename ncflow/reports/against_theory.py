@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
+import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from ncflow.reports.arms import Arm, labels
-from ncflow.reports.curves import arm_styles, legend_below
-from ncflow.reports.figures import literal
+from ncflow.reports.arms import Arm
+from ncflow.reports.canvas import Plate, Size, literal, panels
+from ncflow.reports.looks import Looks
 from ncflow.reports.predictions import EXACT, Prediction, measure, predict, quantities, why_not
+from ncflow.reports.rows import block, class_labels, largest_first, representatives, table
 from ncflow.reports.tables import ABSENT, Row, Table, number
+from ncflow.runs.reader import Run
 
 Predicted = Sequence[tuple[Arm, Prediction]]
 
@@ -30,7 +32,7 @@ def predictions(arms: Sequence[Arm]) -> dict[str, list[tuple[Arm, Prediction]]]:
 
 
 def without_theory(arms: Sequence[Arm], names: Mapping[Arm, str]) -> dict[str, list[str]]:
-    """Reason why no theory applies, in one line -> the names of the arms with this reason."""
+    """Reason why no theory applies, in one line -> what to call the arms with this reason."""
     grouped: dict[str, list[str]] = {}
     for arm in arms:
         if reason := why_not(arm.representative):
@@ -55,28 +57,34 @@ def theory_table(predicted: Predicted, names: Mapping[Arm, str]) -> Table:
     return Table((("", "arm"), ("", ""), *headings), tuple(rows))
 
 
-def lengths_figure(predicted: Predicted, title: str = "") -> Figure:
-    """Draw lengths of classifier rows and class means, largest class first: dashes are predicted, points measured.
+def read_theory(arms: Sequence[Arm]) -> pd.DataFrame:
+    """A row per class and kind (rows or means) of each arm's lowest seed: measured and predicted length.
 
     If the theory does not fix the scale, rows and means are centered and divided by their root mean square.
     """
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    arms = [arm for arm, _ in predicted]
-    panels = figure.subplots(1, 2)
-    for (arm, prediction), label, style in zip(predicted, labels(arms), arm_styles(arms), strict=True):
-        measured = measure(arm.representative)
-        order = torch.argsort(measured.class_counts, descending=True, stable=True)
-        for axes, rows in zip(panels, ("weight", "class_means"), strict=True):
-            both = (getattr(each, rows) for each in (prediction.optimum, measured))
-            ideal, found = (_lengths(each, prediction.scale)[order] for each in both)
-            _draw(axes, ideal, found, label, style)
-    scale = predicted[0][1].scale
-    for axes, name in zip(panels, ("‖w‖" if scale else "‖w‖ / rms", "‖h‖" if scale else "‖μ̃‖ / rms"), strict=True):
-        axes.set(xlabel="class, largest first", ylabel=name, ylim=(0, 1.15 * axes.dataLim.y1))
-        axes.grid(alpha=0.25)
-    legend_below(figure, panels[0])
-    figure.suptitle(literal(title), fontsize=12)
-    return figure
+    rows = (_lengths_of(whose, run, prediction) for whose, run in representatives(arms) if (prediction := predict(run)))
+    return table(rows, "no theory applies to these runs")
+
+
+def draw_theory(data: pd.DataFrame, looks: Looks, size: Size) -> Plate:
+    """Draw lengths of classifier rows and class means, largest class first: dashes are predicted, points measured."""
+    theories = list(dict.fromkeys(data["theory"]))
+    keys = [(theory, kind) for theory in theories for kind in LENGTHS]
+    titles = [f"{LENGTHS[kind]}: {theory}" for theory, kind in keys]
+    points = {arm: {**look, "linestyle": ""} for arm, look in looks.items() if arm in set(data["arm"])}
+    plate, grid = panels(size, titles, legend=points, columns=2 if size.columns > 2 else 1, ratio=0.6)
+    for axes, (theory, kind) in zip(grid, keys, strict=True):
+        part = data[(data["theory"] == theory) & (data["kind"] == kind)]
+        for arm, line in part.groupby("arm", sort=False):
+            axes.plot(line["rank"], line["predicted"], color=looks[arm]["color"], linestyle="--", linewidth=0.8)
+            axes.plot(line["rank"], line["value"], label=literal(arm), markersize=3, **points[arm])
+            said = zip(line["class_name"], line["value"], line["predicted"], strict=True)
+            plate.tip(
+                axes, line["rank"], line["value"], (f"{arm}\n{name}: {v:.4g}, theory {p:.4g}" for name, v, p in said)
+            )
+        scaled = bool(part["scaled"].iloc[0])
+        axes.set(xlabel="class, largest first", ylabel="length" if scaled else "length / rms", ylim=(0, None))
+    return plate
 
 
 def _objectives(arm: Arm) -> tuple[float, list[float]]:
@@ -86,11 +94,20 @@ def _objectives(arm: Arm) -> tuple[float, list[float]]:
     return pairs[0][0] - pairs[0][1], [value for value, _ in pairs]
 
 
-def _draw(axes: Axes, ideal: Tensor, found: Tensor, label: str, style: Mapping[str, str]) -> None:
-    ranks = range(1, len(ideal) + 1)
-    axes.plot(ranks, ideal, color=style["color"], linestyle="--", linewidth=1)
-    axes.plot(
-        ranks, found, color=style["color"], marker=style["marker"], linestyle="", markersize=4, label=literal(label)
+def _lengths_of(whose: dict[str, Any], run: Run, prediction: Prediction) -> pd.DataFrame:
+    measured, order, scaled = measure(run), largest_first(run), prediction.scale
+    return pd.concat(
+        block(
+            whose,
+            theory=prediction.theory,
+            kind=kind,
+            rank=range(1, len(order) + 1),
+            class_name=class_labels(run)[order],
+            value=_lengths(getattr(measured, kind), scaled).numpy()[order],
+            predicted=_lengths(getattr(prediction.optimum, kind), scaled).numpy()[order],
+            scaled=scaled,
+        )
+        for kind in LENGTHS
     )
 
 
@@ -103,3 +120,6 @@ def _lengths(rows: Tensor, scale: bool) -> Tensor:
 
 def _cell(value: float) -> str:
     return number(value) if math.isfinite(value) else ABSENT
+
+
+LENGTHS = {"weight": "Rows", "class_means": "Means"}

@@ -71,6 +71,17 @@ def labels(arms: Sequence[Arm]) -> list[str]:
     ]
 
 
+def names(arms: Sequence[Arm]) -> list[str]:
+    """The labels of the arms; equal ones, as of options that round to one number, get a number."""
+    found, seen = labels(arms), Counter[str]()
+    totals = Counter(found)
+    unique = []
+    for label in found:
+        seen[label] += 1
+        unique.append(label if totals[label] == 1 else f"{label} ({seen[label]})")
+    return unique
+
+
 def varying(arms: Sequence[Arm]) -> list[str]:
     """The keys of the choices that differ between these arms."""
     return [key for key in arms[0].choices if len({repr(arm.choices[key]) for arm in arms}) > 1]

@@ -1,4 +1,4 @@
-"""Findings of a comparison in sentences: how far each choice moves accuracy and collapse, next to the seeds' spread."""
+"""Findings of a comparison in sentences: which arm leads, and how far each choice moves accuracy and collapse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ncflow.reports.arms import Arm, short, value_text, varying
+from ncflow.reports.arms import Arm, names, short, value_text, varying
 from ncflow.runs.reader import Run
 
 ENOUGH = 2.0  # standard deviations over seeds that an effect must exceed to be called one
@@ -19,6 +19,41 @@ class Question(NamedTuple):
     name: str
     value: Callable[[Run], float | None]
     difference: Callable[[float], str]
+    least: float  # a smaller difference reads as none
+
+
+def verdict(arms: Sequence[Arm]) -> str:
+    """Which arm has the highest mean accuracy, and by how much against the spread over seeds; empty without one.
+
+    It describes the arms at their last analysis and chooses none of them: for that, use a validation part.
+    """
+    question = QUESTIONS[0]
+    means = {
+        name: mean
+        for name, arm in zip(names(arms), arms, strict=True)
+        if (mean := _mean(question, arm.runs)) is not None
+    }
+    if not means:
+        return ""
+    first, *others = sorted(means, key=lambda name: means[name], reverse=True)
+    runs = {name: len(arm.runs) for name, arm in zip(names(arms), arms, strict=True)}
+    seeds = f"mean of {runs[first]} seeds" if runs[first] > 1 else "one seed"
+    spread = _spread(question, arms)
+    known = "One seed: no spread is known" if spread is None else f"The spread over seeds (std) is {_points(spread)}"
+    if not others:
+        return f"{first} reaches {100 * means[first]:.1f} % balanced test accuracy ({seeds}). {known}."
+    lead = means[first] - means[others[0]]
+    said = (
+        f"Of {len(means)} arms, {first} has the highest balanced test accuracy: {100 * means[first]:.1f} % ({seeds}), "
+        f"{_points(lead)} above the next, {others[0]}. {known}"
+    )
+    close = [name for name in others if spread is not None and means[first] - means[name] <= ENOUGH * spread]
+    if spread is None:
+        return f"{said}."
+    if not close:
+        return f"{said}: the lead is more than {ENOUGH:g} times as large."
+    which = close[0] if len(close) == 1 else f"{len(close)} other arms"
+    return f"{said}: {first} does not separate from {which}."
 
 
 def findings(arms: Sequence[Arm]) -> list[str]:
@@ -62,6 +97,8 @@ def _effect(key: str, means: dict[Arm, float]) -> tuple[float, object, object]:
 def _sentence(question: Question, key: str, size: float, high: object, low: object, spread: float | None) -> str:
     if not size:
         return f"{question.name}: {key} does not move it."
+    if size < question.least:
+        return f"{question.name}: {key} moves it by less than {question.difference(question.least)}."
     ends = f"from {value_text(low)} to {value_text(high)}"
     said = f"{question.name}: {key} moves it by {question.difference(size)}, {ends}"
     if spread is None:
@@ -95,10 +132,11 @@ def _points(difference: float) -> str:
 
 
 def _factor(difference: float) -> str:
-    return f"a factor of {10**difference:.2g}"
+    factor = 10**difference
+    return f"a factor of {factor:.2f}" if factor < 1.5 else f"a factor of {factor:.2g}"
 
 
 QUESTIONS = (
-    Question("Balanced accuracy on the test split", lambda run: run.final("test/acc/balanced"), _points),
-    Question("nc1 on the training split", _log_nc1, _factor),
+    Question("Balanced accuracy on the test split", lambda run: run.final("test/acc/balanced"), _points, 0.001),
+    Question("nc1 on the training split", _log_nc1, _factor, math.log10(1.02)),
 )

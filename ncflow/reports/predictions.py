@@ -306,6 +306,7 @@ OTHER_OBJECTIVES = ("train.loss_options.", "train.penalties.")  # what keys of a
 PLAIN: dict[str, tuple[Any, ...]] = {  # values that every closed form allows; the first is the default
     "train.drift_penalty": (0.0,),
     "train.reweight": (None,),
+    "train.label_smoothing": (0.0,),
     "train.mix": ("none",),
     "train.sam": (0.0,),
     "train.ema": (0.0,),

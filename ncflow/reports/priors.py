@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
 
-from matplotlib.figure import Figure
+import pandas as pd
 from matplotlib.ticker import PercentFormatter
 
 from ncflow.metrics.priors import RATIOS
-from ncflow.reports.arms import Arm, labels
-from ncflow.reports.curves import arm_styles, legend_below
-from ncflow.reports.figures import literal
+from ncflow.reports.arms import Arm
+from ncflow.reports.canvas import Plate, Size, draw_line, panels
+from ncflow.reports.looks import Looks
+from ncflow.reports.rows import all_runs, lines, table
 
 # Label of a place on the axis -> metric, from the most backward to the most forward prior.
 PLACES: dict[str, str] = {
@@ -21,34 +21,28 @@ PLACES: dict[str, str] = {
 }
 
 
-def priors_figure(arms: Sequence[Arm], title: str = "") -> Figure | None:
-    """Draw accuracy against the test prior: each arm's median over its seeds, in a band from minimum to maximum.
+def read_priors(arms: Sequence[Arm]) -> pd.DataFrame:
+    """A row per run and test prior at the last analysis, of the runs that measured all of them.
 
-    Values are those of the last analysis. A prior stands at its ratio of the most frequent to the rarest training
-    class, at equal distances. Runs of earlier versions lack these metrics; None if no arm has them.
+    A prior stands at its ratio of the most frequent to the rarest training class, at equal distances.
     """
-    measured = [_values(arm) for arm in arms]
-    if not any(measured):
-        return None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    at = range(len(PLACES))
-    for values, label, style in zip(measured, labels(arms), arm_styles(arms), strict=True):
-        if values:
-            axes.plot(at, [median(seeds) for seeds in values], label=literal(label), markersize=4, **style)
-            low, high = [min(seeds) for seeds in values], [max(seeds) for seeds in values]
-            axes.fill_between(at, low, high, color=style["color"], alpha=0.15, lw=0)
-    axes.set_xticks(at, list(PLACES))
+    rows = [
+        whose | {"place": place, "prior": prior, "value": value}
+        for whose, run in all_runs(arms)
+        if None not in (values := [run.final(key) for key in PLACES.values()])
+        for place, (prior, value) in enumerate(zip(PLACES, values, strict=True))
+    ]
+    return table(rows, "no run measured accuracy under test priors; earlier versions did not")
+
+
+def draw_priors(data: pd.DataFrame, looks: Looks, size: Size) -> Plate:
+    """Draw accuracy against the test prior: each arm's median over its seeds, in a band from minimum to maximum."""
+    narrow = size.columns < 3
+    plate, (axes,) = panels(size, [""], legend=looks, ratio=0.5, bottom=6.2 if narrow else 3.2)
+    names = list(PLACES)
+    for (arm,), line in lines(data, ["arm"], along="place").items():
+        draw_line(plate, axes, line, looks[arm], said=arm, place="prior", names=names)
+    axes.set_xticks(range(len(names)), names, rotation=90 if narrow else 0)
     axes.set(xlabel="test prior, most frequent : rarest training class", ylabel="test accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.grid(alpha=0.25)
-    legend_below(figure, axes)
-    figure.suptitle(literal(title), fontsize=12)
-    return figure
-
-
-def _values(arm: Arm) -> list[list[float]]:
-    """The values of each place, one per run that measured all of them; empty if no run did."""
-    runs = [[run.final(key) for key in PLACES.values()] for run in arm.runs]
-    complete = [[value for value in values if value is not None] for values in runs if None not in values]
-    return [list(seeds) for seeds in zip(*complete, strict=True)]
+    return plate

@@ -17,7 +17,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from ncflow.files import folder_next_to, replace_folder
-from ncflow.reports.figures import literal, to_png
+from ncflow.reports.canvas import literal
+from ncflow.reports.figures import to_png
 from ncflow.reports.tables import Table, as_html
 
 PAGE, FIGURES = "index.html", "figures"

@@ -58,6 +58,23 @@ def summary_table(runs: Sequence[Run]) -> Table:
     return Table(headings, rows, words=len(keys), notes=tuple(run.note for run in runs if run.note))
 
 
+def arm_table(runs: Sequence[Run]) -> Table:
+    """The table of a paper: a row per arm, mean ± std over its seeds (ddof = 1) at the last analysis.
+
+    Its columns are the choices, the number of runs, and the metrics of the summary. The std of one run is not known.
+    """
+    compared = arms(runs)
+    keys = list(compared[0].choices)
+    columns = present(shown_in("table"), runs)
+    headings = (*(("", short(key, keys)) for key in keys), ("", "runs"), *(_heading(key) for key in columns))
+    rows = []
+    for arm in compared:
+        values = ([value for run in arm.runs if (value := run.final(key)) is not None] for key in columns)
+        cells = [_mean_and_std(key, found) if found else ABSENT for key, found in zip(columns, values, strict=True)]
+        rows.append(Row((*map(value_text, arm.choices.values()), str(len(arm.runs)), *cells)))
+    return Table(headings, tuple(rows), words=len(keys))
+
+
 def as_text(table: Table) -> str:
     """The table as plain aligned text for a terminal."""
     lines = [*zip(*table.headings, strict=True), *(row.cells for row in table.rows)]
@@ -75,6 +92,24 @@ def as_markdown(table: Table) -> str:
         for line in [headings, rule, *(row.cells for row in table.rows)]
     ]
     return "\n".join([*lines, *(f"\n{note}" for note in table.notes)])
+
+
+def as_latex(table: Table) -> str:
+    """The table as a LaTeX tabular with the rules of booktabs. It needs no other package."""
+    columns = "l" * table.words + "r" * (len(table.headings) - table.words)
+    upper, lower = zip(*table.headings, strict=True)
+    heads = [" & ".join(map(_latex, line)) + r" \\" for line in (upper, lower) if any(line)]
+    body = [" & ".join(map(_latex, row.cells)) + r" \\" for row in table.rows]
+    lines = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        *heads,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(["% Needs \\usepackage{booktabs}.", *lines])
 
 
 def as_html(table: Table) -> str:
@@ -163,6 +198,10 @@ def _heading(key: str) -> tuple[str, str]:
     return f"{split} {group}/", f"{name} %" if highlights()[key].percent else name
 
 
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
 def _aligned(line: Sequence[str], widths: Sequence[int], words: int) -> str:
     cells = zip(line, widths, strict=True)
     return "  ".join(c.ljust(width) if i < words else c.rjust(width) for i, (c, width) in enumerate(cells))
@@ -177,5 +216,14 @@ def _html_row(row: Row, words: int) -> str:
 
 
 FINAL = Moment("", lambda run: run.epoch, Run.final)
+LATEX = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "—": "---",
+}
 MOMENTS = (FINAL, Moment(" best on val", lambda run: run.best_epoch, Run.best))
 AGGREGATES = {"mean ± std": _mean_and_std, "median (min–max)": _median_and_range}

@@ -33,20 +33,19 @@ def test_a_sweep_is_trained_logged_and_drawn_and_grows(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text("exp_name: main\n")
     (tmp_path / "groups").mkdir()
     (tmp_path / "groups" / "tiny.yaml").write_text(TINY)
-    suite(tmp_path, "--grid", "head.name=linear")
-    names = {f"tiny_lr{lr}_linear" for lr in ("0.3", "0.01")}
+    suite(tmp_path)
+    names = {"tiny_lr0.3", "tiny_lr0.01"}
     assert {path.name for path in (tmp_path / "models").iterdir() if path.is_dir()} == names
-    report = tmp_path / "reports" / "tiny_head"
-    assert (report / "index.html").is_file() and (report / "figures" / "knob_train.lr.png").is_file()
+    report = tmp_path / "reports" / "tiny"
+    assert (report / "index.html").is_file() and (report / "figures" / "knob_train.lr.pdf").is_file()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with tracking.store(tmp_path) as mlflow:
-        query = {"filter_string": "tags.group = 'tiny_head'", "search_all_experiments": True}
+        query = {"filter_string": "tags.group = 'tiny'", "search_all_experiments": True}
         logged = mlflow.search_runs(**query, output_format="list")
     assert {run.info.run_name for run in logged} == names
     assert {run.data.params["cfg.train.lr"] for run in logged} == {"0.3", "0.01"}
 
-    again = suite(tmp_path, "--grid", "train.lr=0.3,0.01,0.1", "--grid", "head.name=linear,fixed_etf")
-    assert again.count("done before") == 4 and again.count("starts") == 2
-    new = {f"tiny_lr0.1_{head}" for head in ("linear", "fixed_etf")}
-    assert {path.name for path in (tmp_path / "models").iterdir() if path.is_dir()} == names | new
-    assert (tmp_path / "reports" / "tiny_lr_head" / "index.html").is_file()
+    again = suite(tmp_path, "--grid", "train.lr=0.3,0.01,0.1")
+    assert again.count("done before") == 2 and again.count("starts") == 1
+    assert {path.name for path in (tmp_path / "models").iterdir() if path.is_dir()} == names | {"tiny_lr0.1"}
+    assert (tmp_path / "reports" / "tiny_lr" / "index.html").is_file()

@@ -62,6 +62,7 @@ NO_METHOD = [
     {"train.sampling": "class_balanced"},
     {"train.drift_penalty": 0.1},
     {"train.penalties.center": 0.1},
+    {"train.label_smoothing": 0.1},
     {"train.sam": 0.05},
     {"train.ema": 0.99},
 ]
@@ -74,6 +75,7 @@ OTHER_SETTING = [
     {"model.neck": "batch_norm"},
     {"model.num_features": 10},
     {"model.pretrained": True},
+    {"model.drop_path": 0.1},
     {"model.trainable": "head"},
     {"model.options.width": 2},
 ]
@@ -185,7 +187,7 @@ def test_a_post_hoc_classifier_counts_for_its_method(make_run: MakeRun) -> None:
 
 def test_the_page_shows_the_tables_with_source_and_link(make_run: MakeRun, tmp_path: Path) -> None:
     runs = make_arm_runs(make_run, "ce", seeds=2)
-    page = write_report([run.path for run in runs], tmp_path / "report").read_text()
+    page = write_report([run.path for run in runs], tmp_path / "report", figures=()).read_text()
     assert "<h2>Published numbers</h2>" in page
     for each in published_numbers():
         if each.setting == ("cifar10", 0.01, "ResNet-32"):
@@ -193,4 +195,7 @@ def test_the_page_shows_the_tables_with_source_and_link(make_run: MakeRun, tmp_p
 
 
 def test_the_page_of_other_data_has_no_published_numbers(make_run: MakeRun, tmp_path: Path) -> None:
-    assert "Published numbers" not in write_report([make_run("digits", epochs=(3,))], tmp_path / "report").read_text()
+    assert (
+        "Published numbers"
+        not in write_report([make_run("digits", epochs=(3,))], tmp_path / "report", figures=()).read_text()
+    )

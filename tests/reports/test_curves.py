@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from ncflow.nn import HEADS
-from ncflow.reports.arms import arms, labels
-from ncflow.reports.curves import arm_styles, classwise_figure, curves_figure, look_of
+from ncflow.reports.arms import Arm, arms, labels
+from ncflow.reports.canvas import WIDE, Plate
+from ncflow.reports.curves import curve_panels
 from ncflow.reports.figures import to_image
-from ncflow.reports.highlights import highlights, shown_in
+from ncflow.reports.highlights import highlights
+from ncflow.reports.looks import arm_styles, look_of
+from ncflow.reports.paper import draw
 from ncflow.runs.reader import load_runs
 
 MakeRun = Callable[..., Path]
@@ -21,13 +24,27 @@ MakeRun = Callable[..., Path]
 pytestmark = pytest.mark.filterwarnings("error")  # an empty logarithmic axis is a warning
 
 
+KEYS = [panel.key for panel in curve_panels()]
+
+
+def curves_figure(compared: list[Arm]) -> Plate:
+    return draw("curves", compared, WIDE).figure
+
+
+def classwise_figure(compared: list[Arm]) -> Plate:
+    return draw("classwise", compared, WIDE).figure
+
+
 def test_curves_run_through_the_medians_in_the_band_of_all_seeds(make_run: MakeRun) -> None:
     heads, seeds = ("linear", "nearest_etf"), range(3)
     grouped = arms(load_runs([make_run(f"{head}-{seed}", head=head, seed=seed) for head in heads for seed in seeds]))
     panels = curves_figure(grouped).axes
-    for axes, key in zip(panels, shown_in("curves"), strict=True):
+    for axes, key in zip(panels[1:], KEYS[1:], strict=True):
         split, _, metric = key.partition("/")
-        for arm, label, line, band in zip(grouped, labels(grouped), axes.lines, axes.collections, strict=False):
+        if metric not in grouped[0].runs[0].analyses[0][split]:
+            continue
+        drawn = [line for line in axes.lines if line.get_linewidth() > 1]
+        for arm, label, line, band in zip(grouped, labels(grouped), drawn, axes.collections, strict=True):
             expected = np.array([[a[split][metric] for a in run.analyses] for run in arm.runs])
             assert line.get_label() == label
             np.testing.assert_allclose(line.get_ydata(), np.median(expected, axis=0))
@@ -35,18 +52,37 @@ def test_curves_run_through_the_medians_in_the_band_of_all_seeds(make_run: MakeR
             assert (heights.min(), heights.max()) == (expected.min(), expected.max())
 
 
+def test_the_first_panel_is_the_error_of_both_splits(make_run: MakeRun) -> None:
+    (run,) = load_runs([make_run("digits")])
+    test, train = curves_figure(arms([run])).axes[0].lines[:2]
+    for line, split in ((test, "test"), (train, "train")):
+        np.testing.assert_allclose(line.get_ydata(), [1 - a[split]["acc/overall"] for a in run.analyses])
+
+
+def test_zero_training_error_is_marked_where_the_last_seed_reaches_it(make_run: MakeRun) -> None:
+    runs = load_runs([make_run(f"digits{seed}", seed=seed) for seed in range(2)])
+    for run, first in zip(runs, (6, 9), strict=True):
+        for analysis in run.analyses:
+            analysis["train"]["acc/overall"] = float(analysis["epoch"] >= first)
+    marks = [line for line in curves_figure(arms(runs)).axes[1].lines if len(set(line.get_xdata())) == 1]
+    assert [set(line.get_xdata()) for line in marks] == [{9.0}]
+    runs[0].analyses[1]["train"]["acc/overall"] = runs[0].analyses[2]["train"]["acc/overall"] = 0.5
+    runs[0].analyses[3]["train"]["acc/overall"] = 0.5
+    assert all(len(set(line.get_xdata())) > 1 for line in curves_figure(arms(runs)).axes[1].lines)
+
+
 def test_only_logarithmic_highlights_have_a_logarithmic_axis(three_heads: list[Path]) -> None:
     scales = [axes.get_yscale() for axes in curves_figure(arms(load_runs(three_heads))).axes]
-    assert scales == ["log" if highlights()[key].log else "linear" for key in shown_in("curves")]
+    assert scales == ["log" if panel.log else "linear" for panel in curve_panels()]
+    assert {panel.key for panel in curve_panels() if panel.log} == {k for k, v in highlights().items() if v.log}
 
 
 def test_a_metric_that_nobody_measured_says_so(make_run: MakeRun) -> None:
-    without = tuple(key.partition("/")[2] for key in shown_in("curves"))
-    figure = curves_figure(arms(load_runs([make_run("bare", without=without)])))
+    figure = curves_figure(arms(load_runs([make_run("bare", without=("nc1/pinv",))])))
     to_image(figure)
-    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["not measured"]] * len(
-        shown_in("curves")
-    )
+    said = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert said[KEYS.index("train/nc1/pinv")] == ["not measured"]
+    assert said[KEYS.index("test/acc/balanced")] == []
 
 
 def test_collapse_to_the_last_bit_is_drawn_where_a_logarithm_cannot(make_run: MakeRun) -> None:
@@ -55,15 +91,15 @@ def test_collapse_to_the_last_bit_is_drawn_where_a_logarithm_cannot(make_run: Ma
         analysis["train"]["nc1/pinv"] = 0.0
     figure = curves_figure(arms([run]))
     to_image(figure)
-    assert figure.axes[shown_in("curves").index("train/nc1/pinv")].get_yscale() == "linear"
+    assert figure.axes[KEYS.index("train/nc1/pinv")].get_yscale() == "linear"
 
 
 def test_the_validation_part_is_dotted_beside_the_test_split(make_run: MakeRun) -> None:
     accuracies = (0.3, 0.7, 0.6, 0.5)
     axes = curves_figure(arms(load_runs([make_run("digits", validation=accuracies)]))).axes
-    dotted = [line for line in axes[shown_in("curves").index("test/acc/balanced")].lines if line.get_linestyle() == ":"]
+    dotted = [line for line in axes[KEYS.index("test/acc/balanced")].lines if line.get_linestyle() == ":"]
     assert [tuple(line.get_ydata()) for line in dotted] == [accuracies]
-    assert not [line for line in axes[shown_in("curves").index("train/nc1/pinv")].lines if line.get_linestyle() == ":"]
+    assert not [line for line in axes[KEYS.index("train/nc1/pinv")].lines if line.get_linestyle() == ":"]
 
 
 def test_a_head_keeps_its_color_in_every_company(three_heads: list[Path]) -> None:

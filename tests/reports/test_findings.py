@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ncflow.reports.arms import arms
-from ncflow.reports.findings import findings
+from ncflow.reports.findings import findings, verdict
 from ncflow.runs.reader import Run, load_runs
 
 
@@ -71,9 +71,39 @@ def test_a_single_arm_has_no_findings(make_run, count):
     assert findings(arms(runs_of(make_run, chosen, NC1))) == []
 
 
-def test_the_report_and_the_page_state_the_findings(make_run, tmp_path):
+def test_an_effect_too_small_to_print_is_not_a_factor_of_one(make_run):
+    close = findings(arms(runs_of(make_run, ACCURACY, {"linear": 0.5, "nearest_etf": 0.501})))
+    assert "nc1 on the training split: head moves it by less than a factor of 1.02." in close
+    assert not any("a factor of 1," in sentence or "a factor of 1.00" in sentence for sentence in close)
+
+
+def test_the_verdict_names_the_best_arm_its_lead_and_what_it_does_not_separate_from(make_run):
+    said = verdict(arms(runs_of(make_run, ACCURACY, NC1)))
+    assert said.startswith(
+        "Of 4 arms, linear, loss=balanced_softmax has the highest balanced test accuracy: 89.0 % (mean"
+    )
+    assert "0.0 points above the next, nearest_etf, loss=balanced_softmax" in said
+    assert said.endswith(
+        "is 1.4 points: linear, loss=balanced_softmax does not separate from nearest_etf, loss=balanced_softmax."
+    )
+
+
+def test_a_lead_of_more_than_twice_the_spread_is_called_one(make_run):
+    far = {("linear", "ce"): (0.50, 0.51), ("nearest_etf", "ce"): (0.90, 0.91)}
+    assert verdict(arms(runs_of(make_run, far, NC1))).endswith("the lead is more than 2 times as large.")
+
+
+def test_the_verdict_on_one_arm_or_one_seed_claims_no_spread(make_run):
+    (one,) = load_runs([make_run("one")])
+    assert verdict(arms([one])).endswith("balanced test accuracy (one seed). One seed: no spread is known.")
+    one.analyses[-1]["test"].clear()
+    assert verdict(arms([one])) == ""
+
+
+def test_the_report_and_the_page_state_the_findings(make_run, tmp_path, monkeypatch):
     from ncflow import stages
 
+    monkeypatch.setattr("ncflow.reports.page.FIGURES", {})
     folders = [make_run("a", head="linear"), make_run("b", head="nearest_etf")]
     page, table = stages.report(folders, tmp_path / "page", title="heads")
     assert table.notes and all(sentence in page.read_text() for sentence in table.notes)

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from ncflow.reports.arms import arms
+from ncflow.reports.canvas import WIDE
 from ncflow.reports.figures import to_image
 from ncflow.reports.highlights import shown_in
-from ncflow.reports.knobs import DRIFT, IMBALANCE, knob_figures, knob_values
+from ncflow.reports.knobs import DRIFT, IMBALANCE, knob_values
+from ncflow.reports.paper import draw
+from ncflow.reports.rows import Lacking
 from ncflow.runs.reader import Run, load_runs
 from ncflow.theory import seli_step_relative_drift
 
@@ -38,7 +41,7 @@ def runs(make_run: MakeRun) -> list[Run]:
 
 
 def test_points_are_medians_at_the_last_analysis_with_bars_over_all_seeds(runs: list[Run]) -> None:
-    (figure,) = knob_figures(arms(runs), IMBALANCE).values()
+    figure = draw("knob", arms(runs), WIDE, along=IMBALANCE).figure
     for axes, key in zip(figure.axes, shown_in("knobs"), strict=True):
         split, _, metric = key.partition("/")
         ends = np.array([[run.final(key) for run in runs if run.options[IMBALANCE] == f] for f in sorted(FACTORS)])
@@ -51,7 +54,7 @@ def test_points_are_medians_at_the_last_analysis_with_bars_over_all_seeds(runs: 
 @pytest.mark.parametrize("neck, theory, other", [("batch_norm", "SELI", "ReLU"), ("none", "ReLU", "SELI")])
 def test_the_drift_limit_stands_next_to_the_measured_drift(make_run, neck, theory, other) -> None:
     runs = load_runs([step_run(make_run, factor, neck=neck) for factor in FACTORS])
-    (figure,) = knob_figures(arms(runs), IMBALANCE).values()
+    figure = draw("knob", arms(runs), WIDE, along=IMBALANCE).figure
     curves = {line.get_label(): line.get_ydata() for line in figure.axes[shown_in("knobs").index(DRIFT)].lines}
     sizes = [(1000,) * 5 + (round(1000 * factor),) * 5 for factor in sorted(FACTORS)]
     closed_form = {
@@ -66,14 +69,14 @@ def test_no_theory_is_drawn_for_another_loss_nor_against_another_knob(make_run: 
     focal = load_runs([step_run(make_run, factor, loss="focal") for factor in FACTORS])
     rates = load_runs([make_run(f"lr{lr}", overrides={"train": {"lr": lr, "loss": "ce"}}) for lr in (0.1, 0.2)])
     for runs, key in ((focal, IMBALANCE), (rates, "train.lr")):
-        (figure,) = knob_figures(arms(runs), key).values()
+        figure = draw("knob", arms(runs), WIDE, along=key).figure
         assert not [line for axes in figure.axes for line in axes.lines if "theory" in str(line.get_label())]
 
 
 def test_names_go_down_the_side_in_the_order_of_the_runs(make_run: MakeRun) -> None:
     losses = ["focal", "ce", "mse"]
     runs = load_runs([make_run(name, overrides={"train": {"loss": name}}) for name in losses])
-    (figure,) = knob_figures(arms(runs), "train.loss").values()
+    figure = draw("knob", arms(runs), WIDE, along="train.loss").figure
     to_image(figure)
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == losses
@@ -99,15 +102,20 @@ def test_numbers_are_in_order_and_none_comes_first(make_run: MakeRun) -> None:
 )
 def test_positive_numbers_stand_on_a_logarithmic_axis(make_run: MakeRun, values, places) -> None:
     runs = load_runs([make_run(f"knob{value}", overrides={"train": {"knob": value}}) for value in values])
-    (figure,) = knob_figures(arms(runs), "train.knob").values()
+    figure = draw("knob", arms(runs), WIDE, along="train.knob").figure
     axes = figure.axes[0]
     np.testing.assert_allclose(axes.containers[0][0].get_xdata(), sorted(places), atol=1e-12)
     np.testing.assert_allclose(axes.get_xticks(), sorted(places), atol=1e-12)
 
 
-def test_a_metric_that_nobody_measured_leaves_its_panel_empty(make_run: MakeRun) -> None:
+def test_a_knob_without_a_measured_metric_has_no_figure(make_run: MakeRun) -> None:
     without = tuple(key.partition("/")[2] for key in shown_in("knobs"))
     runs = load_runs([make_run(f"lr{lr}", without=without, overrides={"train": {"lr": lr}}) for lr in (0.1, 0.2)])
-    (figure,) = knob_figures(arms(runs), "train.lr").values()
-    to_image(figure)
-    assert all(len(axes.containers[0][0].get_xdata()) == 0 for axes in figure.axes)
+    with pytest.raises(Lacking, match="no run measured"):
+        draw("knob", arms(runs), WIDE, along="train.lr")
+
+
+def test_an_option_that_does_not_vary_is_refused_with_those_that_do(make_run: MakeRun) -> None:
+    runs = load_runs([make_run(f"lr{lr}", overrides={"train": {"lr": lr}}) for lr in (0.1, 0.2)])
+    with pytest.raises(ValueError, match=r"do not differ in 'train.loss'; they differ in: train.lr"):
+        draw("knob", arms(runs), WIDE, along="train.loss")

@@ -7,12 +7,17 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from ncflow.reports import summary_table
+from ncflow.experiments import hypothesis
+from ncflow.reports import arms, summary_table, verdict
 from ncflow.reports.highlights import OPTIONAL, highlights
-from ncflow.reports.page import write_report
+from ncflow.reports.looks import CROWD
+from ncflow.reports.page import few_of, write_report
+from ncflow.reports.paper import lacking
 from ncflow.reports.predictions import ASSUMPTIONS
+from ncflow.reports.tables import arm_table, as_latex, as_markdown
 from ncflow.runs.reader import SELECTION, load_runs
 
 MakeRun = Callable[..., Path]
@@ -36,6 +41,9 @@ class Links(HTMLParser):
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        """Elements of pictures close themselves."""
+
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
@@ -44,9 +52,16 @@ def test_the_page_asks_for_nothing_outside_itself(report: Path) -> None:
     page = report.read_text()
     links = Links()
     links.feed(page)
-    assert len(links.addresses) == 2 + 2 + 2 * 3  # curves, classwise; two theories; cosines and confusion of each arm
-    assert all(address.startswith("data:image/png;base64,") for address in links.addresses)
-    assert not re.search(r"https?://|url\(|@import|<script|<link", page)
+    assert all((report.parent / address).is_file() for address in links.addresses)  # offered, not loaded
+    loaded = re.findall(r'(?:src|xlink:href)="([^"]*)"', page)
+    assert loaded and all(address.startswith(("#", "data:image/png;base64,")) for address in loaded)
+    assert not re.search(r"url\((?!#)|@import|<link|<script [^>]", page)
+    assert len(page.partition("<script>")[2].partition("</script>")[0]) < 10_000
+
+
+def test_every_id_in_the_page_is_unique(report: Path) -> None:
+    ids = re.findall(r' id="([^"]*)"', report.read_text())
+    assert ids and len(ids) == len(set(ids))
 
 
 def test_every_tag_is_closed(report: Path) -> None:
@@ -70,7 +85,7 @@ def test_the_page_explains_every_highlight(report: Path) -> None:
 
 def test_the_page_lists_class_counts_what_differs_and_what_is_shared(report: Path) -> None:
     page = report.read_text()
-    assert "126, 84, 56, 37, 24, 16, 11, 7, 5, 3" in page
+    assert "0: 126, 1: 84, 2: 56, 3: 37, 4: 24, 5: 16, 6: 11, 7: 7, 8: 5, 9: 3" in page
     assert "<th><code>head.name</code></th>" in page
     assert "<td>digits-nearest_etf-1</td><td>nearest_etf</td><td>5.0</td><td>1</td>" in page
     assert "<code>train.batch_size: 64</code>" in page
@@ -78,16 +93,16 @@ def test_the_page_lists_class_counts_what_differs_and_what_is_shared(report: Pat
 
 
 def test_titles_and_names_are_escaped(make_run: MakeRun, tmp_path: Path) -> None:
-    page = write_report(
-        [make_run("a<b>&c", head="nearest_etf")], tmp_path / "report", title="<script>alert(1)</script>"
-    ).read_text()
-    assert "<script" not in page
+    run = make_run("a<b>&c", head="nearest_etf")
+    words = {"title": "<script>alert(1)</script>", "about": "<script>alert(2)</script>"}
+    page = write_report([run], tmp_path / "report", figures=["curves"], **words).read_text()
+    assert "<script>alert" not in page and page.count("&lt;script&gt;alert") == 3
     assert "a&lt;b&gt;&amp;c" in page
 
 
 def test_the_page_says_how_the_best_epoch_is_chosen(make_run: MakeRun, tmp_path: Path) -> None:
     validated = make_run("digits", head="nearest_etf", validation=(0.1, 0.8, 0.3, 0.2))
-    page = write_report([validated], tmp_path / "report").read_text()
+    page = write_report([validated], tmp_path / "report", figures=()).read_text()
     assert "<td>6 best on val</td>" in page
     assert "Nothing is chosen on the test split" in page
     assert f"<code>{SELECTION}</code>" in page
@@ -106,49 +121,93 @@ def test_the_page_gives_one_line_where_no_theory_applies(report: Path) -> None:
 
 
 def test_where_theory_applies_to_every_arm_the_page_has_no_reason(make_run: MakeRun, tmp_path: Path) -> None:
-    page = write_report([make_run("digits", epochs=(3,))], tmp_path / "report").read_text()
+    page = write_report([make_run("digits", epochs=(3,))], tmp_path / "report", figures=()).read_text()
     assert "Theory beside measurement: ReLU" in page and "Where no theory applies" not in page
 
 
-def test_many_pictures_are_folded_away_and_the_knob_is_not(
+def test_many_pictures_are_folded_away_and_few_are_not(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ncflow.reports.page.FEW", 1)
-    overrides = [{"train": {"lr": 0.5**i, "loss": "ce"}} for i in range(2)]
+    overrides = [{"train": {"lr": 0.5**i, "loss": "ce"}} for i in range(8)]
     runs = [make_run(f"run{o['train']['lr']}", head="nearest_etf", epochs=(3,), overrides=o) for o in overrides]
-    page = write_report(runs, tmp_path / "report").read_text()
-    folded = re.findall(r"<summary>(.*?): (\d+) figures", page)
-    assert folded == [("Cosine matrices", "2"), ("Confusion matrices", "2")]
+    monkeypatch.setattr("ncflow.reports.page.FEW", 1)
+    page = write_report(runs, tmp_path / "report", figures=["knob", "groups"]).read_text()
+    assert re.findall(r"<summary>(.*?): (\d+) figures", page) == [("groups", "2")]
     assert "What the choice does" in page
     assert "Theory beside measurement" not in page
 
 
+def test_of_many_arms_a_few_are_shown_in_detail_and_the_page_says_so(make_run: MakeRun, tmp_path: Path) -> None:
+    overrides = [{"train": {"lr": 0.5**i, "loss": "ce"}} for i in range(CROWD + 1)]
+    runs = [make_run(f"run{o['train']['lr']}", head="nearest_etf", epochs=(3,), overrides=o) for o in overrides]
+    page = write_report(runs, tmp_path / "report", figures=["confusion", "priors", "correlation"])
+    assert f"show at most {CROWD} of the {CROWD + 1} arms" in page.read_text()
+    data = {name: pd.read_csv(page.parent / "figures" / f"{name}.csv") for name in ("confusion", "correlation")}
+    assert {name: frame["arm"].nunique() for name, frame in data.items()} == {
+        "confusion": CROWD,
+        "correlation": CROWD + 1,
+    }
+
+
+def test_a_few_of_many_are_at_equal_distances() -> None:
+    assert few_of(list(range(5)), 12) == list(range(5))
+    assert few_of(list(range(100)), 12) == [0, 9, 18, 27, 36, 45, 54, 63, 72, 81, 90, 99]
+
+
+def test_options_that_are_not_set_or_have_their_default_are_folded_away(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("digits", overrides={"dataset": {"name": "digits", "root": None, "seed": 0, "min_samples": 3}})
+    defaults = {"dataset.seed": 0, "dataset.min_samples": 0, "dataset.name": "digits"}
+    page = write_report([folder], tmp_path / "report", figures=(), defaults=defaults).read_text()
+    shown, _, folded = page.partition("What all runs share")[2].partition("<details>")
+    for key, is_shown in {"dataset.name": True, "dataset.min_samples": True, "dataset.seed": False}.items():
+        assert (f"<code>{key}:" in shown) == is_shown and (f"<code>{key}:" in folded) != is_shown
+    assert "<code>dataset.root: None</code>" in folded and "root: None" not in page.partition("<h2>Configuration")[0]
+
+
+def test_the_page_says_which_arm_leads_and_what_the_comparison_is_for(
+    report: Path, three_heads_two_seeds: list[Path]
+) -> None:
+    runs = load_runs(three_heads_two_seeds)
+    assert f'<p class="verdict">{verdict(arms(runs))}</p>' in report.read_text()
+
+
+def test_the_hypothesis_of_a_group_is_on_the_page(make_run: MakeRun, tmp_path: Path) -> None:
+    page = write_report([make_run("digits")], tmp_path / "report", figures=(), about=hypothesis("exp6"))
+    assert "Hypothesis: the drift causes the low tail accuracy" in page.read_text()
+
+
+def test_the_table_of_arms_lies_next_to_the_page_for_a_paper(report: Path, three_heads_two_seeds: list[Path]) -> None:
+    table = arm_table(load_runs(three_heads_two_seeds))
+    assert (report.parent / "table.tex").read_text() == as_latex(table) + "\n"
+    assert (report.parent / "table.md").read_text() == as_markdown(table) + "\n"
+
+
 def test_one_run_alone_makes_a_report(make_run: MakeRun, tmp_path: Path) -> None:
-    page = write_report([make_run("digits", head="nearest_etf", without=("acc/few",))], tmp_path / "report").read_text()
+    page = write_report(
+        [make_run("digits", head="nearest_etf", without=("acc/few",))], tmp_path / "report", figures=()
+    ).read_text()
     assert "1 run in 1 arm:" in page
     assert "What differs" not in page
     assert "<td>—</td>" in page
 
 
-def test_figures_lie_beside_the_page(report: Path) -> None:
-    names = {file.name for file in (report.parent / "figures").iterdir()}
-    heads = ("linear", "fixed_etf", "nearest_etf")
-    assert names == {"curves.png", "classwise.png", "theory_ReLU.png", "theory_fixed-ETF-ReLU.png"} | {
-        f"{k}_digits-{h}-0.png" for k in ("cosines", "confusion") for h in heads
-    }
-    assert all((report.parent / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)
-
-
-def test_figures_of_one_section_share_one_scale(report: Path) -> None:
-    image = r'<img(?: style="width: ([\d.]+)%")? src="[^"]*" alt="Cosine matrices: ([^"]*)-0, '
-    images = re.findall(image, report.read_text())
-    panels = {name: 3 if "nearest" in name else 5 for _, name in images}  # of the nearest ETF there is no theory
-    assert {name: float(share or 100) for share, name in images} == {name: 20.0 * n for name, n in panels.items()}
-    assert len(images) == 3
+def test_figures_lie_beside_the_page_as_vectors_and_as_data(report: Path, three_heads_two_seeds: list[Path]) -> None:
+    missing = lacking(load_runs(three_heads_two_seeds))
+    names = {name for name, reason in missing.items() if not reason}
+    files = {file.name: file.read_bytes() for file in (report.parent / "figures").iterdir()}
+    assert set(files) == {f"{name}.{kind}" for name in names for kind in ("svg", "pdf", "csv")}
+    assert {"curves", "classwise", "cosines", "confusion", "theory", "norms", "spectra"} <= names
+    starts = {"svg": b"<svg", "pdf": b"%PDF", "csv": b"arm,"}
+    assert all(content.startswith(starts[name.rpartition(".")[2]]) for name, content in files.items())
+    page = report.read_text()
+    assert all(files[f"{name}.svg"].decode() in page for name in names)
 
 
 def test_the_same_runs_give_the_same_report(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("digits", head="nearest_etf")
-    once, again = (write_report([run], tmp_path / name) for name in ("one", "two"))
-    for file in ("index.html", "summary.json", "curves.csv", "statistics.csv"):
-        assert (once.parent / file).read_bytes() == (again.parent / file).read_bytes()
+    once, again = (
+        write_report([run], tmp_path / name, figures=["curves", "cosines"]).parent for name in ("one", "two")
+    )
+    files = sorted(file.relative_to(once) for file in once.rglob("*") if file.is_file())
+    assert files == sorted(file.relative_to(again) for file in again.rglob("*") if file.is_file())
+    assert all((once / file).read_bytes() == (again / file).read_bytes() for file in files)

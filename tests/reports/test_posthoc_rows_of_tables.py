@@ -79,21 +79,21 @@ def test_results_of_another_checkpoint_are_left_out_with_a_note(make: Make, tmp_
         as_text(table),
         as_markdown(table),
         as_html(table),
-        write_report([folder], tmp_path / "r").read_text(),
+        write_report([folder], tmp_path / "r", figures=()).read_text(),
     ):
         assert "a.posthoc.json is ignored: it is of another checkpoint than a" in text and "post hoc: ncm" not in text
 
 
 def test_the_page_says_what_post_hoc_means_only_where_it_is_used(make: Make, tmp_path: Path) -> None:
-    used = write_report([make("a", methods={"<b>": 0.6})], tmp_path / "used").read_text()
-    unused = write_report([make("b", methods={})], tmp_path / "unused").read_text()
+    used = write_report([make("a", methods={"<b>": 0.6})], tmp_path / "used", figures=()).read_text()
+    unused = write_report([make("b", methods={})], tmp_path / "unused", figures=()).read_text()
     assert "linear, post hoc: &lt;b&gt;" in used and '<tr class="posthoc">' in used
     assert ('"Post hoc": another' in used, '"Post hoc": another' in unused) == (True, False)
 
 
 def test_summary_and_statistics_hold_the_methods(make: Make, tmp_path: Path) -> None:
     folders = [make("a", seed=0, methods={"crt": 0.5}), make("b", seed=1, methods={"crt": 0.75})]
-    write_report(folders, tmp_path / "r")
+    write_report(folders, tmp_path / "r", figures=())
     (seeds,) = json.loads((tmp_path / "r" / "summary.json").read_text()).values()
     assert seeds["1"]["posthoc"] == {"crt": {"test/acc/balanced": 0.75, "test/acc/few": 0.75}}
     with (tmp_path / "r" / "statistics.csv").open() as file:

@@ -14,9 +14,11 @@ import torch
 
 from ncflow.geometry import FRAMES
 from ncflow.params import TrainParams, head_section
-from ncflow.reports.against_theory import lengths_figure, predictions, theory_table
+from ncflow.reports.against_theory import predictions, theory_table
 from ncflow.reports.arms import arms, labels
+from ncflow.reports.canvas import WIDE
 from ncflow.reports.figures import to_image
+from ncflow.reports.paper import draw
 from ncflow.reports.predictions import (
     ASSUMPTIONS,
     PLAIN,
@@ -153,7 +155,8 @@ HARMLESS = {"epochs", "lr", "momentum", "optimizer_options", "schedule", "schedu
 HARMLESS |= {"posthoc_tau", "augment", "augment_options", "mix_options", "precision", "device"}
 HARMLESS |= {"save_logits", "save_features"}
 HARMLESS |= {"penalty_options"}
-HARMLESS |= {"analyze_freq", "analyze_layers", "analyze_solver"}
+HARMLESS |= {"compile", "layer_decay", "max_steps", "stop", "accumulate", "max_grad_norm", "schedule_per"}
+HARMLESS |= {"analyze", "analyze_freq", "analyze_layers", "analyze_solver"}
 JUDGED = {"loss", "loss_options", "penalties", "optimizer", "weight_decay", "decay", "feature_decay", "batch_size"}
 
 
@@ -294,7 +297,7 @@ def test_a_run_at_its_optimum_reads_as_predicted_in_table_and_figure(configured)
     assert ideal.cells[:2] == ("linear", "optimum")
     assert measured.cells[:2] == ("linear", "measured")
     assert ideal.cells[2:] == measured.cells[2:]
-    figure = lengths_figure(predicted)
+    figure = draw("theory", compared, WIDE).figure
     to_image(figure)
     for axes in figure.axes:
         dashes, points = (line.get_ydata() for line in axes.lines)
@@ -304,8 +307,7 @@ def test_a_run_at_its_optimum_reads_as_predicted_in_table_and_figure(configured)
 
 def test_lengths_without_a_scale_are_relative_and_largest_class_first(configured) -> None:
     run = configured((4, 40, 4, 40), model={"name": "resnet20", "neck": "batch_norm"})
-    (predicted,) = predictions(arms([run])).values()
-    dashes = torch.as_tensor(lengths_figure(predicted).axes[0].lines[0].get_ydata())
+    dashes = torch.as_tensor(draw("theory", arms([run]), WIDE).figure.axes[0].lines[0].get_ydata())
     assert dashes.square().mean().item() == pytest.approx(1)
     assert (dashes.diff() <= 1e-9).all()
 

@@ -14,9 +14,12 @@ import torch
 from ncflow.metrics import METRICS, class_recalls
 from ncflow.metrics.priors import PRIORS, prior_accuracies
 from ncflow.reports.arms import arms
+from ncflow.reports.canvas import WIDE
 from ncflow.reports.figures import to_image
 from ncflow.reports.page import write_report
-from ncflow.reports.priors import PLACES, priors_figure
+from ncflow.reports.paper import draw
+from ncflow.reports.priors import PLACES
+from ncflow.reports.rows import Lacking
 from ncflow.runs.reader import Run, load_run, load_runs
 
 MakeRun = Callable[..., Path]
@@ -59,8 +62,7 @@ def test_the_places_are_all_priors_and_balanced_accuracy() -> None:
 
 
 def test_a_line_per_arm_joins_medians_in_a_band_over_seeds(runs: list[Run]) -> None:
-    figure = priors_figure(arms(runs))
-    assert figure is not None
+    figure = draw("priors", arms(runs), WIDE).figure
     to_image(figure)
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == list(PLACES)
@@ -73,16 +75,16 @@ def test_a_line_per_arm_joins_medians_in_a_band_over_seeds(runs: list[Run]) -> N
 
 def test_an_arm_that_did_not_measure_priors_is_left_out(runs: list[Run], make_run: MakeRun) -> None:
     old = load_runs([make_run("old", head="fixed_etf", epochs=(3,))])
-    assert priors_figure(arms(old)) is None
-    figure = priors_figure(arms([*old, *runs]))
-    assert figure is not None
+    with pytest.raises(Lacking, match="no run measured accuracy under test priors"):
+        draw("priors", arms(old), WIDE)
+    figure = draw("priors", arms([*old, *runs]), WIDE).figure
     assert [line.get_label() for line in figure.axes[0].lines] == ["linear", "nearest_etf"]
 
 
 def test_the_page_has_the_figure_and_the_statistics_its_numbers(runs: list[Run], tmp_path: Path) -> None:
-    page = write_report([run.path for run in runs], tmp_path / "report")
-    assert "Under another test prior" in page.read_text()
-    assert (page.parent / "figures" / "priors.png").read_bytes().startswith(b"\x89PNG")
+    page = write_report([run.path for run in runs], tmp_path / "report", figures=["priors"])
+    assert "figures/priors.pdf" in page.read_text()
+    assert (page.parent / "figures" / "priors.pdf").read_bytes().startswith(b"%PDF")
     table = pd.read_csv(page.parent / "statistics.csv").set_index(["head.name", "metric"])
     for arm in arms(runs):
         for key in PLACES.values():
@@ -91,5 +93,6 @@ def test_the_page_has_the_figure_and_the_statistics_its_numbers(runs: list[Run],
 
 
 def test_the_page_of_runs_without_priors_has_no_such_section(make_run: MakeRun, tmp_path: Path) -> None:
-    page = write_report([make_run("old", head="nearest_etf", epochs=(3,))], tmp_path / "report")
-    assert "Under another test prior" not in page.read_text()
+    folder = make_run("old", head="nearest_etf", epochs=(3,))
+    page = write_report([folder], tmp_path / "report", figures=["priors"])
+    assert "figures/priors" not in page.read_text()

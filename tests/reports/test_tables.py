@@ -14,7 +14,9 @@ from ncflow.reports.tables import (
     ABSENT,
     Row,
     Table,
+    arm_table,
     as_html,
+    as_latex,
     as_markdown,
     as_text,
     format_value,
@@ -167,3 +169,25 @@ def test_html_escapes_labels_and_marks_aggregates() -> None:
     html = as_html(Table((("", "head"),), (Row(("<b>",)), Row(("all",), aggregate=True))))
     assert '<td class="word">&lt;b&gt;</td>' in html
     assert html.count('class="aggregate"') == 1
+
+
+def test_the_table_of_arms_is_mean_and_std_over_seeds(make_run: MakeRun) -> None:
+    heads = ("linear", "fixed_etf")
+    runs = load_runs([make_run(f"{head}-{seed}", head=head, seed=seed) for head in heads for seed in (0, 1)])
+    table = arm_table([*runs, *load_runs([make_run("alone", head="nearest_etf")])])
+    assert [row.cells[:2] for row in table.rows] == [("linear", "2"), ("fixed_etf", "2"), ("nearest_etf", "1")]
+    for row, members in zip(table.rows, (runs[:2], runs[2:]), strict=False):
+        for cell, key in zip(row.cells[2:], SHOWN, strict=True):
+            values = [run.final(key) for run in members]
+            assert cell.split(" ± ")[0] == format_value(key, statistics.fmean(values))
+    assert not any("±" in cell for cell in table.rows[-1].cells)
+
+
+def test_latex_has_a_column_per_heading_and_escapes_its_letters() -> None:
+    rows = (Row((r"a_b & 50% {$} \ ~ ^ #", "1.0 ± 0.5")), Row(("x", ABSENT)))
+    lines = as_latex(Table((("", "head"), ("test acc/", "balanced %")), rows)).splitlines()
+    assert lines[0] == r"% Needs \usepackage{booktabs}."
+    assert lines[1] == r"\begin{tabular}{lr}" and lines[-1] == r"\end{tabular}"
+    assert r"head & balanced \% \\" in lines
+    escaped = r"a\_b \& 50\% \{\$\} \textbackslash{} \textasciitilde{} \textasciicircum{} \# & 1.0 $\pm$ 0.5 \\"
+    assert escaped in lines and r"x & --- \\" in lines

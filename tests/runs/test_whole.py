@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from ncflow.reports.figures import cosine_figure, literal, to_png
+from ncflow.reports.canvas import literal
+from ncflow.reports.figures import cosine_figure, to_png
 from ncflow.reports.page import write_report
 from ncflow.tensors import read_tensors, write_tensors
 
@@ -121,11 +122,11 @@ def test_dollars_in_a_run_or_an_option_do_not_break_the_report(make_run: MakeRun
 
 
 def test_a_report_keeps_no_figures_of_runs_that_are_not_in_it(make_run: MakeRun, tmp_path: Path) -> None:
-    first, second = make_run("first"), make_run("second")
-    write_report([first, second], tmp_path / "page")
-    write_report([second], tmp_path / "page")
-    names = [file.name for file in (tmp_path / "page" / "figures").iterdir()]
-    assert names and not any("first" in name for name in names)
+    first, second = make_run("first"), make_run("second", overrides={"train": {"lr": 0.5}})
+    for folders, stem in (([first, second], "knob_train.batch_size"), ([second], "angles")):
+        write_report(folders, tmp_path / "page", figures=["knob", "angles"] if first in folders else ["angles"])
+        assert stem in {file.stem for file in (tmp_path / "page" / "figures").iterdir()}
+    assert {file.stem for file in (tmp_path / "page" / "figures").iterdir()} == {"angles"}
 
 
 def test_text_with_dollars_is_drawn_as_it_is() -> None:
