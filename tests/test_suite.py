@@ -793,7 +793,10 @@ def test_the_configurations_for_accelerate_are_what_their_names_say(file):
     from accelerate.commands.config.config_args import load_config_from_file
 
     words = {"one": 1, "two": 2}
-    machines, _, gpus, _ = file.stem.split("_")
+    machines, _, *gpus = file.stem.split("_")  # one_machine_8_gpus, two_machines_cpu
     config = load_config_from_file(str(file))
-    assert (config.num_machines, config.num_processes) == (words[machines], int(gpus))
+    assert (config.num_machines, config.num_processes) == (
+        words[machines],
+        int(gpus[0]) if len(gpus) == 2 else words[machines],
+    )
     assert (config.distributed_type, config.mixed_precision, config.use_cpu) == ("MULTI_GPU", "no", False)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 import math
 import os
 import signal
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ncflow.exits import Exit
 from ncflow.imports import IMPORTED
 from ncflow.suite.jobs import Job
+from ncflow.suite.machines import Findings, inspect_machine, marked, unshared
 from ncflow.suite.process import GRACE, Ending, Task, run_task
+from ncflow.suite.shares import refuse_too_large, share_of_machine
+from ncflow.suite.versions import versions
+
+LOGGER = logging.getLogger("ncflow")
 
 
 class RayEngine:
@@ -34,15 +44,18 @@ class RayEngine:
         self._ray = _import_ray()
         if not self._ray.is_initialized():
             asked_to_end = signal.getsignal(signal.SIGTERM)
-            self._ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+            _join(self._ray, address)
             if signal.getsignal(signal.SIGTERM) != asked_to_end:  # Ray's handler would end this process without cleanup
                 signal.signal(signal.SIGTERM, asked_to_end)
         self._processes = processes or 1
         self._most = jobs or math.inf
         self._running: list[RayAttempt] = []
         self._said = False
-        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self._inspected = False
+        machines = [node["Resources"] for node in _machines(self._ray)]
         self._resources = share_of_machine(machines, processes=self._processes, jobs=jobs, jobs_per_gpu=jobs_per_gpu)
+        if _is_fixed(self._ray):
+            refuse_too_large(self._resources, machines)
 
     def has_room(self) -> bool:
         """Whether fewer than `jobs` jobs run or wait. Ray queues them: it knows the free room, and may add machines."""
@@ -57,12 +70,16 @@ class RayEngine:
             return
         self._said = True
         asked, free = self._resources, self._ray.available_resources()
-        logging.getLogger("ncflow").warning(
+        LOGGER.warning(
             "waiting for Ray: each run requests %g CPUs and %g GPUs, free are %g CPUs and %g GPUs",
             asked["num_cpus"], asked["num_gpus"], free.get("CPU", 0), free.get("GPU", 0),
         )  # fmt: skip
 
     def start(self, job: Job) -> RayAttempt:
+        """Submit a job. Before the first one, raises ValueError if a machine of the cluster cannot train."""
+        if not self._inspected:
+            inspect_machines(self._ray, job.root)
+            self._inspected = True
         threads = max(int(self._resources["num_cpus"]) // self._processes, 1)
         # Another machine has another environment: send it the variables of ncflow and MLflow.
         sent = {name: value for name, value in os.environ.items() if name.startswith(("NCFLOW_", "MLFLOW_"))}
@@ -103,7 +120,7 @@ class RayAttempt:
             ending: Ending = self._ray.get(self._ref)
             return ending
         except (self._ray.exceptions.RayError, KeyboardInterrupt) as error:
-            return Ending(LOST, f"lost by Ray: {str(error).strip().splitlines()[0]}")
+            return Ending(LOST, f"lost by Ray: {_last_line(error)}")
 
     def ask_to_end(self) -> None:
         self._ray.cancel(self._ref)  # interrupts `run_task`, which ends the process cleanly
@@ -114,33 +131,95 @@ class RayAttempt:
 
 def run_job(job: Job, task: Task, imported: dict[str, str]) -> Ending:
     """Run a job's task in a Ray process; skip it if others finished the run while it waited."""
+    configs = [Path(after) for word, after in itertools.pairwise(task.arguments) if word == "--config"]
+    if not all(config.exists() for config in configs):  # this machine joined after the machines were inspected
+        return Ending(Exit.CHANGE, unshared(job.root))
     IMPORTED.update(imported)  # compared with those of a finished run; not imported here
     if job.is_spared():
         return Ending(Exit.TAKEN, "finished by another process")
     return run_task(task)
 
 
-def share_of_machine(
-    machines: list[dict[str, float]], *, processes: int, jobs: int | None, jobs_per_gpu: int | None
-) -> dict[str, float]:
-    """The CPUs and GPUs that a job requests from Ray; together the jobs use the whole machine.
+def inspect_machines(ray: Any, root: Path) -> None:
+    """Inspect all machines of the cluster at the same time, and log what may surprise.
 
-    With GPUs, each process takes one GPU or 1/`jobs_per_gpu` of one, and CPUs in proportion. Without GPUs, `jobs` are
-    spread over the machines; the default is one per machine. Raises ValueError if no machine has enough GPUs.
+    Raises ValueError with all reasons if machines cannot train. A machine that joins later is inspected by its jobs.
     """
-    with_gpus = [machine for machine in machines if machine.get("GPU", 0) > 0]
-    if with_gpus or jobs_per_gpu:
-        gpus = processes / (jobs_per_gpu or 1)
-        most = max((machine["GPU"] for machine in with_gpus), default=math.inf)
-        if gpus > most:
-            raise ValueError(
-                f"a job of {processes} processes needs {gpus:g} GPUs of one machine, the largest has {most:g}"
-            )
-        per_gpu = min((machine["CPU"] / machine["GPU"] for machine in with_gpus), default=1.0)
-        return {"num_cpus": max(int(per_gpu * gpus), 1), "num_gpus": gpus}
-    jobs_per_machine = math.ceil((jobs or 1) / max(len(machines), 1))
-    fewest = min((machine.get("CPU", 1.0) for machine in machines), default=1.0)
-    return {"num_cpus": max(int(fewest) // jobs_per_machine, 1), "num_gpus": 0}
+    with marked(root) as marker:
+        found = [*_inspections(ray, marker)]
+    for findings in found:
+        if findings.warning:
+            LOGGER.warning("%s", findings.warning)
+    if problems := [findings.problem for findings in found if findings.problem]:
+        raise ValueError(f"nothing was trained. {'. '.join(dict.fromkeys(problems))}")
+
+
+def _inspections(ray: Any, marker: Path) -> Iterator[Findings]:
+    """What each machine that may train has found."""
+    affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    machines = [node for node in _machines(ray) if node["Resources"].get("CPU", 0) > 0]
+    asked = {}
+    for node in machines:
+        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": affinity(node["NodeID"], soft=False)}
+        inspection = ray.remote(inspect_machine).options(**options)
+        asked[inspection.remote(marker, versions(), node["Resources"].get("GPU", 0))] = node
+    answered, silent = ray.wait([*asked], num_returns=len(asked), timeout=ANSWER) if asked else ([], [])
+    for ref in answered:
+        yield _answer(ray, ref, asked[ref])
+    for ref in silent:
+        ray.cancel(ref)
+        yield Findings(warning=f"{_name(asked[ref])} has not answered within {ANSWER:g} s; its runs may start late")
+
+
+def _answer(ray: Any, ref: Any, node: dict[str, Any]) -> Findings:
+    """The findings of a machine. A task that ended with an error could not be loaded there; a lost one says nothing."""
+    try:
+        findings: Findings = ray.get(ref)
+        return findings
+    except ray.exceptions.RayTaskError as error:
+        return Findings(f"{_name(node)} cannot run ncflow: {_last_line(error)}; install the same ncflow there")
+    except ray.exceptions.RayError as error:
+        return Findings(warning=f"{_name(node)} was lost by Ray: {_last_line(error)}")
+
+
+def _machines(ray: Any) -> Sequence[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _name(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+
+
+def _is_fixed(ray: Any) -> bool:
+    """Whether no autoscaler may add machines; false if that is not known. Ray has no public way to ask.
+
+    The monitor of a cluster without an autoscaler invents a type for each machine: "node_" and its number.
+    """
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        status = json.loads(ray.experimental.internal_kv._internal_kv_get(b"__autoscaling_status"))
+        types = status["autoscaler_report"]["node_type_mapping"]
+        return bool(types) and all(kind == f"node_{number}" for number, kind in types.items())
+    return False
+
+
+def _last_line(error: BaseException) -> str:
+    """The last line of an error of Ray: tracebacks of another process come first."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+
+
+def _join(ray: Any, address: str | None) -> None:
+    """Connect to Ray, or start it. Raises ValueError if no cluster answers at an address, or if it refuses us."""
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        where = address or os.environ.get("RAY_ADDRESS")
+        if not where:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"cannot join the Ray cluster at {where}: {reason}. Check that it runs and this machine is part of it. A "
+            "cluster with tokens needs RAY_AUTH_MODE=token and the same token on every machine"
+        ) from error
 
 
 def _import_ray() -> Any:
@@ -152,4 +231,5 @@ def _import_ray() -> Any:
 
 
 PATIENCE = 15.0  # seconds that Ray may need to start its workers, without a warning
+ANSWER = 120.0  # seconds for a machine to say whether it can train
 LOST = -1  # exit code of a task that Ray lost

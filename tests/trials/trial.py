@@ -50,7 +50,7 @@ class Command:
 
     @property
     def text(self) -> str:
-        return self.log.read_text()
+        return self.log.read_text() if self.log.exists() else ""
 
     @property
     def message(self) -> str:
