@@ -16,10 +16,12 @@ from ncflow.data import (
     Recipe,
     Share,
     Snapshot,
+    Storage,
     create_augmentation,
     create_mix,
     load_batches,
 )
+from ncflow.data.decoding import resizing_of
 from ncflow.data.loaders import stored_size
 from ncflow.data.sources import count_classes, given_options
 from ncflow.dotted import flatten
@@ -43,13 +45,16 @@ from ncflow.tracking import check_mirrors
 from ncflow.training import (
     L2_DECAY,
     Analysis,
+    EarlyStopping,
     EpochRecord,
     FeatureObjective,
     MovingAverage,
     Objective,
     OutOfMemory,
+    Plan,
     Splits,
     StateFolder,
+    Stopped,
     create_optimizer,
     create_schedule,
     fit,
@@ -58,6 +63,7 @@ from ncflow.training import (
     is_out_of_memory,
     misfit,
     parameter_groups,
+    refuse_compiling,
     remove_affine,
     set_randomness,
     set_seed,
@@ -96,6 +102,7 @@ def check(params: Params) -> Built | None:
     classifier = _tried_classifier(params, num_classes)
     built: Built | None = Built(classifier, num_classes, get_randomness(cuda=False))
     _schedule(params)
+    _plan(params)
     freeze(classifier, params.model.trainable)
     _optimizer(params, classifier)
     counts = torch.ones(num_classes)
@@ -167,13 +174,21 @@ class Training:
     """A training that is ready to start, or to resume after epoch `done`.
 
     `classifier` is the measured one: the trained one, or its moving average. `note` names the weights it started from.
+    `epochs` are those of the whole training, unless `stop` ends it before.
     """
 
     classifier: Classifier
     splits: Splits
     records: Iterator[EpochRecord]
+    epochs: int
     done: int = 0
     note: str = ""
+    stop: EarlyStopping | None = None
+
+    @property
+    def stopped(self) -> Stopped | None:
+        """Why training ended early; None if it did not."""
+        return None if self.stop is None else self.stop.stopped
 
 
 def start(
@@ -205,7 +220,15 @@ def start(
     splits = load_splits(params, images, accelerator)
     optimizer = _optimizer(params, classifier)
     average = MovingAverage(classifier, train.ema) if train.ema else None
-    if states and resume and (reason := misfit(resume, classifier, optimizer, averaged=average is not None)):
+    plan = _plan(params)
+    course = plan.course(train.epochs, len(splits.train))
+    if plan.stop is not None and splits.validation is None:
+        raise ValueError(
+            f"train.stop={train.stop} looks at the validation split, and these data have none; try "
+            "dataset.val_fraction=0.1, or train.stop=null"
+        )
+    fits = {"averaged": average is not None, "stopping": plan.stop is not None}
+    if states and resume and (reason := misfit(resume, classifier, optimizer, **fits)):
         states.leave_out(resume["epoch"], reason)
         resume = None
     records = fit(
@@ -216,12 +239,14 @@ def start(
         epochs=train.epochs,
         schedule=_schedule(params),
         analysis=replace(analysis(params, classifier, images.class_counts), average=average),
+        plan=plan,
         precision=precision,
         accelerator=accelerator,
         resume=resume,
     )
     measured = classifier if average is None else average.classifier
-    return Training(measured, splits, records, resume["epoch"] if resume else 0, note)
+    done = resume["epoch"] if resume else 0
+    return Training(measured, splits, records, course.epochs, done, note, plan.stop)
 
 
 def analysis(params: Params, classifier: Classifier, class_counts: Sequence[int]) -> Analysis:
@@ -234,6 +259,7 @@ def analysis(params: Params, classifier: Classifier, class_counts: Sequence[int]
         posthoc_tau=posthoc_tau(params),
         objective=feature_objective(params, classifier, class_counts),
         features=train.save_features,
+        streaming=train.analyze == "streaming",
     )
 
 
@@ -244,6 +270,18 @@ def refuse_to_extend(params: Params, done: int) -> None:
     Raises ValueError with the reason where it is not.
     """
     train, schedule = params.train, _schedule(params)
+    if train.max_steps is not None or train.stop is not None:
+        given = f"train.max_steps={train.max_steps}" if train.max_steps is not None else f"train.stop={train.stop}"
+        raise ValueError(
+            f"cannot extend a run whose end is set by {given}: more epochs would not lengthen it; train from the start "
+            "without --extend"
+        )
+    if train.schedule_per == "step" and (train.schedule != "none" or train.warmup):
+        raise ValueError(
+            f"cannot extend a run of {done} epochs to {train.epochs}: with train.schedule_per=step the learning rates "
+            f"of train.schedule={train.schedule} depend on train.epochs at each step; train from the start without "
+            "--extend, or use train.schedule=none and train.warmup=0 in both runs"
+        )
     shares = [(epoch / done, epoch / train.epochs) for epoch in range(done)]
     if any(schedule(short) != schedule(long) for short, long in shares):
         warm = f" and train.warmup={train.warmup:g}" if train.warmup else ""
@@ -307,8 +345,8 @@ def feature_objective(params: Params, classifier: Classifier, class_counts: Sequ
     )
 
 
-def load_splits(params: Params, images: Snapshot, accelerator: Any) -> Splits:
-    """The batches of every split of a snapshot."""
+def load_splits(params: Params, images: Snapshot, accelerator: Any, *, resizing: str | None = None) -> Splits:
+    """The batches of every split of a snapshot. `resizing` is that of a finished run; None is that of new runs."""
     share = Share(accelerator.process_index, accelerator.num_processes)
     augment, mix = _augmentation(params), _mix(params, torch.tensor(images.class_counts))
     batches = {
@@ -323,6 +361,8 @@ def load_splits(params: Params, images: Snapshot, accelerator: Any) -> Splits:
             sampling=params.train.sampling,
             seed=params.seed,
             share=share,
+            storage=Storage(params.data.resident_bytes, params.data.workers),
+            resizing=resizing,
         )
         for split in images.splits
     }
@@ -338,6 +378,7 @@ def preprocessing(params: Params, images: Snapshot) -> Preprocessing:
         resize=stored_size(images, size, _augmentation(params)),
         pixel_mean=list(manifest["pixel_mean"]),
         pixel_std=list(manifest["pixel_std"]),
+        resizing=resizing_of(manifest["image_mode"]),
     )
 
 
@@ -382,7 +423,9 @@ def _mix(params: Params, counts: torch.Tensor) -> Any:
 
 
 def _criterion(params: Params, class_counts: torch.Tensor, *, reweight: float | None = None) -> Any:
-    return create_loss(params.train.loss, class_counts, reweight=reweight, **params.train.loss_options)
+    train = params.train
+    smoothing = train.label_smoothing
+    return create_loss(train.loss, class_counts, reweight=reweight, label_smoothing=smoothing, **train.loss_options)
 
 
 def _schedule(params: Params) -> Any:
@@ -390,7 +433,22 @@ def _schedule(params: Params) -> Any:
     return create_schedule(train.schedule, warmup=train.warmup, **train.schedule_options)
 
 
+def _plan(params: Params) -> Plan:
+    train = params.train
+    if train.compile:
+        refuse_compiling()
+    return Plan(
+        accumulate=train.accumulate,
+        max_grad_norm=train.max_grad_norm,
+        max_steps=train.max_steps,
+        schedule_per=train.schedule_per,
+        stop=None if train.stop is None else EarlyStopping(train.stop.metric, train.stop.patience),
+        compiled=train.compile,
+    )
+
+
 def _optimizer(params: Params, classifier: Classifier) -> torch.optim.Optimizer:
     train = params.train
     options = {"lr": train.lr, "weight_decay": train.weight_decay, "momentum": train.momentum} | train.optimizer_options
-    return create_optimizer(train.optimizer, parameter_groups(classifier, decay=train.decay), **options)
+    groups = parameter_groups(classifier, decay=train.decay, layer_decay=train.layer_decay)
+    return create_optimizer(train.optimizer, groups, **options)

@@ -39,6 +39,17 @@ def _is_built_in(p: Params) -> bool:
     return bool(fact(SOURCES[p.dataset.name], "built_in"))
 
 
+def _has_small_parts(p: Params) -> bool:
+    """Whether parts of a batch would have less than two samples. A full batch is known only with the data."""
+    size = p.train.batch_size
+    return p.train.accumulate > 1 and isinstance(size, int) and 2 * p.train.accumulate > size
+
+
+def _may_have_validation(p: Params) -> bool:
+    """Whether the source may have a validation split without `val_fraction`: only the user's own files do."""
+    return bool(fact(SOURCES[p.dataset.name], "own_files"))
+
+
 def _feature_decay(p: Params) -> float:
     return p.train.feature_decay or p.train.penalties.get("feature_decay", 0.0)
 
@@ -223,6 +234,59 @@ RULES: dict[str, Rule] = {
         lambda p: p.train.sam and p.train.precision == "fp16",
         "train.sam={train.sam:g} divides by the norm of a gradient, which overflows in float16. Expected precision "
         "bf16 or fp32, got {train.precision}; try train.precision=bf16",
+    ),
+    # Steps, and the end of training.
+    "a part of a batch has two samples": (
+        _has_small_parts,
+        "train.accumulate={train.accumulate} would make parts of less than two samples, on which no batch norm can "
+        "train. Expected at most half of train.batch_size, got a batch_size of {train.batch_size}; try "
+        "train.accumulate=1, or a larger train.batch_size",
+    ),
+    "a step that follows from the size of gradients needs them whole": (
+        lambda p: p.train.max_grad_norm is not None and p.train.optimizer == "agd",
+        "optimizer agd takes the length of its step from the size of the gradients, which train.max_grad_norm changes. "
+        "Expected train.max_grad_norm=null, got {train.max_grad_norm:g}; try train.max_grad_norm=null, or "
+        "train.optimizer=sgd",
+    ),
+    "rates by layer need a rate, and layers that learn": (
+        lambda p: (
+            p.train.layer_decay < 1
+            and (p.train.optimizer == "agd" or p.model.trainable == "head" or _has_free_features(p))
+        ),
+        "train.layer_decay={train.layer_decay:g} scales the learning rates of a network's layers. Expected an "
+        "optimizer with a learning rate and a network that learns, got train.optimizer={train.optimizer}, "
+        "model.name={model.name} and model.trainable={model.trainable}; try train.layer_decay=1",
+    ),
+    "blocks are dropped where blocks learn": (
+        lambda p: p.model.drop_path and p.model.trainable == "head",
+        "model.drop_path={model.drop_path:g} would be ignored, because a network that does not learn stays in "
+        "evaluation mode. Expected model.trainable=all or norm_bias, got {model.trainable}; try model.drop_path=null",
+    ),
+    "labels are smoothed once, for losses of probabilities": (
+        lambda p: p.train.label_smoothing and fact(LOSSES.get(p.train.loss), "unsmoothed"),
+        "train.label_smoothing={train.label_smoothing:g} smooths the targets of a loss of probabilities. Expected one "
+        "that does not smooth or weigh them itself, got train.loss={train.loss}; try train.loss=ce, or "
+        "train.label_smoothing=0",
+    ),
+    "early stopping needs a validation part": (
+        lambda p: p.train.stop and not p.dataset.val_fraction and not _may_have_validation(p),
+        "train.stop ends training by a metric of the validation split. Expected dataset.val_fraction > 0, got "
+        "{dataset.val_fraction:g}; try dataset.val_fraction=0.1, or train.stop=null",
+    ),
+    # Analysis.
+    "a stream shows each training sample once, as the measured model sees it": (
+        lambda p: (
+            p.train.analyze == "streaming"
+            and (p.train.mix != "none" or p.train.ema or p.train.sampling == "class_balanced")
+        ),
+        "train.analyze=streaming measures what training itself sees. It cannot be mixed samples, a class-balanced "
+        "choice, or an average of weights. Expected train.mix=none, train.ema=0 and another train.sampling, got "
+        "{train.mix}, {train.ema:g} and {train.sampling}; try train.analyze=exact",
+    ),
+    "layers and features need a pass over the data": (
+        lambda p: p.train.analyze == "streaming" and (p.train.analyze_layers or p.train.save_features),
+        "train.analyze=streaming keeps neither features nor the layers below them. Expected train.analyze_layers=false "
+        "and train.save_features=false, got {train.analyze_layers} and {train.save_features}; try train.analyze=exact",
     ),
     "built-in data has no folder": (
         lambda p: p.dataset.root is not None and _is_built_in(p),

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ncflow.data.decoding import decode, fit_square
 from ncflow.data.folders import SUFFIXES, pictures_below
 from ncflow.data.images import PictureDamaged, printable
-from ncflow.data.pictures import decode
 from ncflow.files import write_text
 from ncflow.nn import posthoc_adjustment
 from ncflow.nn.exports import FORMATS
@@ -105,9 +105,12 @@ def _classify(trained: Trained, data: Path, files: Sequence[Path], damaged: dict
                     damaged[name] = getattr(error, "strerror", None) or re.sub(r" <[^>]*>$", "", str(error))
                     continue
                 named.append(name)
-                images.append(model.prepare(picture.permute(1, 2, 0)[None].to(device)))
+                images.append(fit_square(picture[None], model.resize, model.resizing))
             if images:
-                batch = torch.cat(images).contiguous(memory_format=torch.channels_last)
+                margin = (model.resize - model.image_size) // 2
+                window = slice(margin, margin + model.image_size)
+                batch = model.normalize(torch.cat(images)[..., window, window].to(device).float())
+                batch = batch.contiguous(memory_format=torch.channels_last)
                 logits.append(model.classifier(batch).logits.cpu())
     return named, torch.cat(logits)
 

@@ -39,6 +39,7 @@ from ncflow.yaml_files import parse_yaml, read_yaml
 
 WIDEST = 2**17  # features: the limit of ncflow.geometry
 LARGEST_IMAGE = 1024  # pixels
+MOST_WORKERS = 1024  # threads
 ORDERS = ("name", "frequency")  # of the classes from the most frequent to the rarest
 WIDTHS = {"K-1": -1, "K": 0, "K+1": 1}  # of features, relative to the number of classes
 
@@ -131,6 +132,17 @@ class DatasetParams(WithOptions):
     lists: dict[Literal["train", "val", "test"], Annotated[str, AfterValidator(_path)]] | None = None
 
 
+class DataParams(Section):
+    """How pictures are stored and decoded, which changes no result.
+
+    Up to `resident_bytes` of the pixels of a split stay on the device. A larger split is decoded batch by batch, in
+    `workers` threads. None takes a share of the free memory, and one thread for each CPU.
+    """
+
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] | None = None
+    resident_bytes: Annotated[int, Field(ge=0)] | None = None
+
+
 def _width(width: Any) -> Any:
     if width not in (None, *WIDTHS) and not (type(width) is int and 1 <= width <= WIDEST):
         raise ValueError(
@@ -144,7 +156,7 @@ class ModelParams(WithOptions):
 
     `num_features` is a width d, or a width relative to the number of classes. A simplex ETF needs at least K-1.
     `checkpoint` is a file of weights to start from. `trainable` selects what learns: all, the head alone, or the head
-    with the norms and biases of the backbone.
+    with the norms and biases of the backbone. `drop_path` is the rate of stochastic depth in the last block.
     `affine: false` removes scales, shifts and biases from every norm and layer, as AGD needs. `options` are those of a
     user's backbone.
     """
@@ -157,6 +169,7 @@ class ModelParams(WithOptions):
     patch_size: Annotated[int, Field(ge=1, le=LARGEST_IMAGE)] | None = None
     num_features: Annotated[int | str | None, BeforeValidator(_width)] = None
     pretrained: bool | None = None
+    drop_path: Share | None = None
     affine: bool = True
     checkpoint: Annotated[str, AfterValidator(_path)] | None = None
     trainable: Literal["all", "head", "norm_bias"] = "all"
@@ -243,6 +256,13 @@ def _names(names: Any) -> Any:
     return names
 
 
+class StopParams(Section):
+    """Early stopping: training ends after `patience` analyses without a better `metric` of the validation split."""
+
+    metric: str = "val/acc/balanced"
+    patience: Count = 5
+
+
 class TrainParams(Section):
     """How the classifier is trained and how often it is analyzed; names are those of the tables in ncflow.
 
@@ -250,11 +270,17 @@ class TrainParams(Section):
     `posthoc_tau` is the τ of accuracies with logits adjusted at test time. None chooses it on the validation part, or
     takes 1 without one. 0 measures none. `penalties` are factors by name. `augment` is one name or several in order.
     `sam` is the radius of sharpness-aware minimization, and `ema` the decay of a moving average of the weights; 0 is
-    without. For optimizers, None selects their own default.
+    without. For optimizers, None selects their own default. `max_steps` ends training before `epochs` do. Batches go
+    through the backbone in `accumulate` parts. `max_grad_norm` limits the global norm of the gradients. `layer_decay`
+    is the factor of the learning rate from a layer to the one before it. `analyze: streaming` measures the training
+    split by the forwards of training.
     """
 
     epochs: Count = 200
+    max_steps: Count | None = None
+    stop: StopParams | None = None
     batch_size: Annotated[int | str, BeforeValidator(_batch_size)] = 256
+    accumulate: Count = 1
     sampling: str = "shuffled"
     lr: Positive | None = 0.1
     optimizer: str = "sgd"
@@ -262,11 +288,15 @@ class TrainParams(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     weight_decay: NotNegative | None = 1e-3
     decay: str = "all"
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_grad_norm: Positive | None = None
     schedule: str = "cosine"
     schedule_options: Options = {}
+    schedule_per: Literal["epoch", "step"] = "epoch"
     warmup: Share = 0.0
     loss: str = "ce"
     loss_options: Options = {}
+    label_smoothing: Share = 0.0
     reweight: Share | None = None
     reweight_after: Share = 0.8
     posthoc_tau: NotNegative | None = None
@@ -281,8 +311,10 @@ class TrainParams(Section):
     sam: NotNegative = 0.0
     ema: Share = 0.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
     device: Literal["auto", "cpu"] = "auto"
     analyze_freq: Count = 2
+    analyze: Literal["exact", "streaming"] = "exact"
     analyze_layers: bool = False
     analyze_solver: bool = False
     save_logits: bool = False
@@ -331,6 +363,7 @@ class Params(Section):
     exp_name: Annotated[str, AfterValidator(plain_name)] = "run"
     seed: Seed = 0
     dataset: DatasetParams = DatasetParams()
+    data: DataParams = DataParams()
     model: ModelParams = ModelParams()
     head: Annotated[SerializeAsAny[HeadParams], BeforeValidator(_resolve_head)] = Field(
         default_factory=lambda: head_section("linear")(name="linear")
@@ -368,11 +401,11 @@ class Params(Section):
         return self.model_dump(mode="json", exclude={"grid"})
 
     def experiment(self) -> dict[str, Any]:
-        """The resolved configuration without the section tracking, which does not change the run."""
-        return self.model_dump(mode="json", exclude={"grid", "tracking"})
+        """The resolved configuration without the sections data and tracking, which do not change the run."""
+        return self.model_dump(mode="json", exclude={"grid", "data", "tracking"})
 
     def digest(self) -> str:
-        """12 hex digits that two runs share exactly when they differ only in name and in what tracking does."""
+        """12 hex digits that two runs share exactly when they differ only in name, in data and in tracking."""
         config = {key: value for key, value in self.experiment().items() if key != "exp_name"}
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 

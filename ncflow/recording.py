@@ -53,17 +53,17 @@ def record(
     if earlier := log_earlier(files, run):
         tqdm.write(f"{params.exp_name}: {earlier}", file=sys.stderr)
     if files.epochs:
-        note = f"{params.exp_name}: resuming after epoch {files.epochs} of {params.train.epochs}"
+        note = f"{params.exp_name}: resuming after epoch {files.epochs} of {training.epochs}"
         tqdm.write(note, file=sys.stderr)
-    classifier, total = training.classifier, params.train.epochs
+    classifier, total = training.classifier, training.epochs
     bar = tqdm(training.records, params.exp_name, total, initial=files.epochs, unit="epoch", dynamic_ncols=True)
     shown: dict[str, str] = {}
-    rows = images.num_classes * math.ceil(params.train.epochs / params.train.analyze_freq)
+    rows = images.num_classes * math.ceil(total / params.train.analyze_freq)
     try:
         end_if_asked()
         for record in bar:
             files.write_record(record, classifier.head, images.class_counts, save_logits=params.train.save_logits)
-            tabled = rows <= MOST_ROWS or record.epoch == params.train.epochs
+            tabled = rows <= MOST_ROWS or record.last
             log_epoch(record, classifier, images, run, tabled=tabled)
             states.write(record.state())
             shown |= {"loss": f"{record.loss:.4f}", "acc": f"{record.accuracy:.3f}"}
@@ -71,13 +71,17 @@ def record(
                 shown["nc1/pinv"] = f"{record.analysis['train'].metrics.get('nc1/pinv', math.nan):.2e}"
             bar.set_postfix(shown)
             end_if_asked()
+        if training.stopped:
+            tqdm.write(f"{params.exp_name}: {training.stopped}", file=sys.stderr)
+            provenance = replace(provenance, stopped=asdict(training.stopped))
+            files.write_text(PROVENANCE, provenance.as_json())  # before the final model, which marks a finished run
         checkpoint = files.write_model(classifier)
         files.write_text(PROVENANCE, replace(provenance, final_model_sha256=checksum(checkpoint)).as_json())
     except Exception:  # the failed run keeps its earlier measurements
         run.keep(files.path)
         raise
     run.artifacts(files.path)
-    log_model(classifier, params, provenance, files.read_epoch(total)[1], run)
+    log_model(classifier, params, provenance, files.read_epoch(files.epochs)[1], run, step=files.epochs)
 
 
 def log_model(
@@ -86,23 +90,30 @@ def log_model(
     provenance: Provenance,
     metrics: Mapping[str, Mapping[str, float]],
     run: RunLogger,
+    *,
+    step: int,
 ) -> None:
-    """Log the final classifier as a model of pictures. `metrics` are those of the last epoch by split."""
+    """Log the final classifier as a model of pictures. `metrics` are those of the last epoch, `step`, by split."""
     assert provenance.preprocessing is not None
     model = PictureClassifier(classifier, **asdict(provenance.preprocessing))
-    run.model(model, card=_card(params, provenance, metrics.get("test", {})), step=params.train.epochs)
+    run.model(model, card=_card(params, provenance, metrics.get("test", {})), step=step)
 
 
 def describe_run(
-    params: Params, provenance: Provenance, last: Mapping[str, Mapping[str, float]], *, group: str | None = None
+    params: Params,
+    provenance: Provenance,
+    last: Mapping[str, Mapping[str, float]],
+    *,
+    epochs: int,
+    group: str | None = None,
 ) -> str:
-    """What was trained on what, and with which result, in Markdown. `last` are the final metrics by split."""
+    """What was trained on what, and with which result, in Markdown. `last` are the metrics by split after `epochs`."""
     where = f"Files: `models/{params.exp_name}/`."
     if group:
         where += f" Report of all runs of its group: `reports/{group}/index.html`."
     lines = [
         f"**{params.model.name}** with head **{params.head.name}** and loss **{params.train.loss}**, trained on "
-        f"**{provenance.snapshot.name}** for {params.train.epochs} epochs, seed {params.seed}. {where}",
+        f"**{provenance.snapshot.name}** for {epochs} epochs, seed {params.seed}. {where}",
         "",
         "| metric | split | value |",
         "|---|---|---|",

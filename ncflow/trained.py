@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from ncflow.lookup import fact
 from ncflow.nn import LOSSES, Classifier, PictureClassifier
 from ncflow.params import Params, make_params
 from ncflow.runs.layout import FINAL_MODEL, PROVENANCE, is_finished
-from ncflow.runs.provenance import Preprocessing, Provenance, read_provenance
+from ncflow.runs.provenance import FIRST_RESIZING, Preprocessing, Provenance, read_provenance
 from ncflow.runs.reader import Run, load_run
 from ncflow.runs.writer import load_model
 
@@ -76,7 +76,7 @@ def preprocessing_of(params: Params, provenance: Provenance, data: Path) -> Prep
     if provenance.preprocessing is not None:
         return provenance.preprocessing
     found = find_manifest(data, provenance.snapshot.digest)
-    return None if found is None else preprocessing(params, Snapshot.load(found))
+    return None if found is None else replace(preprocessing(params, Snapshot.load(found)), resizing=FIRST_RESIZING)
 
 
 def lacks(params: Params, *, validated: bool) -> dict[str, str]:

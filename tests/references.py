@@ -795,3 +795,10 @@ PENALTIES = {
     "nc2": penalty_nc2,
     "supcon": penalty_supcon,
 }
+
+
+def gradients_of_parts(backbone, images, parts, loss):
+    """Gradients of a loss of all features, with one graph over the forwards of all parts; parts are slices of rows."""
+    order = torch.cat([torch.arange(len(images))[part] for part in parts])
+    features = torch.cat([backbone(images[part]) for part in parts])[order.argsort()]
+    return torch.autograd.grad(loss(features), list(backbone.parameters()))

@@ -100,6 +100,32 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["train.sam=0.05", "train.precision=fp16"],
         ["train.precision=bf16"],
     ),
+    "a part of a batch has two samples": (["train.accumulate=200"], ["train.accumulate=1"]),
+    "a step that follows from the size of gradients needs them whole": (
+        ["train.max_grad_norm=1", "train.optimizer=agd", "train.lr=null", "train.weight_decay=null"],
+        ["train.max_grad_norm=null"],
+    ),
+    "rates by layer need a rate, and layers that learn": (
+        ["train.layer_decay=0.75", "model.trainable=head"],
+        ["train.layer_decay=1"],
+    ),
+    "blocks are dropped where blocks learn": (
+        ["model.name=convnext_tiny", "model.drop_path=0.1", "model.trainable=head"],
+        ["model.drop_path=null"],
+    ),
+    "labels are smoothed once, for losses of probabilities": (
+        ["train.label_smoothing=0.1", "train.loss=ldam"],
+        ["train.label_smoothing=0"],
+    ),
+    "early stopping needs a validation part": (["train.stop={patience: 3}"], ["dataset.val_fraction=0.1"]),
+    "a stream shows each training sample once, as the measured model sees it": (
+        ["train.analyze=streaming", "train.ema=0.9"],
+        ["train.analyze=exact"],
+    ),
+    "layers and features need a pass over the data": (
+        ["train.analyze=streaming", "train.save_features=true"],
+        ["train.analyze=exact"],
+    ),
     "built-in data has no folder": (["dataset.root=pictures"], ["dataset.root=null"]),
 }
 

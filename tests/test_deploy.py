@@ -146,6 +146,23 @@ def test_an_older_run_without_snapshot_logs_no_model(
 
 
 @pytest.mark.slow
+def test_evaluation_resizes_as_the_training_did_wherever_pixels_are(trial: Trial, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trial.folder, tmp_path / "mine.0"))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["data"] = {"workers": 2, "resident_bytes": 0}  # training stored them
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["preprocessing"]["resizing"] == ("float32" if trial.gray else "uint8")
+    assert set(provenance["storage"]) == {"train", "test"}
+    assert stages.evaluate(folder, trial.root / "data" / "s", tmp_path / "out.json")  # equal to the last bit
+    if not trial.gray:
+        provenance["preprocessing"]["resizing"] = "float32"
+        (folder / "provenance.json").write_text(json.dumps(provenance))
+        with pytest.raises(ValueError, match="of the checkpoint is"):
+            stages.evaluate(folder, trial.root / "data" / "s", tmp_path / "out.json")
+
+
+@pytest.mark.slow
 def test_damaged_pictures_are_named_and_the_others_classified(
     trial: Trial, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:

@@ -219,6 +219,8 @@ def test_every_mistake_is_reported_at_once():
 
 
 OUT_OF_RANGE = {
+    "data.workers": ["0", "-1", "1.5", "true", "all", "2000"],
+    "data.resident_bytes": ["-1", "1.5", "true", "2GB"],
     "seed": ["-1", "1.5", "4294967296", "true", "'1'", "null"],
     "exp_name": ["3"],
     "dataset.imb_factor": ["0", "-0.5", "1.01", ".nan", ".inf", "-2"],
@@ -235,9 +237,19 @@ OUT_OF_RANGE = {
     "dataset.samples_per_class": ["0", "1.5", "all"],
     "dataset.min_samples": ["-1", "0.5", "null"],
     "train.drift_penalty": ["-1", ".nan"],
+    "train.max_steps": ["0", "1.5", "true"],
+    "train.accumulate": ["0", "1.5", "true", "null"],
+    "train.max_grad_norm": ["0", "-1", ".nan", ".inf"],
+    "train.schedule_per": ["batch", "null"],
+    "train.label_smoothing": ["1", "-0.1", ".nan"],
+    "train.layer_decay": ["0", "1.1", "-0.5", ".nan"],
+    "model.drop_path": ["1", "-0.1", ".nan"],
+    "train.stop": ["5", "true", "val/acc/balanced"],
+    "train.stop.patience": ["0", "1.5", "null"],
     "train.precision": ["fp8"],
     "train.device": ["tpu"],
     "train.analyze_freq": ["0"],
+    "train.analyze": ["never", "null"],
     "train.loss_options": ["3", "null"],
     "train.save_logits": ["maybe", "1"],
     "train.save_features": ["maybe", "1"],
@@ -328,11 +340,12 @@ def test_defaults_are_not_shared():
     assert Params().grid.head
 
 
-def test_the_digest_ignores_name_grid_and_tracking_and_nothing_else():
+def test_the_digest_ignores_name_data_grid_and_tracking_and_nothing_else():
     plain = Params().digest()
     assert make_params({}, ["exp_name=other"]).digest() == plain
     assert make_params({}, ["grid.seed=[1, 2]"]).digest() == plain
     assert make_params({}, ["tracking.register=mine"]).digest() == plain
+    assert make_params({}, ["data.workers=3", "data.resident_bytes=0"]).digest() == plain
     digests = {make_params({}, [override]).digest() for override in OTHER_VALUES}
     assert len(digests | {plain}) == len(OTHER_VALUES) + 1
     changed = {override.partition("=")[0] for override in OTHER_VALUES}
@@ -363,6 +376,9 @@ OTHER_VALUES = [
     "train.penalties={center: 0.1}", "train.penalty_options={supcon: {temperature: 0.2}}",
     "train.augment_options={erasing: {probability: 0.5}}", "train.mix=mixup", "train.mix_options.alpha=0.2",
     "train.sam=0.05", "train.ema=0.9",
+    "train.max_steps=100", "train.stop={patience: 3}", "train.accumulate=2", "train.max_grad_norm=1",
+    "train.schedule_per=step", "train.label_smoothing=0.1", "train.layer_decay=0.75", "model.drop_path=0.1",
+    "train.analyze=streaming", "train.compile=true",
 ]  # fmt: skip
 
 
@@ -378,9 +394,10 @@ def test_a_name_that_a_registry_of_models_refuses_is_rejected(name):
         make_params({"tracking": {"register": name}})
 
 
-def test_what_tracking_does_is_resolved_but_is_no_part_of_the_experiment():
-    params = make_params({}, ["tracking.register=mine"])
-    assert params.resolved() == params.experiment() | {"tracking": {"register": "mine", "also": []}}
+def test_what_data_and_tracking_do_is_resolved_but_is_no_part_of_the_experiment():
+    params = make_params({}, ["tracking.register=mine", "data.workers=3"])
+    others = {"tracking": {"register": "mine", "also": []}, "data": {"workers": 3, "resident_bytes": None}}
+    assert params.resolved() == params.experiment() | others
     assert make_params(params.resolved()) == params
 
 

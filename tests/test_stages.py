@@ -22,8 +22,10 @@ from ncflow.data import Snapshot
 from ncflow.interruption import Interrupted
 from ncflow.nn import BACKBONES, HEADS
 from ncflow.params import Params, make_params, read_config
+from ncflow.suite import Claimed
 from ncflow.training import Diverged
 from ncflow.training.faults import OutOfMemory
+from ncflow.yaml_files import dump_yaml
 
 SMALL = {
     "dataset": {"name": "digits", "imb_factor": 0.02},
@@ -326,6 +328,21 @@ def quick(monkeypatch):
     """Without what takes long and is not the question."""
     monkeypatch.setitem(BACKBONES, "small", Small)
     monkeypatch.setattr(tracking.RunLogger, "model", lambda *arguments, **options: "")
+
+
+def test_a_process_of_a_suite_leaves_a_run_that_is_finished_by_then(project, quick, monkeypatch):
+    params = configure("raced", **{"model.name": "small"})
+    folder = project / "models" / "raced"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump_yaml(params.resolved()))
+    (folder / "final_model.pth").touch()
+    monkeypatch.setattr(stages, "_train", trained := Mock())
+    where = {"folder": folder, "data": project / "data" / "digits", "root": project}
+    with pytest.raises(Claimed, match="models/raced is finished"):
+        stages.train(params, **where, unless_finished=True)
+    assert not trained.called
+    stages.train(params, **where)
+    assert trained.called
 
 
 def test_after_sigterm_a_run_resumes_with_the_same_outcome(project, quick, monkeypatch):

@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ncflow.data.decoding import in_uint8
 from ncflow.lookup import check_options, explained_options, fact, facts, lookup, takes
+from ncflow.resizing import along_last, weights
 
 RANDOM_NUMBERS = 3  # per image and change, uniform in [0, 1): flip, vertical shift, horizontal shift
 CROP_PADDING = 4
 MARGIN = 256 / 224  # size of the stored image over the size of a random crop from it, as is usual on ImageNet
 
 Change = Callable[[Tensor, Tensor], Tensor]
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,33 @@ def random_resized_crop(images: Tensor, uniform: Tensor, *, size: int, scale: fl
     """A random part of each image, `scale` to 1 of its area and 3/4 to 4/3 in shape, resized to S×S. Szegedy 2015."""
     if not 0 < scale <= 1:
         raise ValueError(f"random_resized_crop needs scale in (0, 1], got {scale}")
-    return _each(images, uniform, "RandomResizedCrop", size=size, scale=(scale, 1.0), antialias=True)
+    from torchvision.transforms import v2
+
+    crop = v2.RandomResizedCrop(size, scale=(scale, 1.0), antialias=True)
+    boxes = _drawn(uniform, lambda number: itemgetter(*BOX)(crop.make_params([images[number]])))
+    cut = cut_one_by_one if images.device.type == "cpu" else cut_together
+    return cut(images, torch.tensor(boxes), size)
+
+
+def cut_one_by_one(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """The boxes (b,4) of images (b,C,s,s) as images (b,C,size,size): top, left, height and width of each. On a CPU."""
+    cut = images.new_empty(len(images), size, size, images.shape[1])
+    for place, image, (top, left, height, width) in zip(cut, images, boxes.tolist(), strict=True):
+        part = in_uint8(image[None, :, top : top + height, left : left + width], (size, size))
+        place.copy_(part[0].permute(1, 2, 0))
+    return cut.permute(0, 3, 1, 2)
+
+
+def cut_together(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """The same bits on any device, by two products for all images together."""
+    top, left, height, width = boxes.to(images.device).double().unbind(1)
+    places = torch.arange(images.shape[-1], dtype=torch.float64, device=images.device)
+    resized = torch.full_like(top, size)
+    pixels = images.double()  # neither TF32 nor autocast rounds these
+    for start, length in ((left, width), (top, height)):
+        along, unit = weights(places - start[:, None], length, resized, size)
+        pixels = along_last(pixels, along[:, None], unit[:, None]).mT
+    return pixels.byte()
 
 
 def color_jitter(images: Tensor, uniform: Tensor, *, strength: float = 0.4, hue: float = 0.0) -> Tensor:
@@ -143,18 +173,25 @@ def _each(images: Tensor, uniform: Tensor, transform: str, **options: Any) -> Te
     from torchvision.transforms import v2
 
     change = getattr(v2, transform)(**options)
+    return torch.stack(_drawn(uniform, lambda number: change(images[number])))
+
+
+def _drawn(uniform: Tensor, draw: Callable[[int], Drawn]) -> list[Drawn]:
+    """draw(number) for each row of `uniform` (b,3), whose random numbers come from this row alone."""
     digits = (uniform.double().cpu() * 2**21).long()  # torch's uniform float32 have 24 random bits
     seeds = digits[:, 0] + (digits[:, 1] << 21) + (digits[:, 2] << 42)
     state = torch.get_rng_state()
     try:
-        changed = []
-        for image, seed in zip(images, seeds.tolist(), strict=True):
+        drawn = []
+        for number, seed in enumerate(seeds.tolist()):
             torch.default_generator.manual_seed(seed)  # torchvision draws from it on every device
-            changed.append(change(image))
+            drawn.append(draw(number))
     finally:
         torch.set_rng_state(state)
-    return torch.stack(changed)
+    return drawn
 
+
+BOX = ("top", "left", "height", "width")  # torchvision's names
 
 # A row: (images (b,C,s,s) uint8, uniform (b,3), options by keyword) -> images. `size` is S, for rows that resize to it.
 # Its fact, optional: crops is True where it takes a random part of an image that may be larger than S

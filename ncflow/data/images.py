@@ -143,7 +143,7 @@ def decode_image(content: bytes) -> Image.Image:
         if image.width * image.height > LARGEST:  # a decompression bomb, for which Pillow would only warn
             raise PictureDamaged(f"{image.width}x{image.height} pixels are more than {LARGEST}; make it smaller")
         image.load()
-        return _upright(lookup(_CONVERSIONS, image.mode, "image mode")(image), _orientation(image))
+        return _upright(lookup(_CONVERSIONS, image.mode, "image mode")(image), orientation(image))
     except MemoryError:
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise errors of any kind
@@ -156,15 +156,16 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _orientation(image: Image.Image) -> Any:
-    """The EXIF orientation of a picture; None if EXIF is missing or damaged."""
+def orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation of a picture; None if EXIF is missing or damaged, or holds no number."""
     with suppress(Exception):
-        return image.getexif().get(ORIENTATION)
+        found = image.getexif().get(ORIENTATION)
+        return found if isinstance(found, int) else None
     return None
 
 
-def _upright(image: Image.Image, orientation: Any) -> Image.Image:
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+def _upright(image: Image.Image, orientation: int | None) -> Image.Image:
+    turn = None if orientation is None else _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 
 from ncflow.data.augment import MARGIN, Augmentation, create_augmentation
+from ncflow.data.decoding import resizing_of
+from ncflow.data.machine import free_memory, num_cpus, processes_here
+from ncflow.data.manifest import COUNTS
 from ncflow.data.mix import RANDOM_NUMBERS, Mix, soft_targets
-from ncflow.data.pictures import Pictures, Resident, Streamed, at_once
+from ncflow.data.pictures import Decoding, Pictures, Resident, Streamed, at_once
 from ncflow.data.sampling import SAMPLINGS, Sampling, shuffled
 from ncflow.data.snapshot import Snapshot
 from ncflow.lookup import lookup
 
-RESIDENT_BYTES = 2 * 2**30  # a split up to this size is stored on the device
+DEVICE_SHARE, MAIN_SHARE = 0.5, 0.25  # of the free memory, for the pixels of one split
+UNKNOWN = 2 * 2**30  # bytes for pixels where the system does not report its free memory
+CACHED = 2**20  # numbers that stay in a CPU's cache
 
 Batch = tuple[Tensor, Tensor]  # images (b,3,S,S) float32, targets (b,) int64 or shares (b,K) float32
 
@@ -32,10 +37,27 @@ class Share:
 
 @dataclass(frozen=True)
 class Storage:
-    """Where pixels are: up to `resident_bytes` on the device; above, `num_workers` processes decode each batch."""
+    """Where pixels are: up to `resident_bytes` on the device; above, `workers` threads decode each batch.
 
-    resident_bytes: int = RESIDENT_BYTES
-    num_workers: int = 4
+    Of a split that is decoded, as many pictures as fit `resident_bytes` stay in main memory. None takes a share of the
+    free memory, and one thread for each CPU. Neither changes a result.
+    """
+
+    resident_bytes: int | None = None
+    workers: int | None = None
+
+    def bytes_on(self, device: torch.device, processes: int = 1) -> int:
+        """The bytes of one split that may stay on the device, where so many processes share the main memory."""
+        if self.resident_bytes is not None:
+            return self.resident_bytes
+        if device.type == "cuda":
+            return int(torch.cuda.mem_get_info(device)[0] * DEVICE_SHARE)
+        free = free_memory()
+        return UNKNOWN if free is None else int(free * MAIN_SHARE / processes)
+
+    def threads(self, processes: int = 1) -> int:
+        """The threads that decode in one of so many processes on this machine."""
+        return self.workers or max(1, num_cpus() // processes)
 
 
 def load_batches(
@@ -51,30 +73,23 @@ def load_batches(
     seed: int = 0,
     share: Share = Share(),
     storage: Storage = Storage(),
+    resizing: str | None = None,
 ) -> Batches:
     """Batches of this process's share of a split. `batch_size` counts the samples of all processes; None takes all.
 
     `augment` and `mix` change the training batches alone. If the augmentation crops large pictures, they are stored
-    with a margin for that. Raises ValueError if a batch of all samples does not fit into `storage.resident_bytes`.
+    with a margin for that. `resizing` is that of an older run; None is that of new runs. Raises ValueError if a batch
+    of all samples does not fit into the bytes that `storage` allows.
     """
     device = torch.device(device)
     targets = snapshot.targets(split)
     if not isinstance(augment, Augmentation):
         augment = create_augmentation(augment, image_size=image_size)
     image_size = stored_size(snapshot, image_size, augment)
-    pixels = len(targets) * len(snapshot.manifest["image_mode"]) * image_size**2  # L or RGB
-    pictures: Pictures
-    if pixels <= storage.resident_bytes:
-        pictures = Resident(snapshot, split, image_size=image_size, device=device)
-    elif batch_size is None:
-        raise ValueError(
-            f"a full batch of {len(targets)} images of {image_size}x{image_size} takes {pixels} bytes, more than the "
-            f"{storage.resident_bytes} that may stay in memory; use a smaller batch size, or smaller images"
-        )
-    else:
-        pictures = Streamed(snapshot, split, image_size=image_size, device=device, num_workers=storage.num_workers)
+    here = processes_here(share.num_processes)
+    decoding = Decoding(image_size, resizing or resizing_of(snapshot.manifest["image_mode"]), storage.threads(here))
     return Batches(
-        pictures=pictures,
+        pictures=_pictures(snapshot, split, decoding, storage, device, here, at_once=batch_size is None),
         targets=targets.to(device),
         pixel_mean=torch.tensor(snapshot.manifest["pixel_mean"], device=device),
         pixel_std=torch.tensor(snapshot.manifest["pixel_std"], device=device),
@@ -183,10 +198,21 @@ class Batches:
             yield self._normalized(self.augment.center(images)), self.targets[indices]
 
     def _normalized(self, images: Tensor) -> Tensor:
-        """uint8 (b,C,S,S) -> float32 (b,3,S,S) by the mean and std of the stored training pixels; gray is repeated."""
-        std = self.pixel_std.clamp_min(1 / 255)  # a constant channel has std 0
-        images = (images.float() / 255 - self.pixel_mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
-        return images.expand(-1, 3, -1, -1).contiguous()
+        """uint8 (b,C,S,S) -> float32 (b,3,S,S) by the mean and std of the stored training pixels; gray is repeated.
+
+        Channels lie together, as convolutions want them.
+        """
+        rows = images.permute(0, 2, 3, 1).flatten(2)  # (b,S,S*C): one long side is quicker than one of C
+        width = images.shape[-1]
+        mean, std = self.pixel_mean.repeat(width), self.pixel_std.clamp_min(1 / 255).repeat(width)  # a std may be 0
+        at_once = len(rows) or 1
+        if rows.device.type == "cpu":
+            at_once = max(1, CACHED // max(rows[:1].numel(), 1))
+        numbers = torch.empty(rows.shape, device=rows.device)
+        for part, given in zip(torch.split(numbers, at_once), torch.split(rows, at_once), strict=True):
+            part.copy_(given).div_(255).sub_(mean).div_(std)
+        numbers = numbers.view(*rows.shape[:2], width, -1).permute(0, 3, 1, 2)
+        return numbers.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
 class Places(NamedTuple):
@@ -198,6 +224,31 @@ class Places(NamedTuple):
     rows: Tensor
     partner: Tensor | None = None
     uniform: Tensor | None = None
+
+
+def _pictures(
+    snapshot: Snapshot,
+    split: str,
+    decoding: Decoding,
+    storage: Storage,
+    device: torch.device,
+    processes: int,
+    *,
+    at_once: bool,
+) -> Pictures:
+    """The pictures of a split, stored or decoded for each batch. Raises ValueError if all at once do not fit."""
+    count, size = sum(snapshot.manifest[COUNTS[split]]), decoding.image_size
+    pixels = count * len(snapshot.manifest["image_mode"]) * size**2  # L or RGB
+    allowed = storage.bytes_on(device, processes)
+    if pixels <= allowed:
+        return Resident(snapshot, split, decoding, device)
+    if at_once:
+        raise ValueError(
+            f"a full batch of {count} images of {size}x{size} takes {pixels} bytes, more than the {allowed} that may "
+            "stay in memory; use a smaller batch size, smaller images, or data.resident_bytes"
+        )
+    beside = allowed if device.type == "cpu" else min(allowed, Storage().bytes_on(torch.device("cpu"), processes))
+    return Streamed(snapshot, split, decoding, device, kept=beside * count // pixels)
 
 
 def stored_size(snapshot: Snapshot, image_size: int, augment: Augmentation) -> int:

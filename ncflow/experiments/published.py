@@ -149,6 +149,7 @@ NEUTRAL = frozenset(
     {"exp_name", "seed", "dataset.root", "train.device", "train.precision", "train.posthoc_tau"}
     | {f"train.analyze_{what}" for what in ("freq", "layers", "solver")}
     | {f"train.save_{what}" for what in ("logits", "features")}
+    | {"data.resident_bytes", "data.workers", "tracking.also", "tracking.register"}
 )
 # The recipe of Cao et al. 2019 (cifar_train.py of LDAM-DRW), which the sources below follow: configs/cao_cifar and
 # configs/cui_cifar of BagofTricks-LT, config/cifar10 and config/cifar100 of MiSLAS.

@@ -107,9 +107,12 @@ def densenet121(
 
 
 @ends_in("silu")
-def efficientnet_b0(*, neck: str = "none", num_features: int | None = None, pretrained: bool = False) -> Backbone:
+def efficientnet_b0(
+    *, neck: str = "none", num_features: int | None = None, pretrained: bool = False, drop_path: float = 0.2
+) -> Backbone:
     """EfficientNet-B0, depth, width and resolution scaled together; d = 1280. Tan and Le 2019."""
-    body = torchvision_body("efficientnet_b0", "classifier", pretrained=pretrained)
+    rate = {"stochastic_depth_prob": drop_path}
+    body = torchvision_body("efficientnet_b0", "classifier", pretrained=pretrained, **rate)
     return Backbone(body, 1280, neck=neck, project_to=num_features, layers=_in_order("features", len(body.features)))
 
 
@@ -126,19 +129,25 @@ def googlenet(
 
 
 @ends_in("batch_norm")
-def convnext_tiny(*, image_size: int = 32, neck: str = "none", num_features: int | None = None) -> Backbone:
+def convnext_tiny(
+    *, image_size: int = 32, neck: str = "none", num_features: int | None = None, drop_path: float = 0.0
+) -> Backbone:
     """ConvNeXt-Tiny with a batch norm in place of every LayerNorm; d = 768. Liu et al. 2022."""
     _refuse_small("ConvNeXt-Tiny", image_size, 32)
-    body = timm_body("convnext_tiny", pretrained=False, norm_layer="batchnorm2d", conv_mlp=True)
+    body = timm_body("convnext_tiny", pretrained=False, drop_path=drop_path, norm_layer="batchnorm2d", conv_mlp=True)
     return Backbone(body, 768, neck=neck, project_to=num_features, layers=STAGED)
 
 
 @ends_in("relu")
 def mobilenetv4_small(
-    *, neck: str = "batch_norm", num_features: int | None = None, pretrained: bool = False
+    *,
+    neck: str = "batch_norm",
+    num_features: int | None = None,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
 ) -> Backbone:
     """MobileNetV4-Small of convolutions only, with a BatchNorm neck; d = 1280. Qin et al. 2024."""
-    body = timm_body("mobilenetv4_conv_small", pretrained=pretrained)
+    body = timm_body("mobilenetv4_conv_small", pretrained=pretrained, drop_path=drop_path)
     layers = {"stem": "bn1"} | _in_order("blocks", len(body.blocks))
     return Backbone(body, 1280, neck=neck, project_to=num_features, layers=layers)
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncflow.checks import check_batch, check_tensors, counts_tensor
-from ncflow.lookup import check_options, explained_options, facts, lookup, takes
+from ncflow.lookup import check_options, explained_options, fact, facts, lookup, takes
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+NO_PROBABILITIES = "it fits the logits to a target, and not probabilities to labels; try train.loss=ce"
 
 
 def create_loss(
@@ -26,27 +27,42 @@ def create_loss(
     class_counts: Sequence[int] | Tensor | None = None,
     *,
     reweight: float | None = None,
+    label_smoothing: float = 0.0,
     **options: Any,
 ) -> Loss:
     """Return the loss called `name`, ready to call with (logits, targets).
 
     class_counts (K,) are the sizes of the training classes; the losses for imbalanced data need them. `reweight` is the
     β of `class_weights`, which multiply each sample's loss, for any loss. Starting it late in training is deferred
-    re-weighting, Cao et al. 2019. Raises ValueError for options that a loss does not have, and for values out of range.
+    re-weighting, Cao et al. 2019. `label_smoothing` is the ε of targets (1 - ε) one-hot + ε/K, for losses of
+    log-probabilities. A sample's class weight multiplies its smoothed loss. Raises ValueError for options that a loss
+    does not have, for values out of range, and for smoothing where it has no meaning.
     """
     loss = lookup(LOSSES, name, "loss")
     check_options(loss, options, f"loss '{name}'")
+    refuse_smoothing(name, label_smoothing)
     class_counts = None if class_counts is None else _class_counts(class_counts)
     criterion = partial(loss, **options)
     if takes(loss, "class_counts"):
         criterion = partial(criterion, class_counts=_positive_counts(class_counts, f"loss '{name}'"))
     _try(criterion, class_counts, name, options)
+    if label_smoothing:
+        criterion = partial(_smoothed, criterion=criterion, smoothing=label_smoothing)
     if reweight is not None:
         if loss is class_balanced:
             raise ValueError(f"loss '{name}' weighs the classes already; reweight another loss, such as 'ce'")
         weights = class_weights(_positive_counts(class_counts, "re-weighting"), beta=reweight)
         criterion = partial(_weighted, criterion=criterion, weights=weights)
     return partial(_checked, criterion=criterion, num_classes=None if class_counts is None else len(class_counts))
+
+
+def refuse_smoothing(name: str, smoothing: float) -> None:
+    """Raise ValueError for a label smoothing out of range, and for a loss on which it has no meaning."""
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"label smoothing lies in [0, 1), got {smoothing}")
+    reason = fact(LOSSES.get(name), "unsmoothed", "")
+    if smoothing and reason:
+        raise ValueError(f"loss '{name}' takes no label smoothing, got {smoothing:g}: {reason}")
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -117,16 +133,22 @@ def cdt(logits: Tensor, targets: Tensor, *, class_counts: Tensor, gamma: float =
     return vs(logits, targets, class_counts=class_counts, gamma=gamma, tau=0.0)
 
 
+@facts(unsmoothed="it smooths labels itself; set train.loss_options.smoothing")
 def label_smoothing(logits: Tensor, targets: Tensor, *, smoothing: float = 0.1) -> Tensor:
     """Cross-entropy to (1 - ε) one-hot + ε/K; ε = 0 is cross-entropy. Szegedy et al. 2016."""
     if not 0 <= smoothing < 1:
         raise ValueError(f"label smoothing needs smoothing in [0, 1), got {smoothing}")
     if targets.ndim == 2:
-        total = targets.sum(1, keepdim=True)
-        return F.cross_entropy(logits, (1 - smoothing) * targets + smoothing / logits.shape[1] * total)
+        return F.cross_entropy(logits, smooth(targets, smoothing))
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
+def smooth(targets: Tensor, smoothing: float) -> Tensor:
+    """Return targets (1 - ε) t + ε/K Σ t, of shares t (B, K) of the classes. The sum over the classes stays."""
+    return (1 - smoothing) * targets + smoothing / targets.shape[1] * targets.sum(1, keepdim=True)
+
+
+@facts(unsmoothed="it smooths labels itself; set train.loss_options.head and tail")
 def label_aware_smoothing(
     logits: Tensor, targets: Tensor, *, class_counts: Tensor, head: float = 0.3, tail: float = 0.0
 ) -> Tensor:
@@ -147,7 +169,7 @@ def label_aware_smoothing(
     return _shared(losses, targets) if targets.ndim == 2 else losses.gather(1, targets.unsqueeze(1)).mean()
 
 
-@facts(log_probabilities=False)
+@facts(log_probabilities=False, unsmoothed=NO_PROBABILITIES)
 def mse(logits: Tensor, targets: Tensor, *, target: float = 1.0, emphasis: float = 1.0) -> Tensor:
     """½(κ(z_y - M)² + Σ_{k≠y} z_k²), summed over classes: by default ½‖z - e_y‖² with e_y the one-hot target.
 
@@ -164,7 +186,7 @@ def mse(logits: Tensor, targets: Tensor, *, target: float = 1.0, emphasis: float
     return ((1 + (emphasis - 1) * own) * (logits - target * own).square()).sum(1).mean() / 2
 
 
-@facts(log_probabilities=False)
+@facts(log_probabilities=False, unsmoothed=NO_PROBABILITIES)
 def dot_regression(logits: Tensor, targets: Tensor, *, target: float = 1.0) -> Tensor:
     """½(z_y - t)²/t with t = √(E_W E_H), the product of the target lengths of w_y and h: 0 where z_y = t.
 
@@ -181,7 +203,7 @@ def dot_regression(logits: Tensor, targets: Tensor, *, target: float = 1.0) -> T
     return (own - target).square().mean() / (2 * target)
 
 
-@facts(log_probabilities=False)
+@facts(log_probabilities=False, unsmoothed="its margin is for the one true class; try train.loss=ce")
 def ldam(
     logits: Tensor, targets: Tensor, *, class_counts: Tensor, max_margin: float = 0.5, scale: float = 30.0
 ) -> Tensor:
@@ -200,7 +222,11 @@ def ldam(
     return F.cross_entropy(scale * (logits - margins * own), targets)
 
 
-@facts(corrects_sizes=True)
+@facts(
+    corrects_sizes=True,
+    unsmoothed="its weights would apply to smoothed labels by class; try train.loss=ce with train.reweight, which "
+    "weighs each sample",
+)
 def class_balanced(logits: Tensor, targets: Tensor, *, class_counts: Tensor, beta: float = 0.9999) -> Tensor:
     """Cross-entropy times the `class_weights` of β; β = 0 is cross-entropy. Cui, Jia, Lin, Song and Belongie 2019."""
     weights = class_weights(class_counts, beta=beta).to(logits)
@@ -258,6 +284,12 @@ def _checked(logits: Tensor, targets: Tensor, *, criterion: Loss, num_classes: i
     return criterion(logits, targets.to(logits.dtype) if targets.is_floating_point() else targets.long())
 
 
+def _smoothed(logits: Tensor, targets: Tensor, *, criterion: Loss, smoothing: float) -> Tensor:
+    """Return a criterion of smoothed targets; it is linear in soft targets."""
+    shares = targets if targets.ndim == 2 else F.one_hot(targets, logits.shape[1]).to(logits)
+    return criterion(logits, smooth(shares, smoothing))
+
+
 def _weighted(logits: Tensor, targets: Tensor, *, criterion: Loss, weights: Tensor) -> Tensor:
     """Return the mean over the batch of w_y times each sample's loss, for any criterion that is a batch mean."""
     if targets.ndim == 2:  # valid because a loss is linear in soft targets
@@ -304,9 +336,10 @@ def _positive_counts(class_counts: Sequence[int] | Tensor | None, what: str) -> 
     return counts
 
 
-# A row: (logits (B, K), targets (B,) or (B, K), options by keyword) -> scalar. Its facts, both optional:
+# A row: (logits (B, K), targets (B,) or (B, K), options by keyword) -> scalar. Its facts, all optional:
 # corrects_sizes       whether it removes the effect of the class sizes; then nothing else may do so
 # log_probabilities    False where its logits are no log-probabilities, so that adding log-priors has no meaning
+# unsmoothed           why it takes no label smoothing of its targets
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "ce": cross_entropy,
     "focal": focal,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from ncflow.lookup import lookup
 from ncflow.nn.classifier import Classifier
+from ncflow.resizing import resize_exactly
 
 
 class PictureClassifier(nn.Module):
@@ -18,8 +19,9 @@ class PictureClassifier(nn.Module):
 
     C is 1 for gray and 3 for RGB. With 2 or 4, the last channel is alpha, which is dropped. Gray becomes RGB by
     repetition, and RGB becomes gray by Pillow's weights, where `image_mode` (L or RGB) asks for it. The shorter side is
-    resized to `resize`, antialiased; the middle image_size × image_size stays. `pixel_mean` and `pixel_std` (one number
-    per channel) normalize values in [0, 1]. Raises ValueError for an unknown mode and for sizes that do not fit.
+    resized to `resize`, antialiased, by the rule `resizing`; the middle image_size × image_size stays. `pixel_mean` and
+    `pixel_std` (one number per channel) normalize values in [0, 1]. Raises ValueError for an unknown mode or rule, and
+    for sizes that do not fit.
 
     Example:
         model = PictureClassifier(classifier, image_mode="L", image_size=32, pixel_mean=[0.5], pixel_std=[0.2])
@@ -38,8 +40,11 @@ class PictureClassifier(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         resize: int | None = None,
+        resizing: str = "float32",
     ) -> None:
         super().__init__()
+        self.resizing = resizing
+        lookup(RESIZINGS, resizing, "resizing")
         self.image_mode, self.channels = image_mode, lookup(CHANNELS, image_mode, "image mode")
         self.image_size, self.resize = image_size, resize or image_size
         if not 0 < self.image_size <= self.resize:
@@ -59,7 +64,10 @@ class PictureClassifier(nn.Module):
 
     def prepare(self, pictures: Tensor) -> Tensor:
         """Pictures (B, H, W, C) uint8 -> the classifier's input (B, 3, S, S) float32."""
-        images = fit_square(self._channels(pictures), self.resize, self.image_size)
+        return self.normalize(fit_square(self._channels(pictures), self.resize, self.image_size, self.resizing))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Squares (B, 1 or 3, S, S) of values 0..255, as `image_mode` says -> the classifier's input."""
         images = (images / 255 - self.pixel_mean) / self.pixel_std
         return images.expand(-1, 3, -1, -1).contiguous()
 
@@ -77,22 +85,36 @@ def luma(images: Tensor) -> Tensor:
     return gray.unsqueeze(1)
 
 
-def fit_square(images: Tensor, resize: int, size: int) -> Tensor:
+def fit_square(images: Tensor, resize: int, size: int, resizing: str) -> Tensor:
     """Images (B, C, H, W) of values 0..255 -> their middle (B, C, size, size) in float32, with whole values.
 
-    It is the rule of `ncflow.data`: antialiased bilinear, the shorter side to `resize`, rounded. H and W may be symbols
-    of a graph, so nothing here branches on them. Resizing to the same size changes no bit.
+    It is the rule of `ncflow.data`: antialiased bilinear, the shorter side to `resize`, rounded as the row `resizing`
+    of RESIZINGS does. H and W may be symbols of a graph, so nothing here branches on them. Resizing to the same size
+    changes no bit.
     """
     sides = torch.stack([torch.scalar_tensor(side, dtype=torch.float64) for side in images.shape[-2:]])
     sides = (sides * (resize / sides.min())).round().long()  # of tensors: a graph cannot store `round` of symbols
     tall, wide = cast(list[int], [side.item() for side in sides])
     for side in (tall, wide):
         torch._check(side >= size)
-    resized = interpolate(images.float(), (tall, wide), mode="bilinear", antialias=True)
     # The data path crops twice: to a square of the stored size, then to the middle of that.
     starts = ((sides - resize) // 2 + (resize - size) // 2).to(images.device)
     rows, columns = torch.arange(size, device=images.device) + starts[:, None]
-    return resized.index_select(-2, rows).index_select(-1, columns).round().clamp(0, 255)
+    return RESIZINGS[resizing](images, (tall, wide), (rows, columns))
 
 
+def _in_float32(images: Tensor, resized: tuple[int, int], window: tuple[Tensor, Tensor]) -> Tensor:
+    images = interpolate(images.float(), resized, mode="bilinear", antialias=True)
+    return images.index_select(-2, window[0]).index_select(-1, window[1]).round().clamp(0, 255)
+
+
+def _in_whole_numbers(images: Tensor, resized: tuple[int, int], window: tuple[Tensor, Tensor]) -> Tensor:
+    return resize_exactly(images, resized, window).float()
+
+
+# Name -> (images (B, C, H, W), their new sides, the rows and columns that stay) -> images of whole values
+RESIZINGS: dict[str, Callable[[Tensor, tuple[int, int], tuple[Tensor, Tensor]], Tensor]] = {
+    "float32": _in_float32,
+    "uint8": _in_whole_numbers,
+}
 CHANNELS = {"L": 1, "RGB": 3}  # Pillow's modes of the stored pictures

@@ -24,24 +24,42 @@ def timm_backbone(
     neck: str = "none",
     num_features: int | None = None,
     pretrained: bool = False,
+    drop_path: float = 0.0,
 ) -> Backbone:
-    """Any timm model without its classifier; models that are built for one size receive `image_size`."""
-    body = timm_body(model, pretrained=pretrained, image_size=image_size)
+    """Any timm model without its classifier; models that are built for one size receive `image_size`.
+
+    `drop_path` is the rate of stochastic depth in the last block; it rises linearly from the first. Huang et al. 2016.
+    """
+    body = timm_body(model, pretrained=pretrained, image_size=image_size, drop_path=drop_path)
     layers = {path: path for path in _feature_stages(body)}
     return Backbone(body, body.head_hidden_size, neck=neck, project_to=num_features, layers=layers)
 
 
-def timm_body(model: str, *, pretrained: bool, image_size: int | None = None, **options: Any) -> Any:
-    """Return timm's model up to its pooled features, `.head_hidden_size` of them."""
+def timm_body(
+    model: str, *, pretrained: bool, image_size: int | None = None, drop_path: float = 0.0, **options: Any
+) -> Any:
+    """Return timm's model up to its pooled features, `.head_hidden_size` of them.
+
+    Raises ValueError for a rate of `drop_path` in a model without it.
+    """
     import timm
 
     if not timm.is_model(model):
         known = timm.list_models()
         nearest = difflib.get_close_matches(model, known, n=5)
         raise unknown("timm model", model, [*nearest, f"... (timm.list_models() has {len(known)})"])
+    options |= {"drop_path_rate": drop_path} if drop_path else {}
     build = partial(timm.create_model, model, pretrained=pretrained, num_classes=0, **options)
     make = build if image_size is None else partial(sized, build, image_size)
-    return published(partial(without_retries, make), f"timm's {model}") if pretrained else make()
+    try:
+        body = published(partial(without_retries, make), f"timm's {model}") if pretrained else make()
+    except (TypeError, ValueError) as refusal:
+        if "'drop_path_rate'" not in str(refusal):
+            raise
+        body = nn.Module()
+    if drop_path and not any(getattr(module, "drop_prob", 0) for module in body.modules()):
+        raise ValueError(f"timm's {model} has no drop path: expected model.drop_path 0, got {drop_path:g}")
+    return body
 
 
 def refuse_weightless(model: str) -> None:

@@ -44,9 +44,12 @@ def dinov2_small(
     neck: str = "batch_norm",
     num_features: int | None = None,
     pretrained: bool = False,
+    drop_path: float = 0.0,
 ) -> Backbone:
     """DINOv2 ViT-S on 14x14 patches, with a BatchNorm neck; d = 384. Oquab et al. 2024."""
-    body = _small_vit("vit_small_patch14_dinov2", image_size, patch_size, pretrained, init_values=LAYER_SCALE)
+    body = _small_vit(
+        "vit_small_patch14_dinov2", image_size, patch_size, pretrained, drop_path, init_values=LAYER_SCALE
+    )
     return Backbone(body, 384, neck=neck, project_to=num_features, layers=TWELVE_BLOCKS)
 
 
@@ -58,10 +61,12 @@ def dinov3_small(
     neck: str = "batch_norm",
     num_features: int | None = None,
     pretrained: bool = False,
+    drop_path: float = 0.0,
 ) -> Backbone:
     """DINOv3 ViT-S on 16x16 patches with registers and a BatchNorm neck; d = 384. Siméoni et al. 2025."""
     model = "vit_small_patch16_dinov3"
-    body = _small_vit(model, image_size, patch_size, pretrained, init_values=LAYER_SCALE, global_pool="token")
+    options = {"init_values": LAYER_SCALE, "global_pool": "token"}
+    body = _small_vit(model, image_size, patch_size, pretrained, drop_path, **options)
     return Backbone(body, 384, neck=neck, project_to=num_features, layers=TWELVE_BLOCKS)
 
 
@@ -74,24 +79,26 @@ def eva02_tiny(
     neck: str = "batch_norm",
     num_features: int | None = None,
     pretrained: bool = False,
+    drop_path: float = 0.0,
 ) -> Backbone:
     """EVA-02-Tiny on 14x14 patches, with a BatchNorm neck, not the final LayerNorm; d = 192. Fang et al. 2024."""
     # The published weights end in a norm of averaged tokens. A model with a class token lacks it: so not strict.
     options = {"global_pool": "token"} | ({"pretrained_strict": False} if pretrained else {})
-    body = _small_vit("eva02_tiny_patch14_224", image_size, patch_size, pretrained, **options)
+    body = _small_vit("eva02_tiny_patch14_224", image_size, patch_size, pretrained, drop_path, **options)
     if not final_norm:
         body.norm = nn.Identity()
     return Backbone(body, 192, neck=neck, project_to=num_features, layers=TWELVE_BLOCKS)
 
 
-def _small_vit(model: str, image_size: int, patch_size: int, pretrained: bool, **options: Any) -> Any:
+def _small_vit(model: str, image_size: int, patch_size: int, pretrained: bool, drop_path: float, **options: Any) -> Any:
     """Build timm's model. It ignores pixels beyond the last whole patch: of 32x32 images 14x14 patches cover 28x28."""
     if image_size < patch_size:
         raise ValueError(
             f"{model} needs image_size >= patch_size, got {image_size} and {patch_size}; "
             "resize the images or choose a smaller patch_size"
         )
-    return timm_body(model, pretrained=pretrained, img_size=image_size, patch_size=patch_size, **options)
+    sizes = {"img_size": image_size, "patch_size": patch_size}
+    return timm_body(model, pretrained=pretrained, drop_path=drop_path, **sizes, **options)
 
 
 # As in a plain ViT. Published training starts at 1e-5. Then the class token of random weights is the same for all

@@ -10,6 +10,8 @@ from typing import Any
 
 from ncflow.runs.layout import PROVENANCE
 
+FIRST_RESIZING = "float32"  # of the versions that had no other
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -47,13 +49,17 @@ class DataVersion:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How test pictures become the classifier's input: the options of `ncflow.nn.pictures.PictureClassifier`."""
+    """How test pictures become the classifier's input: the options of `ncflow.nn.pictures.PictureClassifier`.
+
+    resizing: the earlier rule in files of earlier versions, which do not name it.
+    """
 
     image_mode: str
     image_size: int
     resize: int
     pixel_mean: list[float]
     pixel_std: list[float]
+    resizing: str = FIRST_RESIZING
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Provenance:
     imports: file -> digest of the user's own modules. hardware: None in files of earlier versions, which hold text.
     final_model_sha256: None until the run is finished. extended_from: epochs of the finished run that it extends.
     checkpoint_sha256: of the file of weights that it started from. preprocessing: None in files of earlier versions.
+    stopped: why early stopping ended the run, the fields of `ncflow.training.Stopped`; None if it did not.
+    storage: split -> where its pixels were, which changes no result.
     """
 
     ncflow: str
@@ -75,6 +83,8 @@ class Provenance:
     final_model_sha256: str | None = None
     checkpoint_sha256: str | None = None
     preprocessing: Preprocessing | None = None
+    stopped: dict[str, Any] | None = None
+    storage: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -95,8 +105,9 @@ def _from_json(values: Mapping[str, Any]) -> Provenance:
     if not isinstance(snapshot["digest"], str) or not (names is None or isinstance(names, list)):
         raise ValueError("snapshot")
     imports = values.get("imports", {})
-    if not isinstance(imports, dict):
-        raise ValueError("imports")
+    storage = values.get("storage", {})
+    if not isinstance(imports, dict) or not isinstance(storage, dict):
+        raise ValueError("imports or storage")
     return Provenance(
         ncflow=str(values.get("ncflow")),
         torch=str(values.get("torch")),
@@ -108,6 +119,8 @@ def _from_json(values: Mapping[str, Any]) -> Provenance:
         final_model_sha256=values.get("final_model_sha256"),
         checkpoint_sha256=values.get("checkpoint_sha256"),
         preprocessing=_preprocessing(values.get("preprocessing")),
+        stopped=values.get("stopped"),
+        storage=storage,
     )
 
 
@@ -118,4 +131,6 @@ def _preprocessing(values: Any) -> Preprocessing | None:
     sizes, moments = (found.image_size, found.resize), (*found.pixel_mean, *found.pixel_std)
     if not all(type(size) is int for size in sizes) or not all(type(value) in (int, float) for value in moments):
         raise ValueError("preprocessing")
+    if not isinstance(found.resizing, str):
+        raise ValueError("resizing")
     return found

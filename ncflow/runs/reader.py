@@ -135,9 +135,13 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Dotted key -> its value in each run (None if absent), for the keys that differ between the runs."""
+    """Dotted key -> its value in each run (None if absent), for the keys that differ between the runs.
+
+    Keys that do not change a run are left out.
+    """
     configs = [run.options for run in runs]
-    table = {key: [config.get(key) for config in configs] for key in dict.fromkeys(k for c in configs for k in c)}
+    keys = dict.fromkeys(key for config in configs for key in config if not key.startswith(("data.", "tracking.")))
+    table = {key: [config.get(key) for config in configs] for key in keys}
     return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
 
 

@@ -130,7 +130,8 @@ def summarize(record: EpochRecord) -> dict[str, Any]:
     """The content of metrics_epoch_N.json: the first seed's keys, then all metrics of every split.
 
     Under the seed's keys, accuracies are those of the test split. "tail_acc" is null if that split has no sample of the
-    rarest classes. The drift is that of the training features.
+    rarest classes. The drift is that of the training features. "analyze" is "streaming" where those are the features of
+    training itself.
     """
     train, test = record.analysis["train"].metrics, record.analysis["test"].metrics
     return {
@@ -143,6 +144,7 @@ def summarize(record: EpochRecord) -> dict[str, Any]:
         },
         "lr": record.lr,
         "loss": record.loss,
+        **({"analyze": "streaming"} if record.analysis["train"].streamed else {}),
     } | {split: result.metrics for split, result in record.analysis.items()}
 
 

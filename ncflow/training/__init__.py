@@ -3,9 +3,11 @@
 from accelerate.utils import set_seed
 
 from ncflow.training.agd import AGD, remove_affine
+from ncflow.training.agreement import agree, from_first, refuse_unshared
 from ncflow.training.average import MovingAverage
+from ncflow.training.compiling import refuse_compiling
 from ncflow.training.evaluation import Analysis, Evaluation, Splits, evaluate, evaluate_splits
-from ncflow.training.faults import OutOfMemory, explained_faults, is_out_of_memory
+from ncflow.training.faults import Disconnected, OutOfMemory, explained_faults, is_out_of_memory
 from ncflow.training.hardware import create_accelerator, keep_freed_memory, resolve_precision
 from ncflow.training.loop import Diverged, EpochRecord, fit
 from ncflow.training.objective import FeatureObjective, Objective
@@ -19,7 +21,9 @@ from ncflow.training.optimizers import (
     initialize,
     parameter_groups,
 )
+from ncflow.training.plan import Plan
 from ncflow.training.state import Parts, StateFolder, differing_tensors, get_randomness, misfit, set_randomness
+from ncflow.training.stopping import EarlyStopping, Stopped
 
 __all__ = [
     "ADAPTIVE",
@@ -28,7 +32,9 @@ __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "Analysis",
+    "Disconnected",
     "Diverged",
+    "EarlyStopping",
     "EpochRecord",
     "Evaluation",
     "FeatureObjective",
@@ -36,8 +42,11 @@ __all__ = [
     "Objective",
     "OutOfMemory",
     "Parts",
+    "Plan",
     "Splits",
     "StateFolder",
+    "Stopped",
+    "agree",
     "create_accelerator",
     "create_optimizer",
     "create_schedule",
@@ -46,12 +55,15 @@ __all__ = [
     "evaluate_splits",
     "explained_faults",
     "fit",
+    "from_first",
     "get_randomness",
     "initialize",
     "is_out_of_memory",
     "keep_freed_memory",
     "misfit",
     "parameter_groups",
+    "refuse_compiling",
+    "refuse_unshared",
     "remove_affine",
     "resolve_precision",
     "set_randomness",

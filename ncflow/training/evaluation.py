@@ -37,7 +37,7 @@ class Evaluation:
     """Results on one split: metrics by name, logits (N, K) and targets (N,) in stored order, and two kinds of means.
 
     class_means (K, d) has NaN for absent classes. sample_mean (d,) is μ_N, the drift vector. features (N, d) are kept
-    where `Analysis.features` asks for them.
+    where `Analysis.features` asks for them. `streamed` is whether all is from the forwards of training, in their order.
     """
 
     metrics: dict[str, float]
@@ -46,6 +46,7 @@ class Evaluation:
     class_means: Tensor
     sample_mean: Tensor
     features: Tensor | None = None
+    streamed: bool = False
 
     @property
     def predictions(self) -> Tensor:
@@ -62,6 +63,12 @@ class Splits:
     class_counts: Sequence[int]
     validation: Batches | None = None
 
+    @property
+    def places(self) -> dict[str, str]:
+        """Split -> where its pixels are."""
+        named = {"train": self.train, "val": self.validation, "test": self.test}
+        return {split: batches.pictures.place for split, batches in named.items() if batches is not None}
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -72,7 +79,8 @@ class Analysis:
     accuracies of logits adjusted post hoc by the training class sizes, and the τ; None chooses τ on the validation
     split, or takes 1 without one; 0 measures none. objective: its value, and its gap to theory, on the train split.
     average: a moving average of the classifier, which `fit` updates after each step and measures instead. features:
-    keep the features of every split in its evaluation.
+    keep the features of every split in its evaluation. streaming: the training split is measured by the forwards of
+    training, without a second pass; the last analysis is exact.
     """
 
     every: int = 1
@@ -82,6 +90,7 @@ class Analysis:
     objective: FeatureObjective | None = None
     average: MovingAverage | None = None
     features: bool = False
+    streaming: bool = False
 
 
 def evaluate(
@@ -125,16 +134,17 @@ def evaluate_splits(
     analysis: Analysis = Analysis(),
     *,
     accelerator: Accelerator | None = None,
+    on_train: Evaluation | None = None,
 ) -> dict[str, Evaluation]:
     """Return {"train": …, "test": …} and, if there is a validation split, "val".
 
-    Unseen samples are compared with the class means of training. The metrics of the train split include the head's
-    diagnostics as head/<name>.
+    `on_train` is the result on the training split, if it is already known. Unseen samples are compared with the class
+    means of training. The metrics of the train split include the head's diagnostics as head/<name>.
     """
     measure = partial(
         evaluate, classifier, class_counts=splits.class_counts, analysis=analysis, accelerator=accelerator
     )
-    on_train = measure(splits.train)
+    on_train = measure(splits.train) if on_train is None else on_train
     diagnostics = classifier.head.diagnostics(solver=analysis.solver)
     on_train.metrics.update({f"head/{name}": value for name, value in diagnostics.items()})
     unseen = {"test": splits.test} | ({"val": splits.validation} if splits.validation is not None else {})

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ncflow.lookup import check_options, explained_options, lookup
+from ncflow.nn.depths import parameter_depths
 from ncflow.training.agd import AGD, orthogonal_init
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
@@ -30,24 +31,58 @@ def create_optimizer(name: str, parameters: Parameters, **options: Any) -> torch
     check_options(optimizer, chosen, f"optimizer '{name}'")
     with explained_options(f"optimizer '{name}'", chosen):
         try:
-            return optimizer(list(parameters), **chosen)
+            made = optimizer(list(parameters), **chosen)
         except ValueError as error:  # torch's error names neither the optimizer nor the other options
             raise TypeError(error) from error
+    for group in made.param_groups:
+        group["lr"] *= group.get("lr_scale", 1.0)
+    return made
 
 
-def parameter_groups(module: nn.Module, *, decay: str = "all") -> list[dict[str, Any]]:
-    """Return a module's trainable parameters in up to two groups: with the optimizer's weight decay, and without.
+def parameter_groups(module: nn.Module, *, decay: str = "all", layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Return a module's trainable parameters in groups: with the optimizer's weight decay, and without.
 
     `decay` selects the parameters with weight decay. "all" selects all. "matrices" selects all but biases and norms'
     scales and shifts. "head" selects those of the classifier head alone. That is the weight decay of the
     unconstrained-feature model, whose other half is the penalty on features.
+
+    A `layer_decay` below 1 scales the learning rate of a classifier's layers, by its power of their distance from the
+    head. Clark, Luong, Le and Manning 2020. Raises ValueError for a backbone without layers.
     """
     decays = lookup(DECAYS, decay, "choice of decayed parameters")
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if layer_decay == 1:
+        return _groups_by_decay(trained, decays)
+    depths, top = _depths(module, layer_decay)
+    layers = [[each for each in trained if depths.get(each[0], top) == depth] for depth in range(top + 1)]
+    return [
+        group | {"lr_scale": layer_decay ** (top - depth)}
+        for depth, layer in enumerate(layers)
+        for group in _groups_by_decay(layer, decays)
+    ]
+
+
+def _groups_by_decay(
+    trained: Sequence[tuple[str, nn.Parameter]], decays: Callable[[str, nn.Parameter], bool]
+) -> list[dict[str, Any]]:
     decayed = [parameter for name, parameter in trained if decays(name, parameter)]
     others = [parameter for name, parameter in trained if not decays(name, parameter)]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _depths(module: nn.Module, layer_decay: float) -> tuple[dict[str, int], int]:
+    """Depth by name of each parameter of a classifier's backbone, and that of its head."""
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay is a factor of the learning rate in (0, 1], got {layer_decay}")
+    backbone = getattr(module, "backbone", None)
+    depths, top = parameter_depths(backbone) if isinstance(backbone, nn.Module) else ({}, 0)
+    if len({*depths.values(), top}) < 2:
+        raise ValueError(
+            f"layer_decay={layer_decay:g} needs a classifier whose backbone has layers, got "
+            f"{type(backbone or module).__name__} without any; use layer_decay=1, or another backbone"
+        )
+    return {f"backbone.{name}": depth for name, depth in depths.items()}, top
 
 
 def initialize(name: str, module: nn.Module) -> None:

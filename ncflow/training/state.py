@@ -24,6 +24,7 @@ from torch import nn
 
 from ncflow.files import folder_next_to, replace_folder, write_atomically, write_text
 from ncflow.tensors import read_tensors, write_tensors
+from ncflow.training.stopping import EarlyStopping
 
 State = dict[str, Any]
 LIKE_PARAMETERS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg"}  # an optimizer's, shaped like parameters
@@ -153,27 +154,36 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: nn.Module | None = None
+    stop: EarlyStopping | None = None
 
 
 def collect_state(epoch: int, parts: Parts) -> State:
     """Return the state after `epoch`, with the tensors of training itself; all processes call it together."""
+    average, stop = parts.average, parts.stop
     return {
         "epoch": epoch,
         "model": parts.classifier.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "scaler": parts.scaler.state_dict(),
         "randomness": gather_object([get_randomness()]),
-    } | ({} if parts.average is None else {"average": parts.average.state_dict()})
+        **({} if average is None else {"average": average.state_dict()}),
+        **({} if stop is None else {"stop": stop.state_dict()}),
+    }
 
 
 def misfit(
-    state: State, classifier: nn.Module, optimizer: torch.optim.Optimizer, *, averaged: bool = False
+    state: State,
+    classifier: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    averaged: bool = False,
+    stopping: bool = False,
 ) -> str | None:
     """Return in a few words why an intact state does not fit this classifier and optimizer; None if it fits.
 
-    `averaged` is whether the training has a moving average.
+    `averaged` is whether the training has a moving average, and `stopping` whether it may stop early.
     """
-    needed = ("model", "optimizer", "scaler", "randomness", *(["average"] if averaged else []))
+    needed = ("model", "optimizer", "scaler", "randomness", *["average"] * averaged, *["stop"] * stopping)
     if lacking := [key for key in needed if key not in state]:
         return f"it lacks {', '.join(lacking)}"
     if other := differing_tensors(state["model"], classifier.state_dict()):
@@ -227,6 +237,8 @@ def apply_state(state: State, parts: Parts, process_index: int) -> int:
         parts.optimizer.load_state_dict(state["optimizer"])
         if parts.average is not None:
             parts.average.load_state_dict(state["average"])
+        if parts.stop is not None:
+            parts.stop.load_state_dict(state["stop"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"the state after epoch {state['epoch']} is of another model or optimizer: {error}") from error
     parts.scaler.load_state_dict(state["scaler"])

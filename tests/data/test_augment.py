@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from ncflow.data.augment import AUGMENTATIONS, CROP_PADDING, RANDOM_NUMBERS, create_augmentation
+from ncflow.data.augment import (
+    AUGMENTATIONS,
+    CROP_PADDING,
+    RANDOM_NUMBERS,
+    _each,
+    create_augmentation,
+    cut_one_by_one,
+    cut_together,
+)
 
 
 def flip_one(image, uniform):
@@ -72,6 +81,21 @@ def test_a_random_resized_crop_of_the_whole_area_is_nearly_the_image():
     image = torch.arange(144, dtype=torch.uint8).view(1, 1, 12, 12)
     whole = create_augmentation("random_resized_crop", image_size=12, options={"random_resized_crop": {"scale": 1.0}})
     assert (whole(image, torch.full((1, 3), 0.5)).int() - image.int()).abs().float().mean() < 10
+
+
+def test_a_random_resized_crop_is_that_of_torchvision_to_the_bit(images):
+    uniform = torch.rand(len(images), RANDOM_NUMBERS, generator=torch.manual_seed(1))
+    theirs = _each(images, uniform, "RandomResizedCrop", size=9, scale=(0.08, 1.0), antialias=True)
+    assert torch.equal(AUGMENTATIONS["random_resized_crop"](images, uniform, size=9), theirs)
+
+
+@pytest.mark.parametrize("size", [8, 12, 31])
+def test_crops_by_products_have_the_bits_of_crops_one_by_one(images, size):
+    random = np.random.RandomState(size)
+    sides = random.randint(1, 13, (len(images), 2))
+    corners = (random.rand(len(images), 2) * (13 - sides)).astype(int)
+    boxes = torch.from_numpy(np.concatenate([corners, sides], axis=1))
+    assert torch.equal(cut_together(images, boxes, size), cut_one_by_one(images, boxes, size))
 
 
 def test_crops_come_from_larger_pictures_and_evaluation_takes_the_middle():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ncflow.data import Share, Storage
+from ncflow.data import Share, SnapshotDamaged, Storage
 from ncflow.data.augment import AUGMENTATIONS, create_augmentation
-from ncflow.data.images import decode_image
+from ncflow.data.decoding import RESIZINGS, decode, fit_square
+from ncflow.data.images import PictureDamaged, decode_image
 from ncflow.data.loaders import Batches, batch_sizes, load_batches
-from ncflow.data.pictures import Resident, Streamed, fit_square
+from ncflow.data.pictures import Resident, Streamed
 from ncflow.data.sampling import SAMPLINGS
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
@@ -155,16 +157,101 @@ def test_another_epoch_is_augmented_differently(digits):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("augment", ["crop_flip", "random_resized_crop"])
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("which", ["digits", "flower_snapshot"])
-def test_streamed_batches_equal_resident_ones(which, device, request):
+def test_streamed_batches_equal_resident_ones(which, workers, augment, device, request):
     snapshot = request.getfixturevalue(which)
-    options = {"batch_size": 128, "augment": "crop_flip", "device": device}
-    resident = load_batches(snapshot, "train", **options)
-    streamed = load_batches(snapshot, "train", storage=Storage(0, 1), **options)
+    options = {"batch_size": 128, "augment": augment, "device": device}
+    resident = load_batches(snapshot, "train", storage=Storage(2**30, workers), **options)
+    streamed = load_batches(snapshot, "train", storage=Storage(0, workers), **options)
     assert isinstance(resident.pictures, Resident) and isinstance(streamed.pictures, Streamed)
     for ours, theirs in [(resident.shuffled(0), streamed.shuffled(0)), (resident.ordered(), streamed.ordered())]:
         for (images, targets), (same_images, same_targets) in zip(ours, theirs, strict=True):
             assert torch.equal(images, same_images) and torch.equal(targets, same_targets)
+
+
+def test_passes_over_streamed_pictures_do_not_disturb_each_other(flower_snapshot):
+    resident = load_batches(flower_snapshot, "train", batch_size=3)
+    streamed = load_batches(flower_snapshot, "train", batch_size=3, storage=Storage(0, 2))
+    expected = [images for images, _ in resident.shuffled(1)]
+    abandoned = streamed.shuffled(0)
+    next(abandoned)
+    passes = [streamed.shuffled(1), streamed.shuffled(1)]
+    for theirs, *ours in zip(expected, *passes, strict=True):
+        assert all(torch.equal(images, theirs) for images, _ in ours)
+    abandoned.close()
+    assert all(torch.equal(ours, theirs) for (ours, _), theirs in zip(streamed.shuffled(1), expected, strict=True))
+
+
+@pytest.mark.parametrize("storage", [Storage(2**30), Storage(0, 2)])
+def test_no_pass_draws_from_the_random_numbers_of_training(flower_snapshot, storage):
+    batches = load_batches(flower_snapshot, "train", batch_size=3, storage=storage, augment="random_resized_crop")
+    before = torch.get_rng_state()
+    assert list(batches.shuffled(0)) and list(batches.ordered())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_pictures_that_fit_memory_are_decoded_once(flower_snapshot, monkeypatch):
+    decoded = []
+    monkeypatch.setattr("ncflow.data.pictures.decode", lambda *inputs: decoded.append(inputs) or decode(*inputs))
+    resident = load_batches(flower_snapshot, "train", batch_size=3)
+    streamed = load_batches(flower_snapshot, "train", batch_size=3, storage=Storage(5 * 3 * 32 * 32 + 7, 2))
+    count, passes = streamed.num_samples, [streamed.ordered(), streamed.shuffled(1), streamed.ordered()]
+    expected = [resident.ordered(), resident.shuffled(1), resident.ordered()]
+    decoded.clear()
+    for number, (ours, theirs) in enumerate(zip(passes, expected, strict=True)):
+        assert all(torch.equal(one, other) for (one, _), (other, _) in zip(ours, theirs, strict=True))
+        assert len(decoded) == count + number * (count - 5)
+    assert streamed.pictures.place == "decoded for each batch by 2 threads, but for 5 that stay in main memory"
+
+
+def test_the_threads_that_decode_stay_over_all_epochs(flower_snapshot):
+    batches = load_batches(flower_snapshot, "train", batch_size=3, storage=Storage(0, 2))
+    found = set()
+    for epoch in range(3):
+        assert list(batches.shuffled(epoch))
+        found |= {thread.ident for thread in threading.enumerate() if thread.name.startswith("pictures")}
+    assert 1 <= len(found) <= 2
+
+
+@pytest.mark.parametrize("storage", [Storage(2**30, 2), Storage(0, 2)])
+def test_a_picture_that_cannot_be_decoded_is_named(flower_snapshot, storage, monkeypatch):
+    def fail(content, mode):
+        raise PictureDamaged("broken")
+
+    monkeypatch.setattr("ncflow.data.pictures.decode", fail)
+    with pytest.raises(SnapshotDamaged, match="train.parquet is damaged: row 0: broken"):
+        list(load_batches(flower_snapshot, "train", storage=storage).ordered())
+
+
+def test_an_older_run_has_its_rule_of_resizing(flower_snapshot):
+    new, old, float32 = (
+        torch.cat([images for images, _ in load_batches(flower_snapshot, "train", resizing=rule).ordered()])
+        for rule in (None, "uint8", "float32")
+    )
+    assert torch.equal(new, old) and not torch.equal(new, float32)
+    assert (new - float32).abs().max() < 1.01 / 255 / min(flower_snapshot.manifest["pixel_std"])
+
+
+def test_without_a_choice_a_share_of_the_free_memory_holds_pixels(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("ncflow.data.loaders.free_memory", lambda: 1000)
+    assert [Storage().bytes_on(cpu), Storage().bytes_on(cpu, 2), Storage(7).bytes_on(cpu, 2)] == [250, 125, 7]
+    monkeypatch.setattr("ncflow.data.loaders.free_memory", lambda: None)
+    assert Storage().bytes_on(cpu) == 2 * 2**30
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (800, 1000))
+    assert Storage().bytes_on(torch.device("cuda"), 2) == 400  # each process has its own device
+
+
+def test_without_a_choice_the_processes_share_the_cpus(monkeypatch):
+    monkeypatch.setattr("ncflow.data.loaders.num_cpus", lambda: 8)
+    assert [Storage().threads(), Storage().threads(2), Storage().threads(16), Storage(workers=5).threads(2)] == [
+        8,
+        4,
+        1,
+        5,
+    ]
 
 
 @pytest.mark.parametrize("storage", [Storage(), Storage(0, 1)])
@@ -198,15 +285,29 @@ def test_ordered_images_are_the_stored_ones_normalized_and_gray_thrice(digits):
     assert images.mean().item() == pytest.approx(0, abs=1e-4) and images.std().item() == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 33, 300])
+def test_normalized_numbers_are_those_of_the_definition_to_the_bit(channels, size):
+    given = torch.randint(0, 256, (5, channels, size, size + 1), dtype=torch.uint8)
+    mean, std = torch.rand(channels), torch.rand(channels)
+    batches = replace(numbered(10, batch_size=4), pixel_mean=mean, pixel_std=std)
+    expected = (given.float() / 255 - mean.view(-1, 1, 1)) / std.clamp_min(1 / 255).view(-1, 1, 1)
+    for images in (given, given.contiguous(memory_format=torch.channels_last)):
+        found = batches._normalized(images)
+        assert torch.equal(found, expected.expand(-1, 3, -1, -1))
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_channel_that_never_changes_gives_finite_images():
     batches = replace(numbered(10, batch_size=4), pixel_std=torch.zeros(1))
     assert all(images.isfinite().all() for images, _ in batches.ordered())
 
 
+@pytest.mark.parametrize("resizing", RESIZINGS)
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (100, 64), (20, 47), (32, 32)])
-def test_resizing_agrees_with_pillow(height, width):
+def test_resizing_agrees_with_pillow(height, width, resizing):
     pixels = np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8)
-    ours = fit_square(torch.from_numpy(pixels).permute(2, 0, 1)[None], 32)[0].permute(1, 2, 0).numpy()
+    ours = fit_square(torch.from_numpy(pixels).permute(2, 0, 1)[None], 32, resizing)[0].permute(1, 2, 0).numpy()
     scale = 32 / min(height, width)
     theirs = Image.fromarray(pixels).resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
     left, top = (theirs.width - 32) // 2, (theirs.height - 32) // 2
@@ -231,7 +332,10 @@ def test_a_full_batch_is_the_whole_split_in_one_step(digits, num_processes):
 
 def test_a_full_batch_that_does_not_fit_in_memory_is_refused(digits):
     count = sum(digits.class_counts)
-    message = f"full batch of {count} images of 32x32 takes {count * 1024} bytes, more than the 1000 that may stay"
+    message = (
+        f"full batch of {count} images of 32x32 takes {count * 1024} bytes, more than the 1000 that may stay in "
+        "memory; use a smaller batch size, smaller images, or data.resident_bytes"
+    )
     with pytest.raises(ValueError, match=message):
         load_batches(digits, "train", batch_size=None, storage=Storage(1000))
 

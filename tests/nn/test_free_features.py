@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ncflow.data import SOURCES, Snapshot, load_batches
+from ncflow.data.decoding import fit_square
 from ncflow.data.images import ImageSource
-from ncflow.data.pictures import fit_square
 from ncflow.nn import Classifier, create_head, create_loss
 from ncflow.nn.free_features import FreeFeatures, free_features, sample_numbers
 from ncflow.theory import Optimum, fixed_etf_feature_norm, predicted_optimum
@@ -30,7 +30,7 @@ def numbered(numbers: Sequence[int]) -> np.ndarray:
 
 def images(numbers: Sequence[int], size: int = 8) -> Tensor:
     """(B, 3, S, S), enlarged and normalized as a batch of training is."""
-    pixels = fit_square(torch.from_numpy(numbered(numbers)).unsqueeze(1), size).float()
+    pixels = fit_square(torch.from_numpy(numbered(numbers)).unsqueeze(1), size, "float32").float()
     return ((pixels - pixels.mean()) / pixels.std()).expand(-1, 3, -1, -1).contiguous()
 
 

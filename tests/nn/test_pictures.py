@@ -12,11 +12,12 @@ from PIL import Image
 from torch import nn
 
 from ncflow.data import Snapshot, load_batches
-from ncflow.data import pictures as data_path
+from ncflow.data import decoding as data_path
 from ncflow.nn import Output, PictureClassifier
-from ncflow.nn.pictures import fit_square, luma
+from ncflow.nn.pictures import RESIZINGS, fit_square, luma
 
 MODES = {"L": 1, "RGB": 3}
+RULES = sorted(data_path.RESIZINGS)
 
 
 class Flat(nn.Module):
@@ -26,39 +27,49 @@ class Flat(nn.Module):
         return Output(images.flatten(1), images.flatten(1))
 
 
-def model_of(mode: str, image_size: int = 8, resize: int | None = None) -> PictureClassifier:
+def model_of(mode: str, image_size: int = 8, resize: int | None = None, resizing: str = "float32") -> PictureClassifier:
     channels = MODES[mode]
     mean, std = [0.1, 0.5, 0.7][:channels], [0.2, 0.3, 0.0][:channels]  # a constant channel has std 0
-    return PictureClassifier(
-        Flat(), image_mode=mode, image_size=image_size, resize=resize, pixel_mean=mean, pixel_std=std
-    ).eval()
+    sizes = {"image_size": image_size, "resize": resize, "resizing": resizing}
+    return PictureClassifier(Flat(), image_mode=mode, **sizes, pixel_mean=mean, pixel_std=std).eval()
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
+def test_both_have_the_same_rules_of_resizing() -> None:
+    assert sorted(RESIZINGS) == RULES
+
+
+@pytest.mark.parametrize("resizing", RULES)
 @pytest.mark.parametrize("size", [8, 17, 32])
-def test_fitting_a_square_is_that_of_the_data_path_to_the_bit(size: int) -> None:
-    for seed in range(60):
-        height, width = np.random.default_rng(seed).integers(1, 90, 2).tolist()
+def test_fitting_a_square_is_that_of_the_data_path_to_the_bit(size: int, resizing: str) -> None:
+    for seed in range(30):
+        height, width = np.random.default_rng(seed).integers(1, (20, 90, 200)[seed % 3], 2).tolist()
         images = noise(2, 3, height, width, seed=seed)
-        assert torch.equal(fit_square(images, size, size).byte(), data_path.fit_square(images, size))
+        fitted = fit_square(images, size, size, resizing)
+        assert torch.equal(fitted.byte(), data_path.fit_square(images, size, resizing))
 
 
+@pytest.mark.parametrize("resizing", RULES)
 @pytest.mark.parametrize(("height", "width"), [(16, 25), (48, 75), (9, 33), (3, 64), (7, 500), (21, 50), (13, 13)])
-def test_sizes_between_two_whole_numbers_are_rounded_as_by_the_data_path(height: int, width: int) -> None:
+def test_sizes_between_two_whole_numbers_are_rounded_as_by_the_data_path(
+    height: int, width: int, resizing: str
+) -> None:
     for size in (8, 16, 24, 40):
         images = noise(1, 1, height, width)
-        assert torch.equal(fit_square(images, size, size).byte(), data_path.fit_square(images, size))
+        fitted = fit_square(images, size, size, resizing)
+        assert torch.equal(fitted.byte(), data_path.fit_square(images, size, resizing))
 
 
-def test_a_margin_is_cropped_as_by_the_data_path() -> None:
+@pytest.mark.parametrize("resizing", RULES)
+def test_a_margin_is_cropped_as_by_the_data_path(resizing: str) -> None:
     for height, width, resize, size in ((30, 41, 19, 16), (50, 20, 37, 32), (10, 11, 10, 7)):
         images = noise(2, 3, height, width)
-        stored, start = data_path.fit_square(images, resize), (resize - size) // 2
+        stored, start = data_path.fit_square(images, resize, resizing), (resize - size) // 2
         window = slice(start, start + size)
-        assert torch.equal(fit_square(images, resize, size).byte(), stored[..., window, window])
+        assert torch.equal(fit_square(images, resize, size, resizing).byte(), stored[..., window, window])
 
 
 def test_gray_values_of_colors_are_those_of_pillow() -> None:
@@ -92,6 +103,7 @@ def test_a_snapshot_of_various_sizes_gives_the_batches_of_training(tmp_path: Pat
         resize=18 if augment == "random_resized_crop" else None,
         pixel_mean=manifest["pixel_mean"],
         pixel_std=manifest["pixel_std"],
+        resizing=data_path.resizing_of(manifest["image_mode"]),
     )
     assert manifest["image_mode"] == ("L" if gray else "RGB")
     ours = [
@@ -100,9 +112,9 @@ def test_a_snapshot_of_various_sizes_gives_the_batches_of_training(tmp_path: Pat
     assert torch.equal(torch.cat(ours), images)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_stored_graph_takes_pictures_of_any_size_batch_and_channels(tmp_path: Path, mode: str) -> None:
-    model = model_of(mode, 8, 10)
+@pytest.mark.parametrize(("mode", "resizing"), [("L", "float32"), ("RGB", "uint8"), ("RGB", "float32")])
+def test_a_stored_graph_takes_pictures_of_any_size_batch_and_channels(tmp_path: Path, mode: str, resizing: str) -> None:
+    model = model_of(mode, 8, 10, resizing)
     free = dict.fromkeys(range(4), torch.export.Dim.AUTO)
     program = torch.export.export(model, (noise(2, 9, 11, 3),), dynamic_shapes=(free,))
     torch.export.save(program, tmp_path / "model.pt2")
@@ -118,6 +130,8 @@ def test_what_does_not_fit_is_refused() -> None:
     options = {"image_size": 8, "pixel_mean": [0.5], "pixel_std": [0.5]}
     with pytest.raises(ValueError, match="image mode 'CMYK'"):
         PictureClassifier(Flat(), image_mode="CMYK", **options)
+    with pytest.raises(ValueError, match="unknown resizing 'uint16'"):
+        PictureClassifier(Flat(), image_mode="L", resizing="uint16", **options)
     with pytest.raises(ValueError, match="mode RGB needs pixel_mean and pixel_std of length 3, got 1 and 1"):
         PictureClassifier(Flat(), image_mode="RGB", **options)
     with pytest.raises(ValueError, match="image_size <= resize, got 8 and 7"):

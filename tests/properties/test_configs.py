@@ -152,7 +152,9 @@ def throw_at(path: tuple[str, ...], value: Any) -> str | None:
         name = next(name for name in HEADS if path[1] in head_section(name).model_fields)
         section = {"name": name, **({"solver": "riemannian"} if name == "nearest_etf" else {})}
     inner = [value] if path == ("grid", "seed") else value
-    values = {path[0]: section | {path[1]: inner}} if len(path) == 2 else {path[0]: value}
+    for key in reversed(path[1:]):
+        inner = {key: inner}
+    values = {path[0]: section | inner if len(path) > 1 else inner}
     return refusal(lambda: assembly.check(make_params(values)))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ncflow.runs.provenance import DataVersion, Hardware, Provenance, read_provenance
+from ncflow.runs.provenance import DataVersion, Hardware, Preprocessing, Provenance, read_provenance
 
 CPU = torch.device("cpu")
 MADE = Provenance("0.1.0", "2.15", "abc", DataVersion("digits", "0123", ["a", "b"]), Hardware(2, "cpu", 4, "bf16"))
@@ -28,6 +29,21 @@ def test_provenance_is_read_back_as_it_was_written(tmp_path: Path):
     assert read_provenance(tmp_path) == MADE
 
 
+def test_storage_and_preprocessing_are_read_back(tmp_path: Path):
+    how = Preprocessing("RGB", 32, 36, [0.5] * 3, [0.2] * 3, "uint8")
+    made = replace(MADE, preprocessing=how, storage={"train": "decoded for each batch by 2 threads"})
+    (tmp_path / "provenance.json").write_text(made.as_json())
+    assert read_provenance(tmp_path) == made
+
+
+def test_files_of_earlier_versions_resized_in_float32(tmp_path: Path):
+    values = json.loads(replace(MADE, preprocessing=Preprocessing("RGB", 32, 36, [0.5] * 3, [0.2] * 3)).as_json())
+    del values["preprocessing"]["resizing"]
+    (tmp_path / "provenance.json").write_text(json.dumps(values))
+    found = read_provenance(tmp_path).preprocessing
+    assert found is not None and found.resizing == "float32"
+
+
 def test_files_of_earlier_versions_have_no_typed_hardware(tmp_path: Path):
     values = json.loads(MADE.as_json()) | {"hardware": "1 process on cpu (2 threads), bf16"}
     (tmp_path / "provenance.json").write_text(json.dumps(values))
@@ -36,7 +52,8 @@ def test_files_of_earlier_versions_have_no_typed_hardware(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"snapshot": 3}', '{"snapshot": {"digest": 3}}', "[" * 9000,
-             '{"snapshot": {"digest": "a"}, "hardware": {"gpu": 1}}', '{"snapshot": {"digest": "a"}, "imports": 3}'],
+             '{"snapshot": {"digest": "a"}, "hardware": {"gpu": 1}}', '{"snapshot": {"digest": "a"}, "imports": 3}',
+             '{"snapshot": {"digest": "a"}, "storage": 3}'],
 )  # fmt: skip
 def test_damaged_provenance_is_refused_by_name(tmp_path: Path, text: str):
     (tmp_path / "provenance.json").write_text(text)

@@ -138,3 +138,9 @@ def test_differences_are_the_keys_on_which_runs_disagree(make_run: MakeRun) -> N
     assert differences["train.epochs"] == [12, None]
     assert "train.lr" not in differences
     assert config_differences(runs[:1]) == {}
+
+
+def test_keys_that_change_no_run_are_no_differences(make_run: MakeRun) -> None:
+    other = {"data": {"workers": 2}, "tracking": {"register": "mine"}}
+    runs = load_runs([make_run("a"), make_run("b", overrides=other)])
+    assert not {"data.workers", "tracking.register"} & config_differences(runs).keys()

@@ -128,7 +128,7 @@ def test_the_history_holds_every_epoch_analyzed_or_not(tmp_path, record, classif
     for each in (PLAIN, record):
         folder.write_record(each, classifier.head, digits.class_counts)
         history = json.loads((folder.path / "history.json").read_text())
-        assert history[-1] == {name: v for name, v in vars(each).items() if name not in ("analysis", "state")}
+        assert history[-1] == {name: v for name, v in vars(each).items() if name not in ("analysis", "last", "state")}
     assert [epoch["epoch"] for epoch in history] == [1, 2]
 
 
