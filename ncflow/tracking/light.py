@@ -8,23 +8,24 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
-# mlflow.pytorch imports Lightning to offer its callback, and Lightning imports transformers: 1.6 seconds of a run.
-UNUSED = ("pytorch_lightning", "lightning")
+# A callback that ncflow does not use. It imports Lightning, which takes 1.6 seconds of a run, and it sets the level of the
+# root logger to ERROR, which would drop the warnings of every package.
+UNUSED = ("mlflow.pytorch._lightning_autolog",)
 
 
 def import_model_writer() -> ModuleType:
-    """Return the module `mlflow.pytorch`. It imports no Lightning, unless this process already has it."""
+    """Return the module `mlflow.pytorch`. It imports no Lightning, and changes no level of logging."""
     with without(*UNUSED):
         return import_module("mlflow.pytorch")
 
 
 @contextmanager
-def without(*packages: str) -> Iterator[None]:
-    """Inside, importing one of these packages raises ImportError, as if it were not installed. Imported ones stay."""
-    hidden = [package for package in packages if package not in sys.modules]
+def without(*modules: str) -> Iterator[None]:
+    """Inside, importing one of these modules raises ImportError, as if it were not installed. Imported ones stay."""
+    hidden = [module for module in modules if module not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is Python's mark for a missing module
     try:
         yield
     finally:
-        for package in hidden:
-            del sys.modules[package]
+        for module in hidden:
+            del sys.modules[module]

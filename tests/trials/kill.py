@@ -28,7 +28,7 @@ from ncflow import stages, tracking
 from ncflow.nn import BACKBONES
 from ncflow.params import Params, make_params
 
-PRELOADED = ["ncflow.stages", "ncflow.reports.figures", "mlflow.pytorch", "mlflow.store.tracking.sqlalchemy_store"]
+PRELOADED = ["ncflow.stages", "ncflow.reports.figures", "ncflow.tracking.preloaded"]
 TABLE = "class_accuracies.json"
 SMALL = {
     "dataset": {"name": "digits", "imb_factor": 0.02},

@@ -1,0 +1,32 @@
+"""Writing a model imports only what it needs, and leaves the logging of others alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from ncflow.tracking.light import without
+
+IMPORTS = """
+import json, logging, sys
+from ncflow.tracking.light import import_model_writer
+writer = import_model_writer()
+heavy = [name for name in ("pytorch_lightning", "lightning", "transformers", "timm", "torchvision") if name in sys.modules]
+print(json.dumps([hasattr(writer, "save_model"), heavy, logging.getLogger().level, logging.getLogger().handlers]))
+"""
+
+
+def test_the_model_writer_imports_no_lightning_and_drops_no_warning():
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [True, [], 30, []]
+
+
+def test_a_hidden_module_can_be_imported_afterwards(monkeypatch):
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    with without("wave"), pytest.raises(ImportError):
+        import_module("wave")
+    assert import_module("wave").__name__ == "wave"
