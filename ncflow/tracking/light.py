@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
-# A callback that ncflow does not use. It imports Lightning, which takes 1.6 seconds of a run, and it sets the level of the
-# root logger to ERROR, which would drop the warnings of every package.
+# A callback that ncflow does not use. It imports Lightning, which takes 1.6 seconds of a run, and it sets the root
+# logger to ERROR, which would drop the warnings of every package.
 UNUSED = ("mlflow.pytorch._lightning_autolog",)
 
 

@@ -15,7 +15,7 @@ IMPORTS = """
 import json, logging, sys
 from ncflow.tracking.light import import_model_writer
 writer = import_model_writer()
-heavy = [name for name in ("pytorch_lightning", "lightning", "transformers", "timm", "torchvision") if name in sys.modules]
+heavy = [name for name in ("pytorch_lightning", "transformers", "timm", "torchvision") if name in sys.modules]
 print(json.dumps([hasattr(writer, "save_model"), heavy, logging.getLogger().level, logging.getLogger().handlers]))
 """
 
