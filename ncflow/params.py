@@ -40,6 +40,7 @@ from ncflow.yaml_files import parse_yaml, read_yaml
 WIDEST = 2**17  # features: the limit of ncflow.geometry
 LARGEST_IMAGE = 1024  # pixels
 MOST_WORKERS = 1024  # threads
+MOST_BYTES = 2**50  # a thousand times the memory of a large machine
 ORDERS = ("name", "frequency")  # of the classes from the most frequent to the rarest
 WIDTHS = {"K-1": -1, "K": 0, "K+1": 1}  # of features, relative to the number of classes
 
@@ -140,7 +141,7 @@ class DataParams(Section):
     """
 
     workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] | None = None
-    resident_bytes: Annotated[int, Field(ge=0)] | None = None
+    resident_bytes: Annotated[int, Field(ge=0, le=MOST_BYTES)] | None = None
 
 
 def _width(width: Any) -> Any:
