@@ -16,7 +16,7 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from reprlib import Repr
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -507,6 +507,7 @@ def _section(path: Sequence[str], values: Any) -> Any:
     section: Any = Params
     for key in path:
         section = section.model_fields[key].annotation
+        section = next((each for each in get_args(section) if hasattr(each, "model_fields")), section)  # of `X | None`
     return section
 
 

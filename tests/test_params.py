@@ -191,6 +191,7 @@ def test_an_override_that_cannot_be_applied_says_why(override, message):
     [
         ("trian.lr=1", "unknown key 'trian'. Did you mean 'train'?"),
         ("train.epcohs=1", "unknown key 'train.epcohs'. Did you mean 'train.epochs'?"),
+        ("train.stop.patiance=1", "unknown key 'train.stop.patiance'. Did you mean 'train.stop.patience'?"),
         ("dataset.imbfactor=1", "unknown key 'dataset.imbfactor'. Did you mean 'dataset.imb_factor'?"),
         ("model.nek=none", "unknown key 'model.nek'. Did you mean 'model.neck'?"),
         ("head.biass=true", "unknown key 'head.biass'. Did you mean 'head.bias'?"),

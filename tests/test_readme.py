@@ -34,7 +34,7 @@ def clone(tmp_path_factory):
             shutil.copy(ROOT / name, folder / name)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["model"]["image_size"] = 8
-    params["dataset"]["samples_per_class"] = 60
+    params["dataset"]["samples_per_class"] = 110
     params["train"] |= {"epochs": 2, "analyze_freq": 1}
     params["grid"] |= {"head": ["linear", "nearest_etf"], "loss": ["ce"]}  # more runs would show nothing new
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
