@@ -100,6 +100,6 @@ def test_every_section_is_frozen_and_refuses_unknown_keys():
     assert all(section.model_config["frozen"] and section.model_config["extra"] == "forbid" for section in sections)
 
 
-@pytest.mark.parametrize(("file", "lines"), [("README.md", 200), ("CONTRIBUTING.md", 40)])
+@pytest.mark.parametrize(("file", "lines"), [("README.md", 220), ("CONTRIBUTING.md", 40)])
 def test_the_pages_stay_short(file, lines):
     assert len((ROOT / file).read_text().splitlines()) <= lines
