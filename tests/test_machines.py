@@ -9,7 +9,7 @@ import pytest
 
 from ncflow.exits import Exit
 from ncflow.suite import cluster, machines
-from ncflow.suite.cluster import RayEngine, inspect_machines, run_job
+from ncflow.suite.cluster import RayAttempt, RayEngine, inspect_machines, run_job
 from ncflow.suite.machines import Findings, inspect_machine, marked
 from ncflow.suite.process import Task
 from ncflow.suite.shares import refuse_too_large, share_of_machine
@@ -171,3 +171,16 @@ def test_a_cluster_that_does_not_answer_is_one_message(monkeypatch):
     monkeypatch.setattr(cluster, "_import_ray", lambda: ray)
     with pytest.raises(ValueError, match="cannot join the Ray cluster at 10.0.0.9:6379: no answer. Check"):
         RayEngine(address="10.0.0.9:6379")
+
+
+def test_a_job_that_waits_alone_shows_once_what_is_free(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(cluster, "PATIENCE", 0.0)
+    submitted = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: "ref"))
+    ray = SimpleNamespace(remote=lambda _: submitted, wait=lambda *_, **__: ([], ["ref"]))
+    ray.available_resources = lambda: {"CPU": 0.0}
+    engine = object.__new__(RayEngine)
+    engine._ray, engine._said, engine._resources = ray, False, {"num_cpus": 1, "num_gpus": 0}
+    task = SimpleNamespace(log=tmp_path / "run.log")
+    engine._running = [RayAttempt(ray, None, task, engine._resources, engine._say_if_waiting)]
+    assert [attempt.poll() for attempt in engine._running * 2] == [None, None]
+    assert caplog.text.count("each run requests 1 CPUs and 0 GPUs, free are 0 CPUs and 0 GPUs") == 1

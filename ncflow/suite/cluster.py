@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,6 @@ class RayEngine:
     def has_room(self) -> bool:
         """Whether fewer than `jobs` jobs run or wait. Ray queues them: it knows the free room, and may add machines."""
         self._running = [attempt for attempt in self._running if attempt.poll() is None]
-        self._say_if_waiting()
         return len(self._running) < self._most
 
     def _say_if_waiting(self) -> None:
@@ -89,15 +88,17 @@ class RayEngine:
             threads=threads,
             environment=sent,
         )
-        self._running.append(RayAttempt(self._ray, job, task, self._resources))
+        self._running.append(RayAttempt(self._ray, job, task, self._resources, self._say_if_waiting))
         return self._running[-1]
 
 
 class RayAttempt:
-    """A job's task in Ray, waiting or running."""
+    """A job's task in Ray, waiting or running. It calls `still_open` whenever it is asked before its end."""
 
-    def __init__(self, ray: Any, job: Job, task: Task, resources: dict[str, float]) -> None:
-        self._ray, self._log = ray, task.log
+    def __init__(
+        self, ray: Any, job: Job, task: Task, resources: dict[str, float], still_open: Callable[[], None]
+    ) -> None:
+        self._ray, self._log, self._still_open = ray, task.log, still_open
         task.log.parent.mkdir(parents=True, exist_ok=True)
         task.log.touch()
         self._size, self._since = task.log.stat().st_size, time.monotonic()
@@ -115,6 +116,7 @@ class RayAttempt:
 
     def poll(self) -> Ending | None:
         if not self._ray.wait([self._ref], timeout=0)[0]:
+            self._still_open()
             return None
         try:
             ending: Ending = self._ray.get(self._ref)
