@@ -131,7 +131,7 @@ def never_fits(cluster: Cluster, project: Project) -> str:
     """a request for more than any machine has is one message, before anything trains"""
     began = time.monotonic()
     command = suite(cluster, project, SEEDS[:1], "--jobs-per-gpu", "2")
-    command.wait(65, saying="each run requests 1 CPUs and 0.5 GPUs … 1 CPUs and 0 GPUs; 1 CPUs and 0 GPUs")
+    command.wait(65, saying="each run requests 1 CPUs and 0.5 GPUs … no machine … 1 CPUs and 0 GPUs")
     return f"after {time.monotonic() - began:.0f} s: {untrained(project, command)}"
 
 
