@@ -247,8 +247,8 @@ def _pictures(
             f"a full batch of {count} images of {size}x{size} takes {pixels} bytes, more than the {allowed} that may "
             "stay in memory; use a smaller batch size, smaller images, or data.resident_bytes"
         )
-    beside = allowed if device.type == "cpu" else min(allowed, Storage().bytes_on(torch.device("cpu"), processes))
-    return Streamed(snapshot, split, decoding, device, kept=beside * count // pixels)
+    kept = allowed if device.type == "cpu" else min(allowed, Storage().bytes_on(torch.device("cpu"), processes))
+    return Streamed(snapshot, split, decoding, device, kept=kept * count // pixels)
 
 
 def stored_size(snapshot: Snapshot, image_size: int, augment: Augmentation) -> int:

@@ -1,4 +1,4 @@
-"""What this process may use of its machine: CPUs and free memory, also in a container and beside other processes."""
+"""What this process may use of its machine: CPUs and free memory, also in a container and with other processes."""
 
 from __future__ import annotations
 

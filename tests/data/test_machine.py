@@ -1,4 +1,4 @@
-"""What a process may use: the least that the system and its container allow, and its share beside other processes."""
+"""What a process may use: the least that the system and its container allow, and its share among other processes."""
 
 from __future__ import annotations
 

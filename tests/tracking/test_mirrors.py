@@ -1,4 +1,4 @@
-"""Other trackers get what MLflow gets, once for each step, and only when they are asked for."""
+"""Other trackers get what MLflow gets, once for each step, and only on request."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 
 from ncflow.training.network import _address, interface_towards
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="interfaces are asked for on Linux only")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="interfaces are looked up on Linux only")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no.such.host.invalid"])

@@ -86,7 +86,7 @@ def test_where_nothing_moves_it_equals_the_exact_analysis(head, start):
 
 
 def test_the_moments_are_those_of_the_features_that_training_saw(start, whole, digits):
-    """With dropout, a batch norm, augmentation and a rate: every feature of the epoch, as it was."""
+    """With dropout, a batch norm, augmentation and a rate: every feature of the epoch, as training saw it."""
     splits = replace(whole, train=load_batches(digits, "train", image_size=8, batch_size=64, augment="crop_flip"))
     classifier, records = start(Watched, lr=0.1, splits=splits)
     measured = next(records).analysis["train"]

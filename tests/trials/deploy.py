@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from urllib.parse import urlsplit
 from kill import say
 from manifests import FOLDER, all_documents, claims, containers, pod_specs, problems, validate
 from services import Program, free_port
-from trial import NotOk, expect
+from trial import attempted, expect
 
 import ncflow
 from ncflow.lookup import lookup
@@ -212,7 +211,7 @@ def built(folder: Path) -> Image:
 def parsed() -> list[dict[str, str]]:
     from dockerfile_parse import DockerfileParser
 
-    with tempfile.TemporaryDirectory() as folder:  # the parser may write beside the file
+    with tempfile.TemporaryDirectory() as folder:  # the parser may write next to the file
         shutil.copy(FOLDER / "Dockerfile", folder)
         return list(DockerfileParser(path=folder).structure)
 
@@ -255,14 +254,7 @@ def tried(folder: Path, name: str, outcome: Callable[[Path], str]) -> bool:
     """Try one outcome and print its row; whether it holds."""
     began, root = time.monotonic(), folder / name
     root.mkdir()
-    try:
-        came, verdict = outcome(root), "holds"
-    except NotOk as reason:
-        came, verdict = str(reason), "FAILS"
-    except subprocess.CalledProcessError as error:
-        came, verdict = f"{error.cmd[-1]}: {error.stdout or ''}{error.stderr or ''}"[-3000:], "FAILS"
-    except Exception:
-        came, verdict = traceback.format_exc(), "FAILS"
+    came, verdict = attempted(lambda: outcome(root))
     seconds = time.monotonic() - began
     say(f"{name:<12} {seconds:7.0f}  {verdict}", f"  expected: {outcome.__doc__}", f"  came:     {came}")
     sys.stdout.flush()

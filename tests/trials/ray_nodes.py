@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
@@ -24,7 +23,7 @@ from typing import Any
 from kill import differences, outcome, say
 from servers import here
 from site_of_ray import OWN, Cluster
-from trial import Command, NotOk, Project, expect, wait_for
+from trial import Command, Project, attempted, expect, wait_for
 
 from ncflow import stages
 from ncflow.lookup import lookup
@@ -65,12 +64,7 @@ def lacks() -> str:
 def tried(cluster: Cluster, name: str, tried: Callable[[Cluster, Project], str]) -> tuple[float, str]:
     """Try one outcome and say what came; its seconds, and whether it holds."""
     began, project = time.monotonic(), Project(cluster.folder / "projects" / name)
-    try:
-        came, verdict = tried(cluster, project), "holds"
-    except NotOk as reason:
-        came, verdict = str(reason), "FAILS"
-    except Exception:
-        came, verdict = traceback.format_exc(), "FAILS"
+    came, verdict = attempted(lambda: tried(cluster, project))
     seconds = time.monotonic() - began
     say(f"{name}: {verdict}", f"  expected: {tried.__doc__}", f"  came:     {came.replace(str(project.root), '.')}")
     sys.stdout.flush()

@@ -15,14 +15,13 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 
 from kill import say
 from servers import here
 from site_of_slurm import Cluster
 from slurm_outcomes import OUTCOMES
-from trial import NotOk, Project
+from trial import Project, attempted
 
 from ncflow.lookup import lookup
 
@@ -61,14 +60,7 @@ def lacks() -> str:
 def tried(cluster: Cluster, name: str, tried: Callable[[Cluster, Project], str]) -> bool:
     """Try one outcome and print its row; whether it holds."""
     began, project = time.monotonic(), Project(cluster.folder / "projects" / name)
-    try:
-        came, verdict = tried(cluster, project), "holds"
-    except NotOk as reason:
-        came, verdict = str(reason), "FAILS"
-    except subprocess.CalledProcessError as error:
-        came, verdict = f"{error.cmd}: {error.stdout or ''}{error.stderr or ''}"[-3000:], "FAILS"
-    except Exception:
-        came, verdict = traceback.format_exc(), "FAILS"
+    came, verdict = attempted(lambda: tried(cluster, project))
     came = came.replace(str(project.root), ".")
     say(
         f"{name:<20}{time.monotonic() - began:4.0f} s  {verdict}", f"  expected: {tried.__doc__}", f"  came:     {came}"

@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +41,18 @@ class NotOk(AssertionError):
 
 class Skipped(Exception):
     """The fault cannot be provoked on this machine."""
+
+
+def attempted(outcome: Callable[[], str]) -> tuple[str, str]:
+    """What came of an outcome, and the verdict: holds or FAILS."""
+    try:
+        return outcome(), "holds"
+    except NotOk as reason:
+        return str(reason), "FAILS"
+    except subprocess.CalledProcessError as error:
+        return f"{error.cmd}: {error.stdout or ''}{error.stderr or ''}"[-3000:], "FAILS"
+    except Exception:
+        return traceback.format_exc(), "FAILS"
 
 
 @dataclass

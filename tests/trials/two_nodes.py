@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +37,7 @@ from launches import (
 )
 from servers import here
 from site_of_nodes import Machines, Node, command
-from trial import NotOk, Project, expect, wait_for
+from trial import Project, attempted, expect, wait_for
 
 from ncflow import stages
 from ncflow.lookup import lookup
@@ -205,12 +204,7 @@ def lacks() -> str:
 def tried(machines: Machines, root: Path, name: str, trial: Callable[[Machines, Path], str]) -> bool:
     """Try one outcome and print its row; whether it holds."""
     began = time.monotonic()
-    try:
-        came, verdict = trial(machines, root), "holds"
-    except NotOk as reason:
-        came, verdict = str(reason), "FAILS"
-    except Exception:
-        came, verdict = traceback.format_exc(), "FAILS"
+    came, verdict = attempted(lambda: trial(machines, root))
     came = came.replace(str(root), ".")
     say(f"{name:<16} {time.monotonic() - began:7.0f}  {verdict}", f"  expected: {trial.__doc__}", f"  came:     {came}")
     sys.stdout.flush()
