@@ -5,9 +5,11 @@ A suite names the file in the environment. The first process of a run that ends 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
+import threading
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
@@ -38,6 +40,19 @@ def refuse(error: BaseException) -> NoReturn:
     leave_result(Exit.CHANGE, str(error))
     sys.stderr.write(f"ncflow: {error}\n")
     sys.exit(Exit.CHANGE)
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process as Python does, without freeing every object first: that takes a run two seconds."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except (OSError, ValueError):  # the reader of a pipe has gone, or the disk is full: Python reports it
+        sys.exit(code)
+    os._exit(code)
 
 
 def read_reason(file: Path) -> str:

@@ -11,7 +11,6 @@ when the suite dies. The death of the server ends no run.
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import gc
 import importlib
@@ -21,11 +20,12 @@ import runpy
 import signal
 import socket
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from ncflow.exits import end_process
 
 Order = dict[str, Any]  # arguments, cwd, log, environment
 SET_DEATH_SIGNAL = 1  # <linux/prctl.h>
@@ -116,12 +116,7 @@ def _run(arguments: list[str]) -> None:
         if not isinstance(stop.code, int | None):
             raise
         code = stop.code or 0
-    # As Python ends, but without the second that it takes to free every object.
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    end_process(code)
 
 
 def _answer(control: socket.socket, **answer: object) -> None:

@@ -34,6 +34,3 @@ import_model_writer()
 for module in MODULES:
     with suppress(ImportError):
         import_module(module)
-
-with suppress(ImportError, AttributeError):  # a list of all installed packages, which takes half a second
-    import_module("mlflow.utils.requirements_utils")._init_modules_to_packages_map()

@@ -20,7 +20,7 @@ from ncflow.dotted import flatten
 from ncflow.files import unwritable
 from ncflow.interruption import interruptible, undisturbed
 from ncflow.tracking.experiments import find_experiment, refuse_deleted
-from ncflow.tracking.light import import_model_writer
+from ncflow.tracking.light import import_model_writer, without_inventory
 from ncflow.tracking.mirrors import Mirror, Mirrored, mirrored
 from ncflow.tracking.stores import advice_on, exists, store, tracking_uri, without_secrets
 
@@ -302,7 +302,7 @@ def _save_model(mlflow: Any, model: torch.nn.Module, folder: Path, described: An
     tensor, schema = mlflow.types.TensorSpec, mlflow.types.Schema
     inputs = schema([tensor(np.dtype(np.uint8), (-1, -1, -1, -1))])
     outputs = schema([tensor(np.dtype(np.float32), (-1, num_classes))])
-    with warnings.catch_warnings():  # of shared weights on a GPU: here all are on the CPU
+    with without_inventory(), warnings.catch_warnings():  # of shared weights on a GPU: here all are on the CPU
         warnings.filterwarnings("ignore", message="No complete tensor found")
         import_model_writer()
         mlflow.pytorch.save_model(

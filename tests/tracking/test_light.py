@@ -9,7 +9,7 @@ from importlib import import_module
 
 import pytest
 
-from ncflow.tracking.light import without
+from ncflow.tracking.light import INVENTORY, without, without_inventory
 
 IMPORTS = """
 import json, logging, sys
@@ -30,3 +30,27 @@ def test_a_hidden_module_can_be_imported_afterwards(monkeypatch):
     with without("wave"), pytest.raises(ImportError):
         import_module("wave")
     assert import_module("wave").__name__ == "wave"
+
+
+def test_requirements_are_compared_without_listing_all_packages(monkeypatch):
+    from mlflow.utils import requirements_utils as theirs
+
+    def refuse():
+        raise AssertionError("listed all packages")
+
+    monkeypatch.setattr(theirs, INVENTORY, None)
+    monkeypatch.setattr(theirs.importlib_metadata, "packages_distributions", refuse)
+    with without_inventory():
+        assert theirs._check_requirement_satisfied("torch>=1") is None
+        assert theirs._check_requirement_satisfied("torch==0.1").package_name == "torch"
+    assert getattr(theirs, INVENTORY) is None
+
+
+def test_an_inventory_that_is_there_is_kept(monkeypatch):
+    from mlflow.utils import requirements_utils as theirs
+
+    there = {"yaml": ["PyYAML"]}
+    monkeypatch.setattr(theirs, INVENTORY, there)
+    with without_inventory():
+        assert getattr(theirs, INVENTORY) is there
+    assert getattr(theirs, INVENTORY) is there
