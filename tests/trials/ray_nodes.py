@@ -22,7 +22,7 @@ from typing import Any
 
 from kill import differences, outcome, say
 from servers import here
-from site_of_ray import OWN, Cluster
+from site_of_ray import OWN, Autoscaled, Cluster
 from trial import Command, Project, attempted, expect, wait_for
 
 from ncflow import stages
@@ -185,6 +185,22 @@ def unshared(cluster: Cluster, project: Project) -> str:
     return untrained(project, command)
 
 
+def autoscaled(cluster: Cluster, project: Project) -> str:
+    """a cluster without workers starts two for three runs, each is trained once, and the idle workers end"""
+    with Autoscaled(cluster, most=2) as growing:
+        expect(growing.workers() == 0, "it has workers already")
+        began, most = time.monotonic(), 0
+        command = suite(growing, project, SEEDS[:3])
+        while command.process.is_alive():
+            most = max(most, growing.workers())
+        command.wait()
+        minutes = (time.monotonic() - began) / 60
+        expect(most == 2, f"{most} workers")
+        wait_for(lambda: growing.workers() == 0, "the end of the idle workers", 120)
+        same = as_undisturbed(cluster, project, SEEDS[:3], resumed=[])
+    return f"0, 2 and 0 workers; {same}; {3 / minutes:.1f} runs/min with their start"
+
+
 @cache
 def undisturbed(cluster: Cluster) -> tuple[dict[str, str], float, dict[str, Any]]:
     """A suite that meets no fault: the node of each run, its minutes, and what each run has left."""
@@ -208,7 +224,7 @@ def as_undisturbed(cluster: Cluster, project: Project, seeds: range, *, resumed:
         expect(not found, f"{run}: {'; '.join(found[:5])}")
     count = {name(seed): 1 + (name(seed) in resumed) for seed in seeds}
     expect(attempts(project) == count, f"attempts {attempts(project)}, resumed {resumed}")
-    return f"the final files are those of undisturbed runs, resumed: {', '.join(resumed)}"
+    return f"the final files are those of undisturbed runs, resumed: {', '.join(resumed) or 'none'}"
 
 
 def suite(cluster: Cluster, project: Project, seeds: range, *options: str) -> Command:
@@ -295,6 +311,7 @@ OUTCOMES: dict[str, Callable[[Cluster, Project], str]] = {
     "other_ncflow": other_ncflow,
     "unshared": unshared,
     "one_node": one_node,
+    "autoscaled": autoscaled,
 }
 
 if __name__ == "__main__":

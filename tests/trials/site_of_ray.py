@@ -70,7 +70,7 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         try:
-            self._start("head", "--head", f"--port={self.port}", f"--temp-dir={self.folder}/r", *HEAD, cpus=0)
+            self._start_head()
             for name in ("n1", "n2"):
                 self.add(name)
         except BaseException:
@@ -116,10 +116,13 @@ class Cluster:
 
     def alive(self) -> set[str]:
         """The addresses of the nodes that the head takes for alive."""
+        return {*self._alive()}
+
+    def _alive(self) -> list[str]:
         time.sleep(0.5)
         command = [sys.executable, "-c", ALIVE, self.address]
         asked = subprocess.run(command, check=True, capture_output=True, text=True)
-        return {*json.loads(asked.stdout.splitlines()[-1])}
+        return [*json.loads(asked.stdout.splitlines()[-1])]
 
     def training(self, project: Project) -> dict[str, str]:
         """Run -> node, of the processes that train now."""
@@ -133,6 +136,11 @@ class Cluster:
                     config = Path(words[words.index("--config") + 1]).stem
                     found[config.rpartition("-")[0]] = spaces.get(os.readlink(process / "ns" / "pid"), "elsewhere")
         return found
+
+    def _start_head(self, *options: str, **environment: str) -> None:
+        own = [f"--port={self.port}", f"--temp-dir={self.folder}/r", f"--ray-client-server-port={free_port()}"]
+        words = ["--head", "--include-dashboard=false", *own, *options]
+        self._start("head", *words, cpus=0, environment=environment)
 
     def _start(
         self,
@@ -150,14 +158,62 @@ class Cluster:
         expect(name != "head" or answers_at(self.address), "the head does not answer")
 
 
+class Autoscaled(Cluster):
+    """A head without CPUs, next to another cluster. Ray's autoscaler starts at most `most` workers of one CPU."""
+
+    def __init__(self, other: Cluster, most: int) -> None:
+        self.folder, self.port, self.nodes, self.commands = other.folder / "autoscaled", free_port(), {}, []
+        self.address = f"{other.address.rpartition(':')[0]}:{self.port}"
+        self.folder.mkdir()
+        worker = {"resources": {"CPU": 1, "object_store_memory": 80_000_000}, "node_config": {}, "max_workers": most}
+        head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+        self._config = self.folder / "autoscaler.json"
+        self._config.write_text(
+            json.dumps(
+                AUTOSCALER
+                | {
+                    "max_workers": most,
+                    "provider": PROVIDER | {"gcs_address": self.address},
+                    "available_node_types": {"ray.head.default": head, "worker": worker | {"min_workers": 0}},
+                }
+            )
+        )
+
+    def __enter__(self) -> Autoscaled:
+        self._start_head(f"--autoscaling-config={self._config}", RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1")
+        return self
+
+    def workers(self) -> int:
+        """How many workers the head takes for alive."""
+        return len(self._alive()) - 1
+
+
 def answers_at(address: str) -> bool:
     host, _, port = address.rpartition(":")
     with socket.socket() as probe:
         return probe.connect_ex((host, int(port))) == 0 or answers(int(port))
 
 
-HEAD = ["--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
 COMMON = ["--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=80000000", "--disable-usage-stats"]
+# What Ray's own command fills in for a cloud. Its provider for tests starts workers on this machine.
+PROVIDER = {
+    "type": "fake_multinode",
+    "use_node_id_as_ip": True,
+    "disable_node_updaters": True,
+    "disable_launch_config_check": True,
+    "launch_multiple": True,
+}
+LISTS = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
+MORE_LISTS = ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+AUTOSCALER: dict[str, Any] = {
+    "cluster_name": "autoscaled",
+    "upscaling_speed": 1.0,
+    "idle_timeout_minutes": 0.3,
+    "head_node_type": "ray.head.default",
+    "file_mounts_sync_continuously": False,
+    **{name: {} for name in ("file_mounts", "auth", "docker")},
+    **{name: [] for name in LISTS + MORE_LISTS},
+}
 ALIVE = """
 import json, sys
 from ray._raylet import GcsClient
