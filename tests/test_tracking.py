@@ -396,11 +396,11 @@ with interruptible(), tracking.start_run(root=Path(sys.argv[1]), name="a", confi
 def test_signals_while_logging_end_the_run_with_a_reason(root: Path, number: int) -> None:
     """An exception inside of a transaction left it open, and the last words waited for their own lock."""
     command = [sys.executable, "-c", WRITER, str(root)]
-    for moment in range(5):
+    for moment in range(3):
         writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert writer.stdout is not None
         run_id = writer.stdout.readline().strip()
-        time.sleep(0.05 + 0.013 * moment)
+        time.sleep(0.05 + 0.021 * moment)
         writer.send_signal(number)
         writer.wait(timeout=15)
         run = read(root, run_id)
@@ -838,6 +838,7 @@ def test_the_ui_opens_on_the_experiment_that_is_meant(root: Path, asked: str, mo
         number = mlflow.create_experiment(name)
     if asked != "--experiment":
         monkeypatch.setenv(asked, number if asked.endswith("ID") else name)
+    monkeypatch.setattr(tracking.pages, "_wait_for", lambda *_: None)  # the address is known before it answers
     with tracking.ui(root, port=free_port(), experiment=name if asked == "--experiment" else None) as (_, address):
         assert f"/experiments/{number}/" in address
     with tracking.store(root) as mlflow:

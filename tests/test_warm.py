@@ -322,9 +322,7 @@ def test_the_preloaded_server_has_neither_threads_nor_a_store(project, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dataset", ["ufm10", "digits"])
-def test_a_warm_run_leaves_the_same_bytes_as_a_process(tmp_path, monkeypatch, dataset):
-    ufm = {"model": {"name": "free_features", "num_features": 16}, "dataset": {"name": "ufm10", "imb_type": "none"}}
+def test_a_warm_run_leaves_the_same_bytes_as_a_process(tmp_path, monkeypatch):
     digits = {"model": {"name": "resnet20", "image_size": 8}, "dataset": {"name": "digits", "imb_factor": 0.02}}
     rest = {"head": "nearest_etf", "exp_name": "run", "train": {"epochs": 2, "batch_size": 64}}
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -336,7 +334,7 @@ def test_a_warm_run_leaves_the_same_bytes_as_a_process(tmp_path, monkeypatch, da
         root.mkdir()
         (root / "params.yaml").touch()
         monkeypatch.setenv(warm.SWITCH, switch)
-        config = make_params(rest | (digits if dataset == "digits" else ufm))
+        config = make_params(rest | digits)
         (job,) = jobs = suite.make_jobs([config], group="g", root=root, suite="g-1")
         run(jobs, engine := suite.create_engine("local"))
         assert suite.failures(jobs) == "" and (engine._warm._server is not None) == (switch == "1")

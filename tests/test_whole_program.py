@@ -35,11 +35,8 @@ CLIENT = {"torch", "mlflow", "mlflow.pytorch"}
 TINY = ["--set", "dataset.imb_type=none", "--set", "dataset.samples_per_class=4", "--set", "train.epochs=1"]
 TABLE = {  # the command -> what it may import of HEAVY
     "--help": set(),
-    "--version": set(),
     "train --help": set(),
     "experiments exp8": {"torch"},
-    "datasets": {"torch"},
-    "rows losses": {"torch"},
     "report models/old": {"torch", "matplotlib", "pandas"},
     "train": {*CLIENT, "torch._dynamo", "matplotlib", "pandas", "scipy"},  # MLflow imports pandas and scipy
 }
