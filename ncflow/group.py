@@ -54,7 +54,7 @@ def run_group(
     with opened_run(name, root, several=len(jobs) > 1) as log_page, _failures_told(jobs):
         looks = suite.run_suite(jobs, engine=engine, prepare=prepare, retries=retries, force=force)
         with closing(looks):
-            suite.watch(looks, jobs, say=say, console=Console())
+            suite.watch(looks, jobs, say=say, console=Console(force_terminal=_is_live()))
         done = [job for job in jobs if job.state == JobState.DONE]
         for job in done if posthoc else []:
             _measure_posthoc(job, posthoc, root)
@@ -65,6 +65,14 @@ def run_group(
             data = {snapshot_path(job.params, root) for job in done}
             folders = suite.track(group, root=root, runs=[job.folder for job in done], snapshots=data)
             say(f"tracked by DVC; to share the group, commit suites/ and `dvc push -R {' '.join(folders)}`")
+
+
+def _is_live() -> bool:
+    """Whether the output can be drawn again and again: a terminal, and no cell of a notebook, which keeps each drawing.
+
+    Rich would also draw into a file where FORCE_COLOR is set, as notebooks and CI services do.
+    """
+    return sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
 
 
 def check_values(configs: Sequence[Params]) -> None:

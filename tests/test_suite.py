@@ -22,7 +22,7 @@ import yaml
 from rich.console import Console
 from waiting import is_alive, wait_for
 
-from ncflow import imports, suite
+from ncflow import group, imports, suite
 from ncflow.exits import Exit
 from ncflow.group import run_group
 from ncflow.params import make_params
@@ -588,6 +588,18 @@ def test_on_ray_a_run_that_no_machine_can_hold_is_refused():
 
 
 # --- what is shown ---
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variable", "live"),
+    [(True, None, True), (False, "FORCE_COLOR", False), (True, "JPY_PARENT_PID", False)],
+)
+def test_only_a_terminal_outside_of_a_notebook_is_drawn_live(terminal, variable, live, monkeypatch):
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    assert Console(force_terminal=group._is_live()).is_terminal is live
 
 
 def test_without_a_terminal_each_start_and_end_is_a_line(project):
