@@ -813,7 +813,7 @@ def _report(folders: list[Path], out: Path, title: str, about: str = "") -> None
     from ncflow.reports import as_text
     from ncflow.tracking import ui_command
 
-    page, table = stages.report(folders, out, title=title, about=about)
+    page, table = stages.report(folders, out, title=title, about=about, root=_root())
     _say(f"\n{as_text(table)}\n\nreport:       {page}\ncompare runs: {ui_command(_root())}")
 
 

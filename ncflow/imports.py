@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from ncflow.files import checksum
@@ -27,12 +28,13 @@ def import_file(file: Path) -> None:
     IMPORTED[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
-def run_digest(params: Params, checkpoint: str | None = None) -> str:
+def run_digest(params: Params, checkpoint: str | None = None, imported: Mapping[str, str] = IMPORTED) -> str:
     """12 hex digits that two runs share if their configurations and files are equal, apart from names.
 
     The files are those that were imported, and the one that model.checkpoint names: `checkpoint` is its sha256.
+    `imported` is file -> digest; the default is what this process has imported.
     """
-    files = [*sorted(IMPORTED.values()), *([checkpoint] if checkpoint else [])]
+    files = [*sorted(imported.values()), *([checkpoint] if checkpoint else [])]
     return hashlib.sha256(" ".join([params.digest(), *files]).encode()).hexdigest()[:12] if files else params.digest()
 
 

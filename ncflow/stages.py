@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,10 +51,10 @@ from ncflow.reports import Table, arms, findings, summary_table, verdict
 from ncflow.runs.layout import CONFIG, FINAL_MODEL, is_finished
 from ncflow.runs.posthoc import PostHoc, write_posthoc
 from ncflow.runs.provenance import FIRST_RESIZING, DataVersion, Hardware, Provenance, read_provenance
-from ncflow.runs.reader import load_run, load_runs
+from ncflow.runs.reader import Run, load_run, load_runs
 from ncflow.runs.writer import RunFolder, load_model, write_measured
 from ncflow.suite import Claimed, claimed, refuse_finished
-from ncflow.tracking import SCHEMES, fetched_model, has_finished, log_to_finished, start_run
+from ncflow.tracking import SCHEMES, fetched_model, has_finished, log_to_finished, runs_address, start_run
 from ncflow.trained import lacks, load_trained, preprocessing_of, refuse_other_checkpoint
 from ncflow.training import (
     Splits,
@@ -510,17 +510,32 @@ def headline(metrics: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {text.format(value)}" for name, (value, text) in values.items() if value is not None)
 
 
-def report(folders: Sequence[Path], out: Path, *, title: str, about: str = "") -> tuple[Path, Table]:
+def report(
+    folders: Sequence[Path], out: Path, *, title: str, about: str = "", root: Path | None = None
+) -> tuple[Path, Table]:
     """Stage report: write the page `out`/index.html; return it and the summary table of the runs in `folders`.
 
-    `about` is a sentence on what the comparison is for, such as a group's hypothesis.
+    `about` is a sentence on what the comparison is for, such as a group's hypothesis. The page links each run to its
+    page in MLflow, in the store of the project in `root`.
     """
     from ncflow.reports.page import write_page  # imports matplotlib
 
     runs = load_runs(folders)
     table, compared = summary_table(runs), arms(runs)
-    page = write_page(runs, out, title=title, about=about, defaults=flatten(Params().resolved()))
+    links = {} if root is None else _links(runs, root)
+    page = write_page(runs, out, title=title, about=about, defaults=flatten(Params().resolved()), links=links)
     return page, table._replace(notes=(*table.notes, *filter(None, [verdict(compared)]), *findings(compared)))
+
+
+def _links(runs: Sequence[Run], root: Path) -> dict[str, str]:
+    """Run -> address of its page in MLflow. Runs without provenance, or with unknown rows, have none."""
+    found = {}
+    for run in runs:
+        with suppress(ValueError):
+            of = read_provenance(run.path)
+            config = run_digest(make_params(run.config), of.checkpoint_sha256, of.imports)
+            found[run.name] = runs_address(root, dict(zip(IDENTITY, (config, of.snapshot.digest), strict=True)))
+    return {name: address for name, address in found.items() if address}
 
 
 def figures(folders: Sequence[Path]) -> dict[str, str]:

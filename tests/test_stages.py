@@ -1,6 +1,7 @@
 """The stages, end to end on real digits: one run folder and one MLflow run for each configuration, and their proof."""
 
 import errno
+import html
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
+from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
@@ -523,6 +525,16 @@ def test_the_report_lines_up_the_heads(project, folder, tmp_path):
     text = page.read_text()
     assert page.name == "index.html" and 'src="http' not in text and 'href="http' not in text
     assert [row.cells[0] for row in table.rows] == [path.name for path in folders]
+
+
+def test_a_link_of_the_report_finds_the_run_in_mlflow(project, folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+    page, _ = stages.report([folder], tmp_path / "report", title="one", root=project)
+    links = {html.unescape(link) for link in re.findall(r'href="(http[^"]*)"', page.read_text())}
+    (searched,) = {parse_qs(link.partition("?")[2])["searchFilter"][0] for link in links}
+    with tracking.store(project) as mlflow:
+        found = mlflow.search_runs(["0"], searched, output_format="list")
+    assert found and {run.info.run_name for run in found} == {folder.name}
 
 
 @pytest.mark.slow

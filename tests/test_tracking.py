@@ -845,6 +845,29 @@ def test_the_ui_opens_on_the_experiment_that_is_meant(root: Path, asked: str, mo
         assert "mlflow.sharedViewState.ncflow" in mlflow.get_experiment(number).tags
 
 
+@pytest.mark.parametrize(
+    ("environment", "start"),
+    [
+        ({}, "http://127.0.0.1:5000/#/experiments/0/runs?"),
+        ({"MLFLOW_EXPERIMENT_ID": "7"}, "http://127.0.0.1:5000/#/experiments/7/runs?"),
+        (
+            {"MLFLOW_TRACKING_URI": "https://ann:secret@host:8443/mlflow/"},
+            "https://host:8443/mlflow/#/experiments/0/runs?",
+        ),
+        ({"MLFLOW_EXPERIMENT_NAME": "tails"}, None),
+    ],
+)
+def test_the_address_of_runs_is_their_servers_without_a_password(environment, start, root: Path, monkeypatch: Any):
+    for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    address = tracking.runs_address(root, {"config": "12ab", "snapshot": "34cd"})
+    assert address == (
+        start and f"{start}searchFilter=tags.config%20%3D%20%2712ab%27%20and%20tags.snapshot%20%3D%20%2734cd%27"
+    )
+
+
 def test_a_missing_or_deleted_experiment_is_refused_by_name(root: Path, monkeypatch: Any) -> None:
     with tracking.store(root) as mlflow:
         number = mlflow.create_experiment("gone")

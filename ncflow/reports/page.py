@@ -69,12 +69,13 @@ def write_page(
     about: str = "",
     defaults: Mapping[str, Any] | None = None,
     figures: Collection[str] | None = None,
+    links: Mapping[str, str] | None = None,
 ) -> Path:
     """Write index.html, figures/, the table of arms, and the files of `exports`; return the page's path.
 
     Once all files are complete, they replace those of an earlier report, including all its figures. `about` says what
     the comparison is for. `defaults` are options by dotted key, which the page folds away. `figures` are rows of
-    FIGURES; by default all that these runs have data for.
+    FIGURES; by default all that these runs have data for. `links` are addresses by name of a run.
     """
     out_dir, compared = Path(out_dir), arms(runs)
     with folder_next_to(out_dir) as new:
@@ -86,7 +87,7 @@ def write_page(
         write_statistics(runs, new / "statistics.csv")
         for name, written in TABLES.items():
             (new / name).write_text(written(arm_table(runs)) + "\n", encoding="utf-8")
-        page = _render(runs, compared, pictures, title=title, about=about, defaults=defaults or {})
+        page = _render(runs, compared, pictures, title=title, about=about, defaults=defaults or {}, links=links or {})
         (new / PAGE).write_text(page, encoding="utf-8")
         out_dir.mkdir(exist_ok=True)
         replace_folder(new / FOLDER, out_dir / FOLDER)
@@ -150,6 +151,7 @@ def _render(
     title: str,
     about: str,
     defaults: Mapping[str, Any],
+    links: Mapping[str, str],
 ) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -165,6 +167,8 @@ def _render(
         title=title,
         about=about,
         runs=runs,
+        links=links,
+        local=any(address.startswith("http://127.0.0.1") for address in links.values()),
         arms=names,
         few=FEW,
         few_arms=min(len(compared), CROWD),

@@ -9,11 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from ncflow.interruption import interruptible
 from ncflow.tracking.charts import VIEW, Page, shared_view
@@ -36,6 +36,23 @@ def ui_address(port: int = 5000, *, host: str = "127.0.0.1", experiment_id: str 
     """The address that opens MLflow on the runs of an experiment, with the columns that `ui` was given."""
     host = socket.gethostname() if host in EVERYWHERE else f"[{host}]" if ":" in host else host
     return f"http://{host}:{port}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=ncflow"
+
+
+def runs_address(root: Path, tags: Mapping[str, str]) -> str | None:
+    """The address of MLflow's page with the runs that have all of these tags; None if it is not known.
+
+    It is that of the server in MLFLOW_TRACKING_URI, without a password, or else of `ui` with its defaults. MLflow has
+    no address for the experiment that MLFLOW_EXPERIMENT_NAME names.
+    """
+    server = urlsplit(tracking_uri(root))
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if server.scheme == "databricks" or (os.environ.get("MLFLOW_EXPERIMENT_NAME") and not experiment):
+        return None
+    base = ui_address().partition("/#")[0]
+    if server.scheme in ("http", "https"):
+        base = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    searched = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+    return f"{base}/#/experiments/{experiment or '0'}/runs?searchFilter={quote(searched)}"
 
 
 def ui_command(root: Path) -> str:

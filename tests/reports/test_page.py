@@ -100,6 +100,16 @@ def test_titles_and_names_are_escaped(make_run: MakeRun, tmp_path: Path) -> None
     assert "a&lt;b&gt;&amp;c" in page
 
 
+def test_runs_are_linked_where_their_address_is_known(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run("a", head="nearest_etf"), make_run("b", head="linear")]
+    links = {"a": 'http://127.0.0.1:5000/#/x?searchFilter="1"&y'}
+    page = write_report(runs, tmp_path / "report", figures=(), links=links).read_text()
+    address = 'href="http://127.0.0.1:5000/#/x?searchFilter=&#34;1&#34;&amp;y"'
+    assert page.count(address) == 3  # its seed on top, and its name in two tables
+    assert page.count('rel="noreferrer">a</a>') == 2 and ">b</a>" not in page
+    assert "while <code>ncflow ui</code> is running" in page
+
+
 def test_the_page_says_how_the_best_epoch_is_chosen(make_run: MakeRun, tmp_path: Path) -> None:
     validated = make_run("digits", head="nearest_etf", validation=(0.1, 0.8, 0.3, 0.2))
     page = write_report([validated], tmp_path / "report", figures=()).read_text()
