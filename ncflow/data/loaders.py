@@ -80,6 +80,14 @@ def load_batches(
     `augment` and `mix` change the training batches alone. If the augmentation crops large pictures, they are stored
     with a margin for that. `resizing` is that of an older run; None is that of new runs. Raises ValueError if a batch
     of all samples does not fit into the bytes that `storage` allows.
+
+    Examples:
+        >>> from ncflow import Snapshot
+        >>> snapshot = Snapshot.create(folder / "digits", name="digits")
+        >>> batches = load_batches(snapshot, "train", image_size=8, batch_size=32)
+        >>> images, targets = next(batches.shuffled(epoch=1))
+        >>> images.shape, targets.shape
+        (torch.Size([32, 3, 8, 8]), torch.Size([32]))
     """
     device = torch.device(device)
     targets = snapshot.targets(split)
@@ -106,7 +114,14 @@ def load_batches(
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Batches:
-    """Batches of one split for one process; targets (N,) are those of the whole split, in stored order."""
+    """Batches of one split for one process; targets (N,) are those of the whole split, in stored order.
+
+    Examples:
+        >>> from ncflow import Snapshot, load_batches
+        >>> batches = load_batches(Snapshot.create(folder / "digits", name="digits"), "test", image_size=8)
+        >>> batches.num_classes, len(batches.targets)
+        (10, 360)
+    """
 
     pictures: Pictures
     targets: Tensor

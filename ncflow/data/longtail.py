@@ -30,9 +30,16 @@ def longtail_counts(
 ) -> list[int]:
     """Samples to keep of each of the K classes, most frequent first: floor(n_max · share of the class), n_min or more.
 
-    `imb_factor` in (0, 1] is the share of the rarest class (an imbalance of 100 is 0.01). Cao et al. 2019.
-    Raises ValueError if a class would be empty. n_min = 1 leaves it one sample instead, at a lower imbalance than
-    requested. `names` (K,), most frequent first, are for that message; default: their numbers.
+    `imb_factor` in (0, 1] is the share of the rarest class (an imbalance of 100 is 0.01). [Cao et al.
+    2019](https://arxiv.org/abs/1906.07413). Raises ValueError if a class would be empty. n_min = 1 leaves it one sample
+    instead, at a lower imbalance than requested. `names` (K,), most frequent first, are for that message; default:
+    their numbers.
+
+    Examples:
+        >>> longtail_counts(100, 5, imb_factor=0.01)
+        [100, 31, 10, 3, 1]
+        >>> longtail_counts(100, 4, imb_type="step", imb_factor=0.1)
+        [100, 100, 10, 10]
     """
     profile = lookup(PROFILES, imb_type, "imb_type")
     check_whole(least=-(2**63), most=2**63, n_max=n_max, n_min=n_min)
@@ -59,6 +66,10 @@ def sample_indices(targets: Any, counts: Sequence[int], *, seed: int) -> Indices
 
     Each class has one random order per seed, and its first counts[k] are kept. So smaller counts choose a subset.
     Raises ValueError that names a class without samples.
+
+    Examples:
+        >>> sample_indices([0, 1, 0, 1, 1], [2, 1], seed=0)[[0, 1]].tolist()
+        [0, 2]
     """
     targets = check_labels(targets, len(counts))
     check_whole(least=0, most=2**32 - 1, seed=seed)

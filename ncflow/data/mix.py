@@ -49,7 +49,10 @@ def create_mix(name: str, class_counts: Sequence[int] | Tensor, **options: Any) 
 def mixup(
     images: Tensor, targets: Tensor, partner: Tensor, uniform: Tensor, *, alpha: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """λx + (1 - λ)x' with λ ~ Beta(α, α) for each batch, and share λ. Zhang, Cisse, Dauphin and Lopez-Paz 2018."""
+    """λx + (1 - λ)x' with λ ~ Beta(α, α) for each batch, and share λ.
+
+    [Zhang et al. 2018](https://arxiv.org/abs/1710.09412).
+    """
     share = torch.tensor(_beta(uniform[0].item(), alpha))
     return _blend(images, partner, share.item()), share
 
@@ -59,7 +62,7 @@ def cutmix(
 ) -> tuple[Tensor, Tensor]:
     """A box of area 1 - λ comes from the partner, λ ~ Beta(α, α) for each batch. share is the area outside the box.
 
-    A box over the edge is cut off, and share follows. Yun et al. 2019.
+    A box over the edge is cut off, and share follows. [Yun et al. 2019](https://arxiv.org/abs/1905.04899).
     """
     size = images.shape[-1]
     side = size * math.sqrt(1 - _beta(uniform[0].item(), alpha))
@@ -84,7 +87,7 @@ def remix(
 ) -> tuple[Tensor, Tensor]:
     """mixup whose share favors the rarer class of a pair: 0 if n_y ≥ κ n_y' and λ < τ, 1 if κ n_y ≤ n_y' and 1 - λ < τ.
 
-    Otherwise it is λ. Chou, Chang, Pan, Wei and Juan 2020.
+    Otherwise it is λ. [Chou et al. 2020](https://arxiv.org/abs/2007.03943).
     """
     if not (kappa >= 1 and 0 <= tau <= 1):
         raise ValueError(f"remix needs kappa >= 1 and tau in [0, 1], got {kappa} and {tau}")

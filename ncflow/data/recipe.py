@@ -40,6 +40,10 @@ class Recipe:
     pictures that cannot be decoded. The fields in SOURCE_OPTIONS and in `options` are options of the source. The source
     rejects options that it does not take.
     Raises ValueError for an invalid `name`, `class_order` or `on_damaged`.
+
+    Examples:
+        >>> Recipe("digits", imb_factor=0.02, seed=1).val_fraction
+        0.0
     """
 
     name: str

@@ -34,7 +34,8 @@ def stratified(targets: Tensor, sizes: Sequence[int], generator: Generator) -> T
 def class_balanced(targets: Tensor, sizes: Sequence[int], generator: Generator) -> Tensor:
     """N draws of a class, each equally likely, and of its next sample; samples of rare classes are drawn more often.
 
-    A class starts again after all of its samples were drawn. Kang et al. 2020, class-balanced sampling.
+    A class starts again after all of its samples were drawn. [Kang et al. 2020](https://arxiv.org/abs/1910.09217),
+    class-balanced sampling.
     """
     cards = by_class(targets, generator)
     size = torch.unique_consecutive(targets[cards], return_counts=True)[1]

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A folder of K classes of images: a Parquet file per split, and a manifest that describes and hashes them."""
+    """A folder of K classes of images: a Parquet file per split, and a manifest that describes and hashes them.
+
+    Examples:
+        >>> snapshot = Snapshot.create(folder / "digits", name="digits", imb_factor=0.1, samples_per_class=100)
+        >>> snapshot.class_counts
+        [100, 77, 59, 46, 35, 27, 21, 16, 12, 10]
+        >>> Snapshot.load(folder / "digits").digest == snapshot.digest
+        True
+    """
 
     path: Path
     manifest: dict[str, Any] = field(repr=False, hash=False)

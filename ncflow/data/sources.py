@@ -31,6 +31,11 @@ def load_source(
 
     `options` are keyword-only parameters of the source, such as `label_column`. None is an option that is not given.
     Raises ValueError for an unknown name, split or option, and SplitMissing if the source has no such split.
+
+    Examples:
+        >>> source = load_source("digits", split="test")
+        >>> len(source.targets)
+        360
     """
     given = given_options(name, options)
     if split not in (*SPLITS, "val"):

@@ -34,7 +34,12 @@ KEPT = 32  # codes in memory
 def orthogonal_frame(num_classes: int, num_features: int, *, generator: torch.Generator | None = None) -> Tensor:
     """Orthonormal rows (K, d) in float64: the first K axes, or random ones with a `generator`.
 
-    The optimum behind a ReLU on balanced classes. Raises ValueError for d < K. Dang et al. 2023.
+    The optimum behind a ReLU on balanced classes. Raises ValueError for d < K. [Dang et al.
+    2023](https://arxiv.org/abs/2301.00437).
+
+    Examples:
+        >>> orthogonal_frame(2, 3).tolist()
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     check_whole(num_classes=num_classes, num_features=num_features)
     if num_features < num_classes:
@@ -50,12 +55,18 @@ def orthogonal_frame(num_classes: int, num_features: int, *, generator: torch.Ge
 def softmax_code(num_classes: int, num_features: int, *, seed: int = 0) -> Tensor:
     """Unit rows (K, d) in float64 whose largest cosine is small: at most that of `code_bound` where it is exact.
 
-    K <= d+1: the canonical simplex ETF, for every seed. d+1 < K <= 2d: K-d simplices in orthogonal subspaces, turned
-    at random by `seed`; the largest cosine is 0, as for the orthoplex, which is the case K = 2d. d = 2: the regular
+    K <= d+1: the canonical simplex ETF, for every seed. d+1 < K <= 2d: K-d simplices in orthogonal subspaces, turned at
+    random by `seed`; the largest cosine is 0, as for the orthoplex, which is the case K = 2d. d = 2: the regular
     polygon. Else a local minimum of the log-sum-exp of all cosines, by descent from random starts of this seed. One
     step takes O(K²d) operations and O(Kd) memory. Machines agree to rounding, far below 1e-6; files in
     ~/.cache/ncflow/codes keep the results. Raises ValueError for K < 2, and for K > 2 in one dimension, where rows
-    would coincide. Jiang et al. 2023.
+    would coincide. [Jiang et al. 2023](https://arxiv.org/abs/2310.05351).
+
+    Examples:
+        >>> code = softmax_code(6, 3)
+        >>> cosines = (code @ code.T).fill_diagonal_(-1)
+        >>> abs(float(cosines.max())) < 1e-6  # the orthoplex
+        True
     """
     _check_room(num_classes, num_features)
     if num_classes <= num_features + 1:
@@ -71,6 +82,10 @@ def code_bound(num_classes: int, num_features: int) -> float:
     Exact: -1/(K-1) for K <= d+1, 0 for d+1 < K <= 2d, cos(2π/K) for d = 2. Above 2d it is Levenshtein's bound of
     degree 3, the root s of d(1-s)(2+(d+1)s) = K(1-ds²). It stays at its value for K = d(d+3)/2 beyond that size. The
     Welch bound, on the absolute value of cosines, is no bound here. Levenshtein 1998.
+
+    Examples:
+        >>> code_bound(3, 2), code_bound(8, 4)
+        (-0.5, 0.0)
     """
     _check_room(num_classes, num_features)
     if num_classes <= num_features + 1:

@@ -56,8 +56,13 @@ def simplex_etf(
 
     Without a `generator` it is the canonical one: sqrt(K/(K-1)) (I - 11ᵀ/K), padded with zero columns to d (default K).
     For d = K-1 it is the coordinates of that ETF in the basis Q. With a generator, the ETF is rotated by a Haar-random
-    rotation of the feature space. Raises ValueError for K < 2 or d < K-1, where no simplex ETF exists. Papyan, Han and
-    Donoho 2020.
+    rotation of the feature space. Raises ValueError for K < 2 or d < K-1, where no simplex ETF exists. [Papyan et al.
+    2020](https://doi.org/10.1073/pnas.2015509117).
+
+    Examples:
+        >>> frame = simplex_etf(3, 2)
+        >>> [round(cosine, 4) for cosine in (frame @ frame.T)[0].tolist()]
+        [1.0, -0.5, -0.5]
     """
     num_features = num_classes if num_features is None else num_features
     check_whole(least=-LARGEST, num_classes=num_classes, num_features=num_features)
@@ -104,8 +109,8 @@ def seli_frame(
 
     With (I - J/K) D (I - J/K) = V Λ² Vᵀ and D = diag(class_counts): W Wᵀ = V Λ Vᵀ, H̄ H̄ᵀ = V Λ⁺ Vᵀ, W H̄ᵀ = I - J/K.
     It is the optimum of unconstrained features as the regularization vanishes. For balanced classes it is a simplex
-    ETF. Raises ValueError for fewer than two classes or a count that is not positive. Thrampoulidis, Kini, Vakilian
-    and Behnia 2022.
+    ETF. Raises ValueError for fewer than two classes or a count that is not positive. [Thrampoulidis et al.
+    2022](https://arxiv.org/abs/2208.05512).
     """
     counts = counts_tensor(class_counts)
     if counts.ndim != 1 or len(counts) < 2 or not bool((counts > 0).all()):

@@ -39,6 +39,13 @@ def nearest_etf(
     which pulls towards `anchor`, an ETF (..., K, d). Otherwise the function returns one of the minimizers. `solver` is
     "closed_form", or "riemannian" for an iterative solution by trust regions. The options of "riemannian" are
     `max_iterations` and `tolerance`. Raises ValueError for d < K-1.
+
+    Examples:
+        >>> import torch
+        >>> from ncflow import simplex_etf
+        >>> etf = simplex_etf(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> torch.allclose(nearest_etf(7 * etf + 3), etf)
+        True
     """
     _check_means(class_means)
     _check_anchor(class_means, proximal, anchor)
@@ -60,6 +67,11 @@ def etf_distance(class_means: Tensor) -> Tensor:
     2 - (2/sqrt(K-1))‖H̄‖_* = Σ_i (s_i - 1/sqrt(K-1))² over the K-1 singular values s of H̄, whose squares sum to one. The
     second form is used, because it does not cancel at collapse. Range [0, 2), 0 on an ETF, 1 for means that all
     coincide. Differentiable. Raises ValueError for d < K-1.
+
+    Examples:
+        >>> from ncflow import simplex_etf
+        >>> round(float(etf_distance(5 * simplex_etf(4) + 1)), 6)
+        0.0
     """
     num_classes, eps = _check_means(class_means), torch.finfo(class_means.dtype).eps
     try:

@@ -30,6 +30,12 @@ def polar_factor(a: Tensor) -> Tensor:
     matrix of full rank, gradients of higher order and the transforms of torch.func are exact too. For a rank-deficient
     matrix the factor is not unique: the function returns one, and its gradient omits the undefined part. Raises
     ValueError for other shapes, and for NaN or infinities.
+
+    Examples:
+        >>> import torch
+        >>> factor = polar_factor(torch.randn(5, 3, dtype=torch.float64))
+        >>> torch.allclose(factor.T @ factor, torch.eye(3, dtype=torch.float64))
+        True
     """
     check_tensors(a=a)
     if a.ndim < 2 or a.shape[-2] < a.shape[-1] or not a.is_floating_point():

@@ -120,13 +120,16 @@ def collect_features(
     as they are. At the end the hooks are removed, and each module has its own mode again. Raises ValueError for a model
     without such a layer.
 
-    Example::
-
-        with ncflow.collect_features(model) as collected:
-            for images, targets in loader:
-                model(images)
-                collected.add(targets)
-        collected.measure().metrics["train"]["nc1/pinv"]
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+        >>> loader = [(torch.randn(30, 8), torch.arange(30) % 3)] * 2
+        >>> with collect_features(model) as collected:
+        ...     for images, targets in loader:
+        ...         _ = model(images)
+        ...         collected.add(targets)
+        >>> collected.measure().metrics["train"]["nc1/pinv"] > 0
+        True
     """
     with ExitStack() as stack:
         if evaluate:

@@ -23,6 +23,13 @@ class Measurement(NamedTuple):
 
     class_means (K, d) are those of the training split, NaN for a class without samples. class_counts (K,) are the sizes
     of its classes. Both are arrays where the features are arrays, else tensors.
+
+    Examples:
+        >>> import numpy as np
+        >>> from ncflow import measure
+        >>> measured = measure(np.eye(3)[[0, 1, 2, 0, 1, 2]], np.array([0, 1, 2, 0, 1, 2]))
+        >>> measured.class_counts.tolist(), measured.metrics["train"]["nc1/quotient"]
+        ([2.0, 2.0, 2.0], 0.0)
     """
 
     metrics: dict[str, dict[str, float]]
@@ -54,10 +61,13 @@ def measure(
 
     Raises ValueError for inputs that do not fit, and for features that are not finite.
 
-    Example::
-
-        measure(features, targets, weight=model.fc.weight, bias=model.fc.bias).metrics["train"]["nc1/pinv"]
-        measure((model.features(images), targets) for images, targets in loader).metrics["train"]["nc1/pinv"]
+    Examples:
+        >>> import torch
+        >>> features, targets = torch.randn(30, 4), torch.arange(30) % 3
+        >>> found = measure(features, targets, weight=torch.randn(3, 4)).metrics["train"]
+        >>> streamed = measure([(features[:20], targets[:20]), (features[20:], targets[20:])]).metrics["train"]
+        >>> abs(found["nc1/pinv"] - streamed["nc1/pinv"]) < 1e-9
+        True
     """
     rows = as_tensors(weight, bias)
     known: dict[str, Any] = {"class_counts": class_counts, "class_names": class_names}

@@ -28,7 +28,7 @@ Array = npt.NDArray[np.float64]
 def max_cosine(frame: Frame) -> Tensor:
     """The largest cosine of two rows (K, d). In [-1/(K-1), 1], -1/(K-1) at collapse.
 
-    Not defined where a row is rounding. Jiang et al. 2023.
+    Not defined where a row is rounding. [Jiang et al. 2023](https://arxiv.org/abs/2310.05351).
     """
     return frame.pairs[0].largest
 
@@ -37,7 +37,7 @@ def one_vs_rest_margin(rows: Tensor, blur: Tensor | float = 0.0) -> Tensor | Non
     """The least distance of a unit row (K, d) to the convex hull of the others. In [0, K/(K-1)], K/(K-1) at collapse.
 
     Lower bounds for all rows exclude most of them before a quadratic program finds their distance. None where a row is
-    rounding, not longer than `blur`. Jiang et al. 2023, GNC2.
+    rounding, not longer than `blur`. [Jiang et al. 2023](https://arxiv.org/abs/2310.05351), GNC2.
     """
     unit = unit_rows(rows, blur)
     if bool(unit.isnan().any()):

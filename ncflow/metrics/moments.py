@@ -29,6 +29,13 @@ class ClassMoments:
     The scatter is Σ(h - μ_y)(h - μ_y)ᵀ, or None where it was not requested. All in float64. The mean of a class without
     samples is 0, and statistics over classes omit such classes. eps (0-dim) is the precision of the input features, the
     coarsest of all merged parts. It decides which differences between means are rounding.
+
+    Examples:
+        >>> import torch
+        >>> features, targets = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0, 1])
+        >>> moments = ClassMoments.from_features(features, targets, 2)
+        >>> moments.means.tolist(), moments.within_traces.tolist()
+        ([[2.0, 0.0], [0.0, 2.0]], [2.0, 0.0])
     """
 
     counts: Tensor

@@ -61,7 +61,8 @@ def etf_error(gram: Tensor) -> Tensor:
 def orthogonal_error(gram: Tensor) -> Tensor:
     """‖G/‖G‖_F - I/sqrt(K)‖_F for the Gram matrix (K, K) of rows, not centered. In [0, sqrt(2)].
 
-    0 for orthogonal rows of equal norm, the optimum after a ReLU on balanced classes. Dang et al. 2023.
+    0 for orthogonal rows of equal norm, the optimum after a ReLU on balanced classes. [Dang et al.
+    2023](https://arxiv.org/abs/2301.00437).
     """
     ideal = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) / math.sqrt(len(gram))
     return torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - ideal)

@@ -54,8 +54,8 @@ def uniformity(weight: Tensor, centered_means: Tensor) -> Tensor:
 def etf_gap(weight: Frame, centered_means: Frame) -> Tensor:
     """Squared distance between the ETFs nearest to W and to μ̃, both of unit Frobenius norm. In [0, 4], 0 at collapse.
 
-    Not defined where W or μ̃ has rank below K-1 after centering, because its nearest ETF is not unique. Markou, Ajanthan
-    and Gould 2024.
+    Not defined where W or μ̃ has rank below K-1 after centering, because its nearest ETF is not unique. [Markou et al.
+    2024](https://arxiv.org/abs/2411.01248).
     """
     gap = weight.nearest_etf_contrasts - centered_means.nearest_etf_contrasts
     return gap.square().sum() / len(gap)  # K-1 orthonormal rows have squared norm K-1

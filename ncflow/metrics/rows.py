@@ -42,6 +42,11 @@ class Metric:
 
     meaning, range, collapse, split (the most informative one) and reference are its cells in docs/metrics.md. needs is
     "scatter" for the whole within-class scatter, or "spectra" for the features of each class separately.
+
+    Examples:
+        >>> from ncflow import METRICS
+        >>> METRICS["nc1/pinv"].collapse
+        '0'
     """
 
     formula: Formula

@@ -33,11 +33,13 @@ class NeuralCollapse(Metric):
     as a 0-dim tensor, NaN where it is not defined. So `self.log` of Lightning and MetricTracker take it. Raises
     ValueError for sizes that are not K numbers >= 0, and for an unknown name.
 
-    Example::
-
-        metric = NeuralCollapse(num_classes=10, num_features=512, classifier=model.fc)
-        metric.update(features, targets)  # for each batch
-        self.log_dict(metric.compute())  # in Lightning, at the end of an epoch; then metric.reset()
+    Examples:
+        >>> import torch
+        >>> metric = NeuralCollapse(num_classes=3, num_features=4)  # with classifier=model.fc, also its metrics
+        >>> for features, targets in [(torch.randn(30, 4), torch.arange(30) % 3)] * 2:
+        ...     metric.update(features, targets)
+        >>> metric.compute()["nc1/pinv"] > 0  # in Lightning: self.log_dict(metric.compute()), then metric.reset()
+        True
     """
 
     full_state_update = True  # moments merge jointly, but torchmetrics' shortcut reduces each state separately

@@ -43,6 +43,12 @@ def create_backbone(name: str, *, image_size: int | None = None, **options: Any)
     `image_size` is S. Every backbone accepts it, because S is a fact about the data rather than a choice. Only builders
     that depend on it receive it; the others take images of any size. Raises ValueError for a name or an option that
     does not exist.
+
+    Examples:
+        >>> import torch
+        >>> backbone = create_backbone("resnet20")
+        >>> backbone.num_features, backbone(torch.zeros(2, 3, 8, 8)).shape
+        (64, torch.Size([2, 64]))
     """
     row, chosen = resolve_alias(name, options)
     builder = _builder(row)
@@ -70,7 +76,12 @@ def refuse_missing_weights(name: str, **options: Any) -> None:
 
 
 def list_backbones() -> list[str]:
-    """The names in BACKBONES; the first line of each builder's docstring describes it. timm's models are not listed."""
+    """The names in BACKBONES; the first line of each builder's docstring describes it. timm's models are not listed.
+
+    Examples:
+        >>> "resnet20" in list_backbones()
+        True
+    """
     return sorted(BACKBONES)
 
 

@@ -10,14 +10,29 @@ from ncflow.nn.heads import Head
 
 
 class Output(NamedTuple):
-    """logits (B, K) = features (B, d) · head.weightᵀ + head.bias."""
+    """logits (B, K) = features (B, d) · head.weightᵀ + head.bias.
+
+    Examples:
+        >>> import torch
+        >>> output = Output(logits=torch.zeros(2, 10), features=torch.zeros(2, 16))
+        >>> logits, features = output
+    """
 
     logits: Tensor
     features: Tensor
 
 
 class Classifier(nn.Module):
-    """images (B, 3, S, S) and, in training, targets (B,) -> Output. Features are the input of the head's linear map."""
+    """images (B, 3, S, S) and, in training, targets (B,) -> Output. Features are the input of the head's linear map.
+
+    Examples:
+        >>> import torch
+        >>> from ncflow import LinearHead
+        >>> body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 16))
+        >>> logits, features = Classifier(body, LinearHead(16, 10))(torch.zeros(2, 3, 8, 8))
+        >>> logits.shape, features.shape
+        (torch.Size([2, 10]), torch.Size([2, 16]))
+    """
 
     def __init__(self, backbone: nn.Module, head: Head) -> None:
         super().__init__()
@@ -44,10 +59,12 @@ class TargetedModel(nn.Module):
     means needs the targets in training mode. TargetedModel passes them to every head inside, for one forward. Raises
     ValueError for a model without a head.
 
-    Example:
-        model = timm.create_model("resnet18", num_classes=0)
-        model.fc = NearestETFHead(model.num_features, 10)
-        logits = TargetedModel(model)(images, targets=targets)
+    Examples:
+        >>> import torch
+        >>> from ncflow import NearestETFHead
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), NearestETFHead(16, 10))
+        >>> TargetedModel(model)(torch.randn(4, 8), targets=torch.arange(4)).shape
+        torch.Size([4, 10])
     """
 
     def __init__(self, model: nn.Module) -> None:

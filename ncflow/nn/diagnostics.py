@@ -16,10 +16,11 @@ def solution_diagnostics(class_means: Tensor, etf: Tensor, *, proximal: float) -
     """Return the value of an ETF W (K, d) in its next step's problem, for class means (K, d).
 
     H̄ are the centered means of unit Frobenius norm, and δ = `proximal`. The problem is the minimum over the ETFs V of
-    ‖H̄ - V/√K‖²_F + (δ/2)(K-1)/K ‖V - W‖²_F, Markou, Ajanthan and Gould 2024. "objective" is the minimum, in [0, 4].
-    "distance" is the value of W itself, ‖H̄ - W/√K‖²_F in [0, 4]: 0 at collapse. It is never below the objective. The
-    difference is how far W lags behind the means: 0 for δ = 0. Means that all coincide have H̄ = 0. The objective stays
-    below 2 for δ = 0. A large δ holds V at W, which may point away from the means: W = -√K H̄ has both at 4.
+    ‖H̄ - V/√K‖²_F + (δ/2)(K-1)/K ‖V - W‖²_F, [Markou et al. 2024](https://arxiv.org/abs/2411.01248). "objective" is the
+    minimum, in [0, 4]. "distance" is the value of W itself, ‖H̄ - W/√K‖²_F in [0, 4]: 0 at collapse. It is never below
+    the objective. The difference is how far W lags behind the means: 0 for δ = 0. Means that all coincide have H̄ = 0.
+    The objective stays below 2 for δ = 0. A large δ holds V at W, which may point away from the means: W = -√K H̄ has
+    both at 4.
     """
     means, anchor = (where_float64_is(rows).double() for rows in (class_means, etf))
     nearest = nearest_etf(means, proximal=proximal, anchor=anchor)

@@ -31,7 +31,15 @@ CENTER_MOMENTUM = 0.1  # weight of a batch in the running mean of the features, 
 
 
 class Head(nn.Module):
-    """Base class of the heads: the embedding of features and the linear map. Subclasses define the map."""
+    """Base class of the heads: the embedding of features and the linear map. Subclasses define the map.
+
+    Examples:
+        >>> import torch
+        >>> from ncflow import HEADS
+        >>> head = HEADS["fixed_etf"](16, 10)
+        >>> isinstance(head, Head), head(torch.zeros(2, 16)).shape, head.weight.shape
+        (True, torch.Size([2, 10]), torch.Size([10, 16]))
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -87,6 +95,12 @@ class LinearHead(Head):
     """A learned classifier. With `normalize` it applies the rows of `raw_weight` scaled to unit norm.
 
     The learned parameter is `weight`, or `raw_weight` with `normalize`. In both cases `weight` is the linear map.
+
+    Examples:
+        >>> import torch
+        >>> head = LinearHead(16, 10, normalize=True)
+        >>> torch.allclose(head.weight.norm(dim=1), torch.ones(10))
+        True
     """
 
     def __init__(
@@ -120,6 +134,12 @@ class FixedFrameHead(Head):
     For K > d+1, where no simplex ETF exists, take the frame "softmax_code". `frame_seed` rotates a frame at random, or
     starts its search; None is the canonical one. The frame "seli" needs class_counts (K,), the sizes of the training
     classes. Raises ValueError for sizes that the frame does not have.
+
+    Examples:
+        >>> import torch
+        >>> head = FixedFrameHead(16, 10, frame="orthogonal")
+        >>> torch.allclose(head.weight @ head.weight.T, torch.eye(10), atol=1e-6)
+        True
     """
 
     def __init__(
@@ -147,7 +167,17 @@ class FixedFrameHead(Head):
 
 @facts(rows="fixed", is_frame=True, theory="fixed_etf", color="#D55E00", marker="s", defaults={"temperature": 5.0})
 class FixedETFHead(FixedFrameHead):
-    """A simplex ETF that stays fixed: canonical, or rotated at random by `rotation_seed`. d >= K-1; no parameters."""
+    """A simplex ETF that stays fixed: canonical, or rotated at random by `rotation_seed`. d >= K-1; no parameters.
+
+    [Yang et al. 2022](https://arxiv.org/abs/2203.09081).
+
+    Examples:
+        >>> import torch
+        >>> head = FixedETFHead(16, 10)
+        >>> cosines = head.weight @ head.weight.T
+        >>> round(float(cosines[0, 1]), 4), [*head.parameters()]
+        (-0.1111, [])
+    """
 
     def __init__(
         self,
@@ -193,7 +223,15 @@ class NearestETFHead(Head):
     ETF again.
 
     `max_iterations` and `tolerance`, of the gradient's norm, belong to the solver "riemannian"; None keeps its default.
-    Markou, Ajanthan and Gould 2024; their averages are "cumulative" and "ema", both slow to forget the first epochs.
+    [Markou et al. 2024](https://arxiv.org/abs/2411.01248); their averages are "cumulative" and "ema", both slow to
+    forget the first epochs.
+
+    Examples:
+        >>> import torch
+        >>> head = NearestETFHead(16, 10)
+        >>> logits = head(torch.randn(20, 16), torch.arange(20) % 10)  # in training it takes the targets
+        >>> torch.equal(head.eval()(torch.zeros(2, 16)), head.bias.expand(2, 10))
+        True
     """
 
     bias: Tensor
@@ -370,6 +408,11 @@ def create_head(
 
     class_counts (K,) are the sizes of the training classes, for heads that use them. Raises ValueError for a name or an
     option that does not exist.
+
+    Examples:
+        >>> head = create_head("nearest_etf", 16, 10, proximal=0.01)
+        >>> head.weight.shape
+        torch.Size([10, 16])
     """
     name = HEAD_ALIASES.get(name, name)
     head = lookup(HEADS, name, "head")

@@ -25,6 +25,14 @@ def capture(backbone: nn.Module, layers: Iterable[str] | None = None) -> Iterato
     By default the layers are all `stages`. A layer may also be the path of any module inside the backbone's body, such
     as "layer1.0.conv1". Pooled features are float32 at least. They carry a gradient if the forward does. Raises
     ValueError for an unknown layer.
+
+    Examples:
+        >>> import torch
+        >>> from ncflow import create_backbone
+        >>> with capture(backbone := create_backbone("resnet20")) as layers:
+        ...     features = backbone(torch.zeros(2, 3, 8, 8))
+        >>> {name: tuple(pooled.shape) for name, pooled in layers.items()}
+        {'stem': (2, 16), 'layer1': (2, 16), 'layer2': (2, 32), 'layer3': (2, 64)}
     """
     pooled: dict[str, Tensor] = {}
     chosen = _choose(backbone, layers)

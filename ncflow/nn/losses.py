@@ -34,9 +34,18 @@ def create_loss(
 
     class_counts (K,) are the sizes of the training classes; the losses for imbalanced data need them. `reweight` is the
     β of `class_weights`, which multiply each sample's loss, for any loss. Starting it late in training is deferred
-    re-weighting, Cao et al. 2019. `label_smoothing` is the ε of targets (1 - ε) one-hot + ε/K, for losses of
-    log-probabilities. A sample's class weight multiplies its smoothed loss. Raises ValueError for options that a loss
-    does not have, for values out of range, and for smoothing where it has no meaning.
+    re-weighting, [Cao et al. 2019](https://arxiv.org/abs/1906.07413). `label_smoothing` is the ε of targets (1 - ε)
+    one-hot + ε/K, for losses of log-probabilities. A sample's class weight multiplies its smoothed loss. Raises
+    ValueError for options that a loss does not have, for values out of range, and for smoothing where it has no
+    meaning.
+
+    Examples:
+        >>> import torch
+        >>> loss = create_loss("balanced_softmax", [100, 10])
+        >>> logits, targets = torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])
+        >>> prior = torch.tensor([100 / 110, 10 / 110])
+        >>> torch.allclose(loss(logits, targets), -prior.log()[targets].mean())
+        True
     """
     loss = lookup(LOSSES, name, "loss")
     check_options(loss, options, f"loss '{name}'")
@@ -75,7 +84,7 @@ def focal(
 ) -> Tensor:
     """-α_y (1 - p_y)^γ log p_y: cross-entropy with less weight on samples already right; γ = 0 is cross-entropy.
 
-    alpha: one factor for all classes, or one for each. Lin, Goyal, Girshick, He and Dollár 2017.
+    alpha: one factor for all classes, or one for each. [Lin et al. 2017](https://arxiv.org/abs/1708.02002).
     """
     if not gamma >= 0:
         raise ValueError(f"focal loss needs gamma >= 0, got {gamma}")
@@ -98,7 +107,7 @@ def focal(
 def logit_adjustment(logits: Tensor, targets: Tensor, *, class_counts: Tensor, tau: float = 1.0) -> Tensor:
     """Cross-entropy of z + τ log π with class priors π: training adds the prior, so the logits do not learn it.
 
-    τ = 1 is Fisher consistent for the balanced error. Menon, Jayasumana, Rawat, Jain, Veit and Kumar 2021.
+    τ = 1 is Fisher consistent for the balanced error. [Menon et al. 2021](https://arxiv.org/abs/2007.07314).
     """
     if not tau >= 0:
         raise ValueError(f"logit adjustment needs tau >= 0, got {tau}")
@@ -108,7 +117,10 @@ def logit_adjustment(logits: Tensor, targets: Tensor, *, class_counts: Tensor, t
 
 @facts(corrects_sizes=True)
 def balanced_softmax(logits: Tensor, targets: Tensor, *, class_counts: Tensor) -> Tensor:
-    """-log of n_y exp z_y / Σ_k n_k exp z_k; the same as logit adjustment with τ = 1. Ren et al. 2020."""
+    """-log of n_y exp z_y / Σ_k n_k exp z_k; the same as logit adjustment with τ = 1.
+
+    [Ren et al. 2020](https://arxiv.org/abs/2007.10740).
+    """
     return F.cross_entropy(logits + class_counts.log().to(logits), targets)
 
 
@@ -116,7 +128,8 @@ def balanced_softmax(logits: Tensor, targets: Tensor, *, class_counts: Tensor) -
 def vs(logits: Tensor, targets: Tensor, *, class_counts: Tensor, gamma: float = 0.15, tau: float = 1.0) -> Tensor:
     """Cross-entropy of Δ_k z_k + τ log π_k with Δ_k = (n_k / n_max)^γ: the vector-scaling loss.
 
-    γ = 0 is logit adjustment. τ = 0 is `cdt`. Both 0 is cross-entropy. Kini, Paraskevas, Oymak and Thrampoulidis 2021.
+    γ = 0 is logit adjustment. τ = 0 is `cdt`. Both 0 is cross-entropy. [Kini et al.
+    2021](https://arxiv.org/abs/2103.01550).
     """
     if not (gamma >= 0 and tau >= 0):
         raise ValueError(f"vs needs gamma >= 0 and tau >= 0, got {gamma} and {tau}")
@@ -128,14 +141,17 @@ def vs(logits: Tensor, targets: Tensor, *, class_counts: Tensor, gamma: float = 
 def cdt(logits: Tensor, targets: Tensor, *, class_counts: Tensor, gamma: float = 0.2) -> Tensor:
     """Cross-entropy of Δ_k z_k with Δ_k = (n_k / n_max)^γ: class-dependent temperatures.
 
-    It is `vs` with τ = 0. Ye, Chen, Zhan and Chao 2020.
+    It is `vs` with τ = 0. [Ye et al. 2020](https://arxiv.org/abs/2001.01385).
     """
     return vs(logits, targets, class_counts=class_counts, gamma=gamma, tau=0.0)
 
 
 @facts(unsmoothed="it smooths labels itself; set train.loss_options.smoothing")
 def label_smoothing(logits: Tensor, targets: Tensor, *, smoothing: float = 0.1) -> Tensor:
-    """Cross-entropy to (1 - ε) one-hot + ε/K; ε = 0 is cross-entropy. Szegedy et al. 2016."""
+    """Cross-entropy to (1 - ε) one-hot + ε/K; ε = 0 is cross-entropy.
+
+    [Szegedy et al. 2016](https://arxiv.org/abs/1512.00567).
+    """
     if not 0 <= smoothing < 1:
         raise ValueError(f"label smoothing needs smoothing in [0, 1), got {smoothing}")
     if targets.ndim == 2:
@@ -155,7 +171,8 @@ def label_aware_smoothing(
     """Label smoothing with ε_y = tail + (head - tail)·sin(π/2 · (n_y - n_min)/(n_max - n_min)).
 
     head and tail are the ε of the largest and of the smallest class, in [0, 1). Both equal is label smoothing; so are
-    balanced classes, with ε = head. ε spreads over all classes, as in the code of Zhong, Cui, Liu and Jia 2021.
+    balanced classes, with ε = head. ε spreads over all classes, as in the code of [Zhong et al.
+    2021](https://arxiv.org/abs/2104.00466).
     """
     if not (0 <= head < 1 and 0 <= tail < 1):
         raise ValueError(f"label-aware smoothing needs head and tail in [0, 1), got {head} and {tail}")
@@ -173,9 +190,10 @@ def label_aware_smoothing(
 def mse(logits: Tensor, targets: Tensor, *, target: float = 1.0, emphasis: float = 1.0) -> Tensor:
     """½(κ(z_y - M)² + Σ_{k≠y} z_k²), summed over classes: by default ½‖z - e_y‖² with e_y the one-hot target.
 
-    M (`target`) and κ (`emphasis`) rescale the loss for many classes, for example to 5 and 15. Hui and Belkin 2021. On
-    the unit rows of an ETF the logits sum to zero. There the minimum for κ = 1 is M²/(2K), where h is (K-1)/K·M long in
-    the direction of w_y. Features scaled to a larger `temperature` settle at an angle to w_y.
+    M (`target`) and κ (`emphasis`) rescale the loss for many classes, for example to 5 and 15. [Hui and Belkin
+    2021](https://arxiv.org/abs/2006.07322). On the unit rows of an ETF the logits sum to zero. There the minimum for κ
+    = 1 is M²/(2K), where h is (K-1)/K·M long in the direction of w_y. Features scaled to a larger `temperature` settle
+    at an angle to w_y.
     """
     if not emphasis > 0:
         raise ValueError(f"mse needs emphasis > 0, got {emphasis}")
@@ -190,10 +208,10 @@ def mse(logits: Tensor, targets: Tensor, *, target: float = 1.0, emphasis: float
 def dot_regression(logits: Tensor, targets: Tensor, *, target: float = 1.0) -> Tensor:
     """½(z_y - t)²/t with t = √(E_W E_H), the product of the target lengths of w_y and h: 0 where z_y = t.
 
-    Yang et al. 2022; with t = 1 also the form of Markou, Ajanthan and Gould 2024. It uses only the logit of the
-    sample's own class. So it suits heads that hold the classes apart themselves, the ETF ones. Features scaled to norm
-    `temperature` meet unit rows at z_y <= temperature. Then t = temperature requires alignment; a smaller t requires an
-    angle.
+    [Yang et al. 2022](https://arxiv.org/abs/2203.09081); with t = 1 also the form of [Markou et al.
+    2024](https://arxiv.org/abs/2411.01248). It uses only the logit of the sample's own class. So it suits heads that
+    hold the classes apart themselves, the ETF ones. Features scaled to norm `temperature` meet unit rows at z_y <=
+    temperature. Then t = temperature requires alignment; a smaller t requires an angle.
     """
     if not target > 0:
         raise ValueError(f"dot regression needs target > 0, got {target}")
@@ -210,7 +228,7 @@ def ldam(
     """Cross-entropy of s·(z - m_y e_y) with margins m_k = C / n_k^¼; C gives the rarest class `max_margin`.
 
     Meant for logits that are cosines, from the linear head with normalize and temperature 1; s = `scale` scales them.
-    Margin 0 and scale 1 give cross-entropy. Cao, Wei, Gaidon, Arechiga and Ma 2019.
+    Margin 0 and scale 1 give cross-entropy. [Cao et al. 2019](https://arxiv.org/abs/1906.07413).
     """
     if not max_margin >= 0 or not scale > 0:
         raise ValueError(f"ldam needs max_margin >= 0 and scale > 0, got {max_margin} and {scale}")
@@ -228,7 +246,10 @@ def ldam(
     "weighs each sample",
 )
 def class_balanced(logits: Tensor, targets: Tensor, *, class_counts: Tensor, beta: float = 0.9999) -> Tensor:
-    """Cross-entropy times the `class_weights` of β; β = 0 is cross-entropy. Cui, Jia, Lin, Song and Belongie 2019."""
+    """Cross-entropy times the `class_weights` of β; β = 0 is cross-entropy.
+
+    [Cui et al. 2019](https://arxiv.org/abs/1901.05555).
+    """
     weights = class_weights(class_counts, beta=beta).to(logits)
     if targets.ndim == 2:
         return F.cross_entropy(logits, targets * weights)
@@ -240,8 +261,8 @@ def class_weights(class_counts: Tensor, *, beta: float) -> Tensor:
 
     At β = 0 all are 1. As β -> 1 they tend to N/(K n_k), where every class counts the same. Their mean over the
     training samples is one, so β does not change the learning rate. Others scale them to the sum K (Cui et al.), or in
-    each batch (LDAM-DRW's code). These are the same weights at another learning rate.
-    Cui, Jia, Lin, Song and Belongie 2019.
+    each batch (LDAM-DRW's code). These are the same weights at another learning rate. [Cui et al.
+    2019](https://arxiv.org/abs/1901.05555).
     """
     if not 0 <= beta < 1:
         raise ValueError(f"class weights need beta in [0, 1), got {beta}")
@@ -254,7 +275,13 @@ def posthoc_adjustment(logits: Tensor, class_counts: Tensor | Sequence[int], *, 
     """z - τ log π of logits (..., K) with class priors π: remove the training prior at test time.
 
     Probabilities p_k become p_k/π_k^τ, up to normalization. Use it for models trained without adjustment: τ = 1 gives
-    the probabilities of balanced classes. A model trained with adjustment would be adjusted twice. Menon et al. 2021.
+    the probabilities of balanced classes. A model trained with adjustment would be adjusted twice. [Menon et al.
+    2021](https://arxiv.org/abs/2007.07314).
+
+    Examples:
+        >>> import torch
+        >>> posthoc_adjustment(torch.zeros(2), [100, 10], tau=1.0).argmax().item()
+        1
     """
     counts = _positive_counts(class_counts, "post-hoc logit adjustment")
     check_tensors(logits=logits)

@@ -17,6 +17,13 @@ class Backbone(nn.Module):
     With `project_to` a linear map without bias projects the features to that width before the neck. Heads with an ETF
     need d >= K-1. `layers` names the body's stages for `ncflow.nn.layers.capture`: stage -> path of the module in the
     body. By default these are the body's children that have parameters. Raises ValueError for a width below 1.
+
+    Examples:
+        >>> import torch
+        >>> body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 16))
+        >>> backbone = Backbone(body, 16, project_to=5)
+        >>> backbone.num_features, backbone(torch.zeros(2, 3, 8, 8)).shape
+        (5, torch.Size([2, 5]))
     """
 
     def __init__(

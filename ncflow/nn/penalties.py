@@ -26,6 +26,12 @@ def create_penalty(name: str, class_counts: Sequence[int] | Tensor, **options: A
 
     class_counts (K,) are the sizes of the training classes. Raises ValueError for a name or an option that does not
     exist, and for values out of range.
+
+    Examples:
+        >>> import torch
+        >>> penalty = create_penalty("drift", [3, 3])
+        >>> penalty(torch.tensor([[3.0, 4.0], [3.0, 4.0]]), torch.tensor([0, 1]), torch.zeros(2, 2)).item()
+        25.0
     """
     row = lookup(PENALTIES, name, "penalty")
     check_options(row, options, f"penalty '{name}'")
@@ -40,7 +46,13 @@ def create_penalty(name: str, class_counts: Sequence[int] | Tensor, **options: A
 
 
 def drift_penalty(features: Tensor) -> Tensor:
-    """‖mean of the batch‖² of features (B, d), over all processes: the squared drift of the global mean. >= 0."""
+    """‖mean of the batch‖² of features (B, d), over all processes: the squared drift of the global mean. >= 0.
+
+    Examples:
+        >>> import torch
+        >>> drift_penalty(torch.tensor([[1.0, 0.0], [3.0, 0.0]])).item()
+        4.0
+    """
     _check_features(features)
     ones = torch.ones_like(features[:, :1])
     sums = sum_over_processes(torch.cat([features, ones], dim=1).sum(0))
@@ -69,7 +81,8 @@ def feature_decay(features: Tensor, targets: Tensor, weight: Tensor, class_count
 def center(features: Tensor, targets: Tensor, weight: Tensor, class_counts: Tensor) -> Tensor:
     """½ mean of ‖h - μ_y‖² with the class means μ of the batch: the centre loss. >= 0, and 0 at collapse.
 
-    Wen, Zhang, Li and Qiao 2016. They learn the centers; these are the means themselves.
+    [Wen et al. 2016](https://doi.org/10.1007/978-3-319-46478-7_31). They learn the centers; these are the means
+    themselves.
     """
     shares = _shares(features, targets, weight)
     means, _ = _class_means(features, shares)
@@ -79,8 +92,8 @@ def center(features: Tensor, targets: Tensor, weight: Tensor, class_counts: Tens
 def nc1(features: Tensor, targets: Tensor, weight: Tensor, class_counts: Tensor) -> Tensor:
     """tr Σ_W / tr Σ_B of the batch: scatter within classes over scatter between their means. >= 0, and 0 at collapse.
 
-    Both traces average over samples and over the classes in the batch. 0 where the batch has one class.
-    Papyan, Han and Donoho 2020.
+    Both traces average over samples and over the classes in the batch. 0 where the batch has one class. [Papyan et al.
+    2020](https://doi.org/10.1073/pnas.2015509117).
     """
     shares = _shares(features, targets, weight)
     means, present = _class_means(features, shares)
@@ -94,7 +107,8 @@ def nc1(features: Tensor, targets: Tensor, weight: Tensor, class_counts: Tensor)
 def nc2(features: Tensor, targets: Tensor, weight: Tensor, class_counts: Tensor) -> Tensor:
     """Mean over pairs of classes of (cos + 1/(K-1))² of the batch's centered class means. >= 0, and 0 at a simplex ETF.
 
-    K is the number of classes in the batch. 0 where it has fewer than two. Papyan, Han and Donoho 2020.
+    K is the number of classes in the batch. 0 where it has fewer than two. [Papyan et al.
+    2020](https://doi.org/10.1073/pnas.2015509117).
     """
     means, present = _class_means(features, _shares(features, targets, weight))
     count = int(present.sum())
@@ -111,7 +125,8 @@ def supcon(
 ) -> Tensor:
     """Supervised contrastive loss: -mean over positives of log softmax(cos(h, h')/T) over the others of the batch.
 
-    Samples whose class has no other sample in the batch count 0. >= 0. Khosla et al. 2020.
+    Samples whose class has no other sample in the batch count 0. >= 0. [Khosla et al.
+    2020](https://arxiv.org/abs/2004.11362).
     """
     if not 0 < temperature < math.inf:
         raise ValueError(f"supcon needs temperature > 0, got {temperature}")

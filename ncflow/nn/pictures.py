@@ -23,9 +23,15 @@ class PictureClassifier(nn.Module):
     `pixel_std` (one number per channel) normalize values in [0, 1]. Raises ValueError for an unknown mode or rule, and
     for sizes that do not fit.
 
-    Example:
-        model = PictureClassifier(classifier, image_mode="L", image_size=32, pixel_mean=[0.5], pixel_std=[0.2])
-        logits = model(torch.zeros(2, 40, 60, 3, dtype=torch.uint8))
+    Examples:
+        >>> import torch
+        >>> from ncflow import Classifier, LinearHead, create_backbone
+        >>> classifier = Classifier(create_backbone("resnet20"), LinearHead(64, 10)).eval()
+        >>> model = PictureClassifier(
+        ...     classifier, image_mode="RGB", image_size=32, resize=32, pixel_mean=[0.5] * 3, pixel_std=[0.2] * 3
+        ... )
+        >>> model(torch.zeros(2, 40, 60, 3, dtype=torch.uint8)).shape
+        torch.Size([2, 10])
     """
 
     pixel_mean: Tensor

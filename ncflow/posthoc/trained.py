@@ -28,7 +28,8 @@ def crt(frozen: Frozen, *, weight_decay: float = 5e-4, steps: int = 1000) -> Lin
     """Classifier re-training: a new linear classifier that minimizes the class-balanced loss + (λ/2)(‖W‖² + ‖b‖²).
 
     The minimum is unique. Without λ > 0 there is none where the features are separable. The default λ is the paper's.
-    The paper takes stochastic steps for a few epochs, from random weights. Kang et al. 2020.
+    The paper takes stochastic steps for a few epochs, from random weights. [Kang et al.
+    2020](https://arxiv.org/abs/1910.09217).
     """
     _check(weight_decay, steps)
 
@@ -45,7 +46,7 @@ def lws(frozen: Frozen, *, decay: float = 5e-4, steps: int = 1000) -> LinearMap:
     """Learned scales: s_k z_k, where s (K,) minimizes the class-balanced loss + (λ/2)‖s - 1‖².
 
     s = 1 is the classifier itself, so the loss is never above that of the classifier. The paper decays s towards zero
-    with the same λ, and takes stochastic steps from 1. Kang et al. 2020.
+    with the same λ, and takes stochastic steps from 1. [Kang et al. 2020](https://arxiv.org/abs/1910.09217).
     """
     _check(decay, steps)
     logits = frozen.classifier(frozen.features)
@@ -64,7 +65,8 @@ def max_norm(frozen: Frozen, *, bound: float = 0.1, weight_decay: float = 0.1, s
     δ = min_k + bound·(max_k - min_k) over the norms of the trained rows. The defaults are those of the authors' code.
     That code weighs classes by the effective number of samples, β = 0.9999. Up to a constant factor this is the
     class-balanced loss where n_k is far below 10,000. It takes 10 epochs of stochastic steps from the trained rows,
-    with projections in between. The constrained minimum here is unique. Alshammari, Wang, Ramanan and Kong 2022.
+    with projections in between. The constrained minimum here is unique. [Alshammari et al.
+    2022](https://arxiv.org/abs/2203.14197).
     """
     _check(weight_decay, steps)
     if not 0 <= bound <= 1:

@@ -26,11 +26,9 @@ def read_runs(runs: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
     Raises ValueError if nothing matches, if two runs have the same name, or if a file is damaged.
 
-    Example::
-
-        frame = ncflow.read_runs("models/*")
-        last = frame.groupby("run").tail(1)
-        frame.xs("test", level="split").groupby("head.name")["acc/balanced"].describe()
+    Examples:
+        >>> frame = read_runs("models/*")  # doctest: +SKIP
+        >>> frame.xs("test", level="split").groupby("head.name")["acc/balanced"].describe()  # doctest: +SKIP
     """
     found = _matches(str(runs)) if isinstance(runs, str | Path) else load_runs(runs)
     return as_frame(found)

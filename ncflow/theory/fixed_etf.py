@@ -17,7 +17,7 @@ def fixed_etf_optimum(class_counts: Counts, *, feature_norm: float, weight_norm:
 
     The class sizes have no effect. The logits are r ω at the own class and -r ω/(K-1) elsewhere. K = 10, r = 5, ω = 1:
     5 and -.556. There, dot regression ½ (w_y·h - sqrt(E_W E_H))²/sqrt(E_W E_H) is 0 for r² = E_H, ω² = E_W. Raises
-    ValueError for r < 0 or ω <= 0. Yang et al. 2022.
+    ValueError for r < 0 or ω <= 0. [Yang et al. 2022](https://arxiv.org/abs/2203.09081).
     """
     counts = check_problem(class_counts, 1.0, 1.0)
     if not (feature_norm >= 0 and weight_norm > 0):

@@ -26,6 +26,13 @@ def predicted_optimum(
     `num_features` is d; None means as many as the optimum needs. `nonnegative` is for features after a ReLU. Raises
     ValueError for losses without a closed form and for d below the optimum's rank. Also raises it for cross-entropy on
     features of any sign in classes of more than two sizes.
+
+    Examples:
+        >>> import torch
+        >>> optimum = predicted_optimum("ce", [10, 10, 10], lambda_w=1e-3, lambda_h=1e-3)
+        >>> lengths = optimum.weight.norm(dim=1)
+        >>> torch.allclose(lengths, lengths[0].expand(3))
+        True
     """
     optima = NONNEGATIVE if nonnegative else OPTIMA
     optimum = lookup(optima, loss, "loss with a closed form")(class_counts, lambda_w=lambda_w, lambda_h=lambda_h)

@@ -13,10 +13,10 @@ from ncflow.theory.optimum import Counts, Optimum, check_problem, exchanged, log
 def relu_ce_optimum(class_counts: Counts, *, lambda_w: float, lambda_h: float) -> Optimum:
     """The optimum of cross-entropy without bias on features h >= 0, with one coordinate axis per class.
 
-    With m_k = N sqrt(λ_W λ_H (K-1)/(K n_k)) and α_k = log((K-1)(1-m_k)/m_k) while m_k < (K-1)/K, else 0: h_k =
-    ‖h_k‖ e_k with ‖h_k‖² = sqrt(λ_W (K-1)/(λ_H n_k K)) α_k, and logits z_k = α_k (e_k - 1/K). The classes decouple,
-    and one vanishes exactly when n_k <= N² λ_W λ_H K/(K-1). Counts (90, 10), λ_W = λ_H = 0.01: α = (2.52, 1.24), ‖h‖² =
-    (0.188, 0.278). Dang et al. 2024.
+    With m_k = N sqrt(λ_W λ_H (K-1)/(K n_k)) and α_k = log((K-1)(1-m_k)/m_k) while m_k < (K-1)/K, else 0: h_k = ‖h_k‖
+    e_k with ‖h_k‖² = sqrt(λ_W (K-1)/(λ_H n_k K)) α_k, and logits z_k = α_k (e_k - 1/K). The classes decouple, and one
+    vanishes exactly when n_k <= N² λ_W λ_H K/(K-1). Counts (90, 10), λ_W = λ_H = 0.01: α = (2.52, 1.24), ‖h‖² = (0.188,
+    0.278). [Dang et al. 2024](https://arxiv.org/abs/2401.02058).
     """
     counts = check_problem(class_counts, lambda_w, lambda_h)
     num_classes = len(counts)
@@ -30,7 +30,8 @@ def relu_limit(class_counts: Counts, *, lambda_w: float = 1.0, lambda_h: float =
     """The least W and H̄ >= 0 with every margin (w_y - w_c)·h >= 1: `seli_optimum` for nonnegative features.
 
     h_k = ‖h_k‖ e_k with ‖h_k‖² = sqrt(λ_W (K-1)/(λ_H n_k K)), and logits I - J/K. Cross-entropy on nonnegative features
-    approaches these directions logarithmically as λ goes to 0. ‖h_k‖ is proportional to n_k^(-¼). Dang et al. 2024.
+    approaches these directions logarithmically as λ goes to 0. ‖h_k‖ is proportional to n_k^(-¼). [Dang et al.
+    2024](https://arxiv.org/abs/2401.02058).
     """
     counts = check_problem(class_counts, lambda_w, lambda_h)
     return _on_axes(torch.ones_like(counts), counts, lambda_w=lambda_w, lambda_h=lambda_h)

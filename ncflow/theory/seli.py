@@ -13,8 +13,13 @@ def seli_optimum(class_counts: Counts, *, lambda_w: float = 1.0, lambda_h: float
     """The least W and H̄ with every margin (w_y - w_c)·h >= 1, the support vector machine of free features.
 
     Z = I - J/K. With (I - J/K) D (I - J/K) = V Λ² Vᵀ: W Wᵀ = sqrt(λ_H/λ_W) V Λ Vᵀ, H̄ H̄ᵀ = sqrt(λ_W/λ_H) V Λ⁺ Vᵀ.
-    `ncflow.geometry.seli_frame` gives the rows. Cross-entropy approaches these directions logarithmically as λ goes
-    to 0. Thrampoulidis, Kini, Vakilian and Behnia 2022.
+    `ncflow.geometry.seli_frame` gives the rows. Cross-entropy approaches these directions logarithmically as λ goes to
+    0. [Thrampoulidis et al. 2022](https://arxiv.org/abs/2208.05512).
+
+    Examples:
+        >>> optimum = seli_optimum([100, 10, 10])
+        >>> optimum.weight.shape[0]
+        3
     """
     counts = check_problem(class_counts, lambda_w, lambda_h)
     weight, means = seli_frame(counts)

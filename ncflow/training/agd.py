@@ -22,9 +22,9 @@ class AGD(torch.optim.Optimizer):
     """Automatic gradient descent for weight matrices and convolution kernels alone.
 
     The derivation has no biases and no norms' scales and shifts; `remove_affine` removes them from a model. There is no
-    learning rate, weight decay or momentum. `gain` multiplies every step: 1 is the derivation's, 10 that of Markou,
-    Ajanthan and Gould 2024. The parameter groups store it as "lr", where a schedule finds it. Weights should start at
-    `orthogonal_init`. Raises ValueError for other parameters.
+    learning rate, weight decay or momentum. `gain` multiplies every step: 1 is the derivation's, 10 that of [Markou et
+    al. 2024](https://arxiv.org/abs/2411.01248). The parameter groups store it as "lr", where a schedule finds it.
+    Weights should start at `orthogonal_init`. Raises ValueError for other parameters.
     """
 
     def __init__(self, parameters: Iterable[Any], *, gain: float = 10.0) -> None:

@@ -38,6 +38,13 @@ class Evaluation:
 
     class_means (K, d) has NaN for absent classes. sample_mean (d,) is μ_N, the drift vector. features (N, d) are kept
     where `Analysis.features` asks for them. `streamed` is whether all is from the forwards of training, in their order.
+
+    Examples:
+        >>> import torch
+        >>> rows, means = torch.zeros(4, 2), torch.zeros(2, 3)
+        >>> result = Evaluation({"acc/overall": 0.5}, rows, torch.tensor([0, 1, 0, 1]), means, means[0])
+        >>> result.metrics["acc/overall"]
+        0.5
     """
 
     metrics: dict[str, float]
@@ -56,7 +63,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Splits:
-    """The batches of every split, and the class sizes (K,) of the training split."""
+    """The batches of every split, and the class sizes (K,) of the training split.
+
+    Examples:
+        >>> from ncflow import Snapshot, load_batches
+        >>> snapshot = Snapshot.create(folder / "digits", name="digits", samples_per_class=40, imb_factor=0.1)
+        >>> train, test = (load_batches(snapshot, split, image_size=8) for split in ("train", "test"))
+        >>> splits = Splits(train, test, class_counts=snapshot.class_counts)
+    """
 
     train: Batches
     test: Batches
@@ -81,6 +95,10 @@ class Analysis:
     average: a moving average of the classifier, which `fit` updates after each step and measures instead. features:
     keep the features of every split in its evaluation. streaming: the training split is measured by the forwards of
     training, without a second pass; the last analysis is exact.
+
+    Examples:
+        >>> Analysis(every=10, layers=True).every
+        10
     """
 
     every: int = 1
@@ -140,6 +158,16 @@ def evaluate_splits(
 
     `on_train` is the result on the training split, if it is already known. Unseen samples are compared with the class
     means of training. The metrics of the train split include the head's diagnostics as head/<name>.
+
+    Examples:
+        >>> from ncflow import Classifier, LinearHead, Snapshot, Splits, create_backbone, load_batches
+        >>> snapshot = Snapshot.create(folder / "digits", name="digits", samples_per_class=40, imb_factor=0.1)
+        >>> train, test = (load_batches(snapshot, split, image_size=8) for split in ("train", "test"))
+        >>> splits = Splits(train, test, snapshot.class_counts)
+        >>> classifier = Classifier(create_backbone("resnet20"), LinearHead(64, 10)).eval()
+        >>> found = evaluate_splits(classifier, splits)
+        >>> sorted(found), found["test"].logits.shape
+        (['test', 'train'], torch.Size([360, 10]))
     """
     measure = partial(
         evaluate, classifier, class_counts=splits.class_counts, analysis=analysis, accelerator=accelerator

@@ -19,6 +19,10 @@ def create_accelerator(device: str = "auto") -> Accelerator:
     """Return the Accelerator of this run's processes, each on its GPU if there are any, unless `device` is "cpu".
 
     Raises ValueError if the launch does not fit this machine.
+
+    Examples:
+        >>> create_accelerator("cpu").num_processes
+        1
     """
     if engines := [name for name in ENGINES if os.environ.get(name, "").lower() in ("true", "1")]:
         raise ValueError(

@@ -39,6 +39,11 @@ class EpochRecord:
     loss and accuracy are means over the samples in training mode, before each step; seconds are the training time. lr
     is the rate of the last step, the largest one if layers differ. `last` is whether training ends with this epoch.
     state() returns what `fit` needs to resume from here. To use it, every process calls it before the next record.
+
+    Examples:
+        >>> record = EpochRecord(epoch=1, lr=0.1, loss=2.3, accuracy=0.1, seconds=1.0, images_per_second=500.0)
+        >>> record.analysis, record.last
+        ({}, False)
     """
 
     epoch: int
@@ -80,11 +85,16 @@ def fit(
 
     Raises Diverged, naming epoch, step and learning rate, when the loss or the features of an analysis are not finite.
 
-    Example::
-
-        splits = Splits(train, test, digits.class_counts)
-        for record in fit(classifier, splits, Objective(create_loss("ce")), optimizer, epochs=10):
-            print(record.epoch, record.loss, record.analysis["train"].metrics["nc1/pinv"])
+    Examples:
+        >>> from ncflow import Classifier, LinearHead, Objective, Snapshot, Splits
+        >>> from ncflow import create_backbone, create_loss, create_optimizer, load_batches
+        >>> digits = Snapshot.create(folder / "digits", name="digits", samples_per_class=100)
+        >>> train, test = (load_batches(digits, split, image_size=8) for split in ("train", "test"))
+        >>> classifier = Classifier(create_backbone("resnet20"), LinearHead(64, 10))
+        >>> optimizer = create_optimizer("sgd", classifier.parameters(), lr=0.1)
+        >>> splits = Splits(train, test, digits.class_counts)
+        >>> for record in fit(classifier, splits, Objective(create_loss("ce")), optimizer, epochs=1):
+        ...     found = record.epoch, record.loss, record.analysis["train"].metrics["nc1/pinv"]
     """
     accelerator, plan = accelerator or create_accelerator(), plan or Plan()
     classifier.to(memory_format=torch.channels_last)

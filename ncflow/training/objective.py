@@ -32,9 +32,9 @@ class Objective:
     `deferred` is a share of the training, in [0, 1], and the criterion that applies from then on. With a `sam_radius` ρ
     a step follows the gradient at the point of highest loss within ρ, to first order. Foret et al. 2021.
 
-    Example::
-
-        Objective(create_loss("ce"), penalties=[(0.1, create_penalty("center", class_counts))])
+    Examples:
+        >>> from ncflow import create_loss, create_penalty
+        >>> objective = Objective(create_loss("ce"), penalties=[(0.1, create_penalty("center", [100, 10]))])
     """
 
     criterion: Loss

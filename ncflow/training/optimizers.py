@@ -22,6 +22,12 @@ def create_optimizer(name: str, parameters: Parameters, **options: Any) -> torch
     """Return the optimizer called `name` of parameters, or of `parameter_groups`.
 
     None leaves the optimizer's own default. Raises ValueError for options that it does not have.
+
+    Examples:
+        >>> import torch
+        >>> optimizer = create_optimizer("sgd", torch.nn.Linear(4, 2).parameters(), lr=0.1, weight_decay=5e-4)
+        >>> optimizer.param_groups[0]["momentum"]
+        0.9
     """
     optimizer = lookup(OPTIMIZERS, name, "optimizer")
     chosen = {option: value for option, value in options.items() if value is not None}
@@ -121,12 +127,18 @@ def sgd(
 
 
 def adam(parameters: Parameters, *, lr: float = 1e-3, weight_decay: float = 0.0) -> torch.optim.Adam:
-    """Adam; weight decay is an L2 term of the gradient. Kingma and Ba 2015."""
+    """Adam; weight decay is an L2 term of the gradient.
+
+    [Kingma and Ba 2015](https://arxiv.org/abs/1412.6980).
+    """
     return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
 
 
 def adamw(parameters: Parameters, *, lr: float = 1e-3, weight_decay: float = 0.0) -> torch.optim.AdamW:
-    """Adam with decoupled weight decay. Loshchilov and Hutter 2019."""
+    """Adam with decoupled weight decay.
+
+    [Loshchilov and Hutter 2019](https://arxiv.org/abs/1711.05101).
+    """
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
 
 
@@ -138,7 +150,10 @@ def rmsprop(
 
 
 def agd(parameters: Parameters, *, gain: float = 10.0) -> AGD:
-    """Automatic gradient descent, without learning rate, biases or norms' scales and shifts. Bernstein et al. 2023."""
+    """Automatic gradient descent, without learning rate, biases or norms' scales and shifts.
+
+    [Bernstein et al. 2023](https://arxiv.org/abs/2304.05187).
+    """
     return AGD(parameters, gain=gain)
 
 
