@@ -38,7 +38,7 @@ def create_backbone(name: str, *, image_size: int | None = None, **options: Any)
     """Return a randomly initialized module with `.num_features` = d that maps images (B, 3, S, S) to features (B, d).
 
     Features come after pooling, final norm, projection and neck. `name` is a row of BACKBONES, an alias, or
-    "timm/<name>" for any timm model. An option given as None keeps the builder's default. ncflow's own rows have `neck`
+    `timm/<name>` for any timm model. An option given as None keeps the builder's default. ncflow's own rows have `neck`
     and `num_features` (project to this d). Most have `pretrained` (published weights, downloaded on first use).
     `image_size` is S. Every backbone accepts it, because S is a fact about the data rather than a choice. Only builders
     that depend on it receive it; the others take images of any size. Raises ValueError for a name or an option that

@@ -82,7 +82,7 @@ class Head(nn.Module):
     def diagnostics(self, *, solver: bool = False) -> dict[str, float]:
         """Return diagnostics of the stored tensors by name; with `solver` also those of the solver.
 
-        Logged as head/<name>. Most heads have none.
+        Logged as `head/<name>`. Most heads have none.
         """
         return {}
 

@@ -89,7 +89,7 @@ class Analysis:
     """Selects the measurements, and after how many epochs they run; they always run after the last epoch.
 
     layers: layers/<layer>/drift and layers/<layer>/nc1 of every stage of the backbone, from the same forward. solver:
-    also head/<name> of the head's solver. posthoc_tau: posthoc/logit_adjustment/acc/<name> on unseen splits, the
+    also `head/<name>` of the head's solver. posthoc_tau: `posthoc/logit_adjustment/acc/<name>` on unseen splits, the
     accuracies of logits adjusted post hoc by the training class sizes, and the τ; None chooses τ on the validation
     split, or takes 1 without one; 0 measures none. objective: its value, and its gap to theory, on the train split.
     average: a moving average of the classifier, which `fit` updates after each step and measures instead. features:
@@ -157,7 +157,7 @@ def evaluate_splits(
     """Return {"train": …, "test": …} and, if there is a validation split, "val".
 
     `on_train` is the result on the training split, if it is already known. Unseen samples are compared with the class
-    means of training. The metrics of the train split include the head's diagnostics as head/<name>.
+    means of training. The metrics of the train split include the head's diagnostics as `head/<name>`.
 
     Examples:
         >>> from ncflow import Classifier, LinearHead, Snapshot, Splits, create_backbone, load_batches
