@@ -685,7 +685,10 @@ def _refuse_if_different(measured: dict[str, Any], logged: dict[str, Any], *, to
         # The steps of a solver are no property of the checkpoint, and are not measured again. Other rounding may choose
         # another τ for the adjusted logits, which changes their accuracies by more than the tolerance.
         left_out = ("head/riemannian_", *(("posthoc/",) if tolerance else ()))
+        new_rows = {name for name in metrics if name.startswith("layers/")} - logged[split].keys()  # earlier versions
         for name in sorted(name for name in metrics.keys() | logged[split] if not name.startswith(left_out)):
+            if name in new_rows:
+                continue
             new, old = metrics.get(name, math.nan), logged[split].get(name, math.nan)
             if not math.isclose(new, old, rel_tol=tolerance, abs_tol=tolerance):
                 raise ValueError(

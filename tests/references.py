@@ -348,6 +348,18 @@ def ncc_accuracy(problem: Problem) -> float:
     return float(np.mean(nearest == problem.targets))
 
 
+def layer_metrics(problem: Problem, train_means: Array) -> dict[str, float]:
+    """The metrics of a layer's features; their nearest class center is one of the training split."""
+    nearest = [np.argmin([np.linalg.norm(h - center) for center in train_means]) for h in problem.features]
+    return {
+        "drift": float(np.linalg.norm(problem.features.mean(0))),
+        "nc1": pinv(problem),
+        "equiangularity": equiangularity(problem.centered_means),
+        "ncc_accuracy": float(np.mean(nearest == problem.targets)),
+        "numerical_rank": numerical_rank(problem),
+    }
+
+
 def ood_cosine(problem: Problem) -> float:
     assert problem.ood is not None
     return float(np.mean([abs(cosine(mean, problem.ood.mean(0))) for mean in problem.means]))

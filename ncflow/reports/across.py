@@ -95,7 +95,7 @@ def draw_layers(data: pd.DataFrame, looks: Looks, size: Size) -> Plate:
         [LAYER_TITLES.get(name, name) for name in shown],
         legend=looks,
         bottom=5.4 if size.columns < 3 else 4.0,
-        columns=min(2, size.columns),
+        columns=min(3, size.columns),
     )
     found = lines(data, ["metric", "arm"], along="depth")
     names = data.drop_duplicates("depth").set_index("depth")["layer"].sort_index()
@@ -126,4 +126,10 @@ def _layer_rows(arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
 
 
 LAYER = re.compile("layers/([^/]+)/(.+)")
-LAYER_TITLES = {"nc1": "NC1 along the depth", "drift": "Drift along the depth"}
+LAYER_TITLES = {
+    "drift": "Drift ‖μ_N‖",
+    "nc1": "NC1",
+    "equiangularity": "Equiangularity of class means",
+    "ncc_accuracy": "NCC accuracy",
+    "numerical_rank": "Effective rank of a class",
+}

@@ -244,7 +244,8 @@ FIGURES: dict[str, Chart] = {
         draw_layers,
         GEOMETRY,
         "Metrics of pooled features of each layer on the training split, at the last analysis: median over seeds, in a "
-        "band from minimum to maximum.",
+        "band from minimum to maximum. NCC accuracy: the share of samples whose nearest class mean is their own. "
+        "Effective rank: nc1/numerical_rank, 1 at collapse.",
         "train.analyze_layers=true",
     ),
     "theory": Chart(

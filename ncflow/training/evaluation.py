@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ncflow.metrics import ClassMoments, collapse_metrics
 from ncflow.metrics.accuracy import accuracies
+from ncflow.metrics.table import LAYER_METRICS
 from ncflow.nn import Classifier, capture, posthoc_adjustment
 from ncflow.training.average import MovingAverage
 from ncflow.training.hardware import reproducible_convolutions
@@ -37,7 +38,8 @@ class Evaluation:
     """Results on one split: metrics by name, logits (N, K) and targets (N,) in stored order, and two kinds of means.
 
     class_means (K, d) has NaN for absent classes. sample_mean (d,) is μ_N, the drift vector. features (N, d) are kept
-    where `Analysis.features` asks for them. `streamed` is whether all is from the forwards of training, in their order.
+    where `Analysis.features` asks for them. layer_means: layer -> its class means (K, d_l). `streamed` is whether all
+    is from the forwards of training, in their order.
 
     Examples:
         >>> import torch
@@ -54,6 +56,7 @@ class Evaluation:
     sample_mean: Tensor
     features: Tensor | None = None
     streamed: bool = False
+    layer_means: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def predictions(self) -> Tensor:
@@ -88,13 +91,13 @@ class Splits:
 class Analysis:
     """Selects the measurements, and after how many epochs they run; they always run after the last epoch.
 
-    layers: layers/<layer>/drift and layers/<layer>/nc1 of every stage of the backbone, from the same forward. solver:
-    also `head/<name>` of the head's solver. posthoc_tau: `posthoc/logit_adjustment/acc/<name>` on unseen splits, the
-    accuracies of logits adjusted post hoc by the training class sizes, and the τ; None chooses τ on the validation
-    split, or takes 1 without one; 0 measures none. objective: its value, and its gap to theory, on the train split.
-    average: a moving average of the classifier, which `fit` updates after each step and measures instead. features:
-    keep the features of every split in its evaluation. streaming: the training split is measured by the forwards of
-    training, without a second pass; the last analysis is exact.
+    layers: the rows of LAYER_METRICS of every stage of the backbone, from the same forward. solver: also `head/<name>` of
+    the head's solver. posthoc_tau: `posthoc/logit_adjustment/acc/<name>` on unseen splits, the accuracies of logits
+    adjusted post hoc by the training class sizes, and the τ; None chooses τ on the validation split, or takes 1 without
+    one; 0 measures none. objective: its value, and its gap to theory, on the train split. average: a moving average of
+    the classifier, which `fit` updates after each step and measures instead. features: keep the features of every split
+    in its evaluation. streaming: the training split is measured by the forwards of training, without a second pass; the
+    last analysis is exact.
 
     Examples:
         >>> Analysis(every=10, layers=True).every
@@ -117,13 +120,15 @@ def evaluate(
     *,
     class_counts: Sequence[int],
     train_means: Tensor | None = None,
+    train_layer_means: Mapping[str, Tensor] | None = None,
     analysis: Analysis = Analysis(),
     accelerator: Accelerator | None = None,
 ) -> Evaluation:
     """Return every metric of a classifier on one split. Each sample counts once, for any number of processes.
 
     class_counts (K,) are those of the training split, and train_means (K, d) its class means. None means that this is
-    the training split itself. Only the training split has the objective.
+    the training split itself. Only the training split has the objective. train_layer_means are the training split's
+    `layer_means`; an unseen split has layers/<layer>/ncc_accuracy only with them.
     """
     features, logits, by_layer = extract(classifier, batches, layers=analysis.layers)
     features, logits = gather_rows(accelerator, features), gather_rows(accelerator, logits)
@@ -140,10 +145,17 @@ def evaluate(
     )
     if analysis.objective is not None and train_means is None:
         metrics |= analysis.objective(features, targets, classifier.head)
-    for layer, rows in by_layer.items():
-        metrics |= layer_metrics(layer, gather_rows(accelerator, rows), targets, len(class_counts))
+    layer_means: dict[str, Tensor] = {}
+    for layer, part in by_layer.items():
+        rows = gather_rows(accelerator, part)
+        of_layer = ClassMoments.from_features(rows, targets, len(class_counts), scatter=False)
+        layer_means[layer] = of_layer.means_or_nan
+        centers = (train_layer_means or {}).get(layer)
+        ncc = train_means is None or centers is not None  # never the class centers of unseen samples
+        metrics |= layer_metrics(layer, rows, targets, of_layer, train_means=centers, ncc=ncc)
     kept = features if analysis.features else None
-    return Evaluation(metrics, logits, targets, moments.means_or_nan, moments.sample_mean, kept)
+    means, center = moments.means_or_nan, moments.sample_mean
+    return Evaluation(metrics, logits, targets, means, center, kept, layer_means=layer_means)
 
 
 def evaluate_splits(
@@ -176,7 +188,8 @@ def evaluate_splits(
     diagnostics = classifier.head.diagnostics(solver=analysis.solver)
     on_train.metrics.update({f"head/{name}": value for name, value in diagnostics.items()})
     unseen = {"test": splits.test} | ({"val": splits.validation} if splits.validation is not None else {})
-    measured = {split: measure(batches, train_means=on_train.class_means) for split, batches in unseen.items()}
+    centers = {"train_means": on_train.class_means, "train_layer_means": on_train.layer_means}
+    measured = {split: measure(batches, **centers) for split, batches in unseen.items()}
     _adjust(measured, splits.class_counts, analysis.posthoc_tau)
     return {"train": on_train} | measured
 
@@ -237,10 +250,29 @@ def logit_metrics(prefix: str, logits: Tensor, targets: Tensor, class_counts: Se
     return {f"{prefix}/{name}": value.item() for name, value in values.items()}
 
 
-def layer_metrics(layer: str, features: Tensor, targets: Tensor, num_classes: int) -> dict[str, float]:
-    """Return drift ‖μ_N‖ and nc1/pinv of one layer's pooled features (N, d_l)."""
-    chosen = {"drift": "drift/norm", "nc1": "nc1/pinv"}
-    metrics = collapse_metrics(features, targets, num_classes=num_classes, only=chosen.values())
+def layer_metrics(
+    layer: str,
+    features: Tensor,
+    targets: Tensor,
+    moments: ClassMoments,
+    *,
+    train_means: Tensor | None = None,
+    ncc: bool = True,
+) -> dict[str, float]:
+    """Return LAYER_METRICS of one layer's pooled features (N, d_l) with their moments, as layers/<layer>/<name>.
+
+    train_means (K, d_l) are the layer's class means on the training split; None means those of these features.
+    `ncc=False` leaves out ncc_accuracy.
+    """
+    chosen = {short: name for short, name in LAYER_METRICS.items() if ncc or short != "ncc_accuracy"}
+    metrics = collapse_metrics(
+        features,
+        targets,
+        num_classes=len(moments.counts),
+        train_means=train_means,
+        moments=moments,
+        only=chosen.values(),
+    )
     return {f"layers/{layer}/{short}": metrics[name] for short, name in chosen.items() if name in metrics}
 
 

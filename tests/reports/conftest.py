@@ -7,6 +7,7 @@ import torch
 from run_folders import make_run, three_heads, three_heads_two_seeds, write_run
 
 from ncflow.metrics import METRICS
+from ncflow.metrics.table import LAYER_METRICS
 from ncflow.runs.reader import Run, load_runs
 
 __all__ = ["make_run", "three_heads", "three_heads_two_seeds"]
@@ -38,7 +39,7 @@ def complete(run: Run, seed: int) -> Run:
             made_up = {name: 0.1 + torch.rand((), generator=generator).item() for name in METRICS}
             analysis[split].update({name: value for name, value in made_up.items() if name not in analysis[split]})
             layers = {
-                f"layers/{layer}/{name}": 2.0**-depth for depth, layer in enumerate(LAYERS) for name in ("drift", "nc1")
+                f"layers/{layer}/{name}": 2.0**-depth for depth, layer in enumerate(LAYERS) for name in LAYER_METRICS
             }
             analysis[split].update(layers)
     return run

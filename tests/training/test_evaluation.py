@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import references
 import torch
 from torch import nn
 
 from ncflow.metrics import ClassMoments, collapse_metrics
+from ncflow.metrics.table import LAYER_METRICS
 from ncflow.nn import HEADS
 from ncflow.training import Analysis, evaluate, evaluate_splits
+from ncflow.training.evaluation import extract, layer_metrics
 
 
 @pytest.fixture
@@ -142,7 +145,7 @@ def test_layers_are_measured_in_the_same_forward(trained, splits, digits):
     layered = evaluate(classifier, splits["test"], class_counts=digits.class_counts, analysis=Analysis(layers=True))
     assert len(calls) == 2 * forwards
     layers = {name for name in layered.metrics if name.startswith("layers/")}
-    assert {name.rpartition("/")[2] for name in layers} == {"drift", "nc1"}
+    assert {name.rpartition("/")[2] for name in layers} == LAYER_METRICS.keys()
     assert {"layers/stem/drift", "layers/layer3/nc1"} <= layers
     assert {name: value for name, value in layered.metrics.items() if name not in layers} == plain.metrics
 
@@ -154,6 +157,37 @@ def test_the_last_layer_before_the_features_drifts_as_they_do(trained, splits, d
     ).metrics
     assert metrics["layers/layer3/drift"] == pytest.approx(metrics["drift/norm"], rel=1e-5)
     assert metrics["layers/layer3/nc1"] == pytest.approx(metrics["nc1/pinv"], rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_metrics_of_a_layer_equal_their_definitions(seed, split):
+    train = references.draw_problem(seed, offset=1.0)
+    problem = train if split == "train" else references.draw_problem(seed + 100, spread=1.5)
+    features, targets, *_ = problem.tensors
+    centers = None if split == "train" else torch.from_numpy(train.means)
+    moments = ClassMoments.from_features(features, targets, 6, scatter=False)
+    found = layer_metrics("stem", features, targets, moments, train_means=centers)
+    expected = references.layer_metrics(problem, train.means)
+    assert found == pytest.approx({f"layers/stem/{name}": value for name, value in expected.items()}, rel=1e-9)
+
+
+def test_unseen_layers_are_compared_with_the_training_centers(trained, whole):
+    classifier = trained()
+    found = evaluate_splits(classifier, whole, Analysis(layers=True))
+    rows = extract(classifier, whole.test, layers=True)[2]
+    for layer, centers in found["train"].layer_means.items():
+        nearest = torch.cdist(rows[layer].double(), centers).argmin(1)
+        expected = (nearest == whole.test.targets).double().mean().item()
+        assert found["test"].metrics[f"layers/{layer}/ncc_accuracy"] == pytest.approx(expected)
+
+
+def test_without_training_centers_unseen_layers_have_no_ncc(trained, whole):
+    classifier = trained()
+    known = replace(evaluate(classifier, whole.train, class_counts=whole.class_counts), streamed=True)
+    found = evaluate_splits(classifier, whole, Analysis(layers=True), on_train=known)["test"].metrics
+    layers = {name.rpartition("/")[2] for name in found if name.startswith("layers/")}
+    assert layers == LAYER_METRICS.keys() - {"ncc_accuracy"}
 
 
 def test_a_split_takes_one_forward_per_image_and_one_moment_pass(monkeypatch, trained, splits, digits):
