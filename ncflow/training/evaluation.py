@@ -91,8 +91,8 @@ class Splits:
 class Analysis:
     """Selects the measurements, and after how many epochs they run; they always run after the last epoch.
 
-    layers: the rows of LAYER_METRICS of every stage of the backbone, from the same forward. solver: also `head/<name>` of
-    the head's solver. posthoc_tau: `posthoc/logit_adjustment/acc/<name>` on unseen splits, the accuracies of logits
+    layers: the rows of LAYER_METRICS of every stage of the backbone, from the same forward. solver: also `head/<name>`
+    of the head's solver. posthoc_tau: `posthoc/logit_adjustment/acc/<name>` on unseen splits, the accuracies of logits
     adjusted post hoc by the training class sizes, and the τ; None chooses τ on the validation split, or takes 1 without
     one; 0 measures none. objective: its value, and its gap to theory, on the train split. average: a moving average of
     the classifier, which `fit` updates after each step and measures instead. features: keep the features of every split
