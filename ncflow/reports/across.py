@@ -129,7 +129,7 @@ LAYER = re.compile("layers/([^/]+)/(.+)")
 LAYER_TITLES = {
     "drift": "Drift ‖μ_N‖",
     "nc1": "NC1",
-    "equiangularity": "Equiangularity of class means",
+    "equiangularity": "Equiangularity",
     "ncc_accuracy": "NCC accuracy",
-    "numerical_rank": "Effective rank of a class",
+    "numerical_rank": "Effective rank",
 }

@@ -245,7 +245,7 @@ FIGURES: dict[str, Chart] = {
         GEOMETRY,
         "Metrics of pooled features of each layer on the training split, at the last analysis: median over seeds, in a "
         "band from minimum to maximum. NCC accuracy: the share of samples whose nearest class mean is their own. "
-        "Effective rank: nc1/numerical_rank, 1 at collapse.",
+        "Equiangularity: of the class means. Effective rank: nc1/numerical_rank, the mean over classes, 1 at collapse.",
         "train.analyze_layers=true",
     ),
     "theory": Chart(
