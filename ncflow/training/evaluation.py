@@ -188,8 +188,8 @@ def evaluate_splits(
     diagnostics = classifier.head.diagnostics(solver=analysis.solver)
     on_train.metrics.update({f"head/{name}": value for name, value in diagnostics.items()})
     unseen = {"test": splits.test} | ({"val": splits.validation} if splits.validation is not None else {})
-    centers = {"train_means": on_train.class_means, "train_layer_means": on_train.layer_means}
-    measured = {split: measure(batches, **centers) for split, batches in unseen.items()}
+    against = partial(measure, train_means=on_train.class_means, train_layer_means=on_train.layer_means)
+    measured = {split: against(batches) for split, batches in unseen.items()}
     _adjust(measured, splits.class_counts, analysis.posthoc_tau)
     return {"train": on_train} | measured
 
