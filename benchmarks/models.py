@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.frame import DEVICE, publish, timed
+from benchmarks.frame import DEVICE, Budget, publish, timed
 from ncflow.nn import BACKBONES, MODEL_ALIASES, Classifier, LinearHead, create_backbone
 
 NUM_CLASSES, BATCH, IMAGE_SIZE = 10, 8, 32
@@ -25,11 +25,13 @@ QUICK = ["resnet20", "free_features"]
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per name."""
     names = QUICK if options.quick else [*BACKBONES, *MODEL_ALIASES]
-    return [row(name, options.pairs) for name in names]
+    budget = Budget(options.budget, cases=len(names))
+    return [row(name, options.pairs, budget) for name in names]
 
 
-def row(name: str, repeats: int) -> dict[str, Any]:
+def row(name: str, repeats: int, budget: Budget) -> dict[str, Any]:
     """Size and speed of one backbone under a linear head."""
+    end = budget.start_case()
     torch.manual_seed(0)
     backbone = create_backbone(name, image_size=IMAGE_SIZE, **OPTIONS.get(name, {}))
     classifier = Classifier(backbone, LinearHead(backbone.num_features, NUM_CLASSES)).to(DEVICE)
@@ -40,7 +42,7 @@ def row(name: str, repeats: int) -> dict[str, Any]:
         F.cross_entropy(classifier(images).logits, targets).backward()
 
     step()
-    milliseconds = statistics.median(1e3 * timed(step) for _ in range(repeats))
+    milliseconds = statistics.median(1e3 * timed(step) for _ in budget.rounds(repeats, end))
     size = sum(parameter.numel() for parameter in classifier.parameters())
     print(f"{name:20} {size:12,} {backbone.num_features:5} {milliseconds:8.1f} ms", flush=True)
     return {"model": name, "parameters": size, "d": backbone.num_features, "ms per step": round(milliseconds, 1)}

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.frame import publish
+from benchmarks.frame import Budget, publish
 from ncflow import recording, stages
 from ncflow.assembly import Training
 from ncflow.params import Params, make_params
@@ -39,12 +39,17 @@ SETTINGS = ["dataset.name=digits", "dataset.imb_factor=0.02", "model.image_size=
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per overhead: seconds, and the goal."""
-    rows = [row("ncflow --help", 0.3, [command("--help") for _ in range(options.pairs)])]
+    models = ("resnet20",) if options.quick else ("resnet20", "resnet18")
+    budget = Budget(options.budget, cases=2 + len(models))
+    rounds = budget.rounds(options.pairs, budget.start_case())
+    rows = [row("ncflow --help", 0.3, [command("--help") for _ in rounds])]
     if not options.quick:
         with tempfile.TemporaryDirectory() as folder:  # the first run makes the store
-            around = [around_training(Path(folder), number) for number in range(1 + options.pairs)][1:]
+            end = budget.start_case()
+            around_training(Path(folder), options.pairs)
+            around = [around_training(Path(folder), number) for number in budget.rounds(options.pairs, end)]
         rows.append(row("around training", 12.0, around))
-    for model in ("resnet20",) if options.quick else ("resnet20", "resnet18"):
+    for model in models:
         with tempfile.TemporaryDirectory() as folder:
             recorded, states = between_epochs(Path(folder), model, epochs=1 + options.pairs)
         logged = [both - state for both, state in zip(recorded, states, strict=True)]

@@ -33,7 +33,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
-from benchmarks.frame import publish
+from benchmarks.frame import Budget, publish
 from benchmarks.frame.memory import STATUS
 from ncflow.data import Batches, Snapshot, Storage, load_batches
 from ncflow.data.augment import random_resized_crop
@@ -55,6 +55,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     keep_freed_memory()  # as `ncflow train` does
     count = 32 if options.quick else 256
     contents = [photograph(seed) for seed in range(count)]
+    budget = Budget(options.budget, cases=3)
     with streamed(contents) as batches:
         sides = {
             "pillow": lambda: [by_pillow(content) for content in contents],
@@ -63,7 +64,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             "loader": lambda: sum(len(targets) for _, targets in batches.shuffled(1)),
             "analysis": lambda: sum(len(targets) for _, targets in batches.ordered()),
         }
-        rates = alternately(sides, count, options.pairs)
+        rates = alternately(sides, count, options.pairs, budget)
         rows = [
             row("decode and resize, against Pillow", rates, "ours", "pillow"),
             row("decode and resize, against before", rates, "ours", "before", LEAST["before"]),
@@ -71,7 +72,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             row("loader, against its limit", rates, "loader", "ours", LEAST["limit"]),
             row("analysis, against its limit", rates, "analysis", "ours"),
         ]
-        rows += [crops(count, options.pairs), memory(batches)]
+        rows += [crops(count, options.pairs, budget), memory(batches)]
     return rows
 
 
@@ -120,15 +121,17 @@ def streamed(contents: Sequence[bytes]) -> Iterator[Batches]:
         yield load_batches(snapshot, "train", image_size=SIZE, batch_size=64, storage=storage)
 
 
-def alternately(sides: dict[str, Callable[[], Any]], count: int, pairs: int) -> dict[str, list[float]]:
+def alternately(sides: dict[str, Callable[[], Any]], count: int, pairs: int, budget: Budget) -> dict[str, list[float]]:
     """Images per CPU second of every side, in turn, after a first call of each."""
+    end = budget.start_case()
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(1 + pairs):
+    for side in sides.values():
+        side()
+    for _ in budget.rounds(pairs, end):
         for name, side in sides.items():
             started = time.process_time()
             side()
-            if number:
-                rates[name].append(count / (time.process_time() - started))
+            rates[name].append(count / (time.process_time() - started))
     return rates
 
 
@@ -147,7 +150,7 @@ def row(
     }
 
 
-def crops(count: int, pairs: int) -> dict[str, Any]:
+def crops(count: int, pairs: int, budget: Budget) -> dict[str, Any]:
     """Random resized crops of stored pictures, against torchvision's one by one."""
     generator = torch.Generator().manual_seed(0)
     shape = (count, STORED, STORED, 3)
@@ -158,7 +161,9 @@ def crops(count: int, pairs: int) -> dict[str, Any]:
         "ours": lambda: random_resized_crop(images, uniform, size=SIZE),
         "torchvision": lambda: torch.stack([theirs(image) for image in images]),
     }
-    return row("random resized crop, against torchvision", alternately(sides, count, pairs), "ours", "torchvision")
+    return row(
+        "random resized crop, against torchvision", alternately(sides, count, pairs, budget), "ours", "torchvision"
+    )
 
 
 def memory(batches: Batches) -> dict[str, Any]:

@@ -688,24 +688,32 @@ def datasets() -> None:
 @app.command()
 def bench(
     name: Annotated[str | None, typer.Argument(help="Run this benchmark.")] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of measurements per case.")] = 5,
+    pairs: Annotated[int, typer.Option(min=1, help="Most pairs of measurements per case.")] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="Small cases only: test function, not speed.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: benchmarks/results.")] = None,
+    budget: Annotated[float, typer.Option(min=0, help="Seconds to share among the cases; each has three pairs.")] = 300,
 ) -> None:
-    """List the benchmarks, or run one: measure ncflow and a baseline in turn, and write a dated page."""
+    """List the benchmarks and what they take, or run one: measure ncflow and a baseline in turn, write a dated page."""
     import subprocess
+    import time
 
     from ncflow.lookup import lookup
 
     scripts = _benchmarks()
     if name is None:
         for each, summary in scripts.items():
-            _say(f"{each:14} {summary}")
+            _say(f"{each:14} {_duration(each)[0]:14} {summary}")
         return
     lookup(scripts, name, "benchmark")
-    options = ["--pairs", str(pairs), *(["--quick"] if quick else []), *(["--out", str(out.resolve())] if out else [])]
+    if not quick:
+        _say(f"{name} takes: {', '.join(filter(None, _duration(name)))}")
+    options = ["--pairs", str(pairs), "--budget", str(budget), *(["--quick"] if quick else [])]
+    options += ["--out", str(out.resolve())] if out else []
+    started = time.monotonic()
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
-    sys.exit(subprocess.run(command, cwd=_root(), check=False).returncode)
+    code = subprocess.run(command, cwd=_root(), check=False).returncode
+    _say(f"{name} took: {(time.monotonic() - started) / 60:.1f} min")
+    sys.exit(code)
 
 
 @app.command()
@@ -806,6 +814,21 @@ def _benchmarks() -> dict[str, str]:
         raise ValueError(f"no folder {folder}: benchmarks come with a clone of the repository; run this in one")
     files = sorted(folder.glob("[!_]*.py"))
     return {file.stem: (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0] for file in files}
+
+
+def _duration(name: str) -> tuple[str, str]:
+    """How long a benchmark took on its newest page that says so, and where; pages of --quick do not count."""
+    import json
+
+    pages = sorted((_root() / "benchmarks" / "results").glob(f"{name}-[0-9]*[0-9].json"), reverse=True)
+    for record in (json.loads(page.read_text()) for page in pages):
+        if "seconds" in record:
+            machine = record["machine"]
+            return (
+                f"{record['seconds'] / 60:.1f} min",
+                f"on {machine['cpu']}, {machine['cores']} cores, {record['date']}",
+            )
+    return "not measured", ""
 
 
 def _report(folders: list[Path], out: Path, title: str, about: str = "") -> None:

@@ -10,11 +10,11 @@ GOALS = {"least_ratio": "≥ {:g}×", "most_seconds": "≤ {:g} s", "most_megaby
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """Markdown of a record {benchmark, description, date, machine, rows, findings}."""
+    """Markdown of a record {benchmark, description, date, machine, rows, findings, seconds}."""
     head = f"# {record['benchmark']}, {record['date']}\n\n{record['description'].strip()}"
-    return (
-        "\n\n".join(filter(None, [head, _machine(record["machine"]), table(record["rows"]), record["findings"]])) + "\n"
-    )
+    took = f"The script took {record['seconds'] / 60:.1f} minutes." if "seconds" in record else ""
+    parts = [head, _machine(record["machine"]), table(record["rows"]), record["findings"], took]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -31,6 +31,7 @@ def _comparison(row: Mapping[str, Any]) -> dict[str, str]:
     if "ratio" in row:
         ratio = row["ratio"]
         line["ratio"] = f"**{statistics.median(ratio):.3g}×** ({min(ratio):.3g} to {max(ratio):.3g})"
+    line["pairs"] = str(len(row["seconds"]["ours"]))
     for name, seconds in row["seconds"].items():
         line[f"{name}: time"] = f"{_time(statistics.median(seconds))} ({_time(min(seconds))} to {_time(max(seconds))})"
     for name, megabytes in row.get("megabytes", {}).items():

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.frame.budget import Budget
 from benchmarks.frame.memory import peak_memory
 from benchmarks.frame.sides import Side, Way, apart, here
 
 SHORTEST = 0.3  # seconds: faster calls are repeated until they fill this
+LONG = 3.0  # seconds of a first call: its preparations are a small part of it, so it serves as a warm-up
 
 
 @dataclass(frozen=True)
@@ -34,21 +38,28 @@ class Case:
     most_megabytes: float | None = None
 
 
-def compare(case: Case, pairs: int) -> dict[str, Any]:
-    """Check that the results agree, then time `pairs` pairs; times in seconds, memory in MB above the inputs."""
+def compare(case: Case, pairs: int, budget: Budget | None = None) -> dict[str, Any]:
+    """Check that the results agree, then time pairs; times in seconds, memory in MB above the inputs.
+
+    There are `pairs` pairs, or fewer if the case's share of the budget is used before, but at least three.
+    """
+    budget = budget or Budget()
+    end = budget.start_case()
     ways = {"ours": case.ours} | ({"baseline": case.baseline} if case.baseline else {})
     sides = {name: (apart if case.apart else here)(way) for name, way in ways.items()}
-    row: dict[str, Any] = {"case": case.name, "goals": goals(case)} | _differences(case, sides)
-    repeats = {name: max(1, math.ceil(SHORTEST / side.seconds())) for name, side in sides.items()}  # after a warm-up
+    found, first = _differences(case, sides)
+    row: dict[str, Any] = {"case": case.name, "goals": goals(case)} | found
+    memory = {name: peak_memory(way) for name, way in ways.items()} if case.memory else None
+    repeats = {name: 1 if first[name] >= LONG else _repeats(side) for name, side in sides.items()}
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(pairs):
+    for _ in budget.rounds(pairs, end):
         for name, side in sides.items():
             times[name].append(side.seconds(repeats[name]))
     row["seconds"] = times
     if case.baseline:
         row["ratio"] = [slow / quick for quick, slow in zip(times["ours"], times["baseline"], strict=True)]
-    if case.memory:
-        row["megabytes"] = {name: peak_memory(way) for name, way in ways.items()}
+    if memory:
+        row["megabytes"] = memory
     return row | {"reached": reached(row)}
 
 
@@ -73,18 +84,32 @@ def reached(row: Mapping[str, Any]) -> dict[str, bool]:
     return {name: bool(checks[name](goal)) for name, goal in row["goals"].items()}
 
 
-def _differences(case: Case, sides: Mapping[str, Side]) -> dict[str, float]:
-    """Our result against the baseline's and the exact one; RuntimeError where they are not the same thing."""
+def _repeats(side: Side) -> int:
+    """How many calls fill SHORTEST."""
+    return max(1, math.ceil(SHORTEST / side.seconds()))
+
+
+def _differences(case: Case, sides: Mapping[str, Side]) -> tuple[dict[str, float], dict[str, float]]:
+    """Our result against the baseline's and the exact one, and the seconds of the first call of each side.
+
+    RuntimeError if the results differ.
+    """
+    results, first = {}, {}
+    for name, side in sides.items():
+        start = time.perf_counter()
+        results[name] = side.result()
+        first[name] = time.perf_counter() - start
     found: dict[str, float] = {}
-    ours = sides["ours"].result()
-    others = {"baseline": (sides["baseline"].result if case.baseline else None, case.tolerance)}
-    others["exact"] = (case.exact and case.exact(), case.exact_tolerance)
-    for name, (call, tolerance) in others.items():
-        if call and tolerance is not None:
-            found[f"difference_{name}"] = difference = largest_difference(ours, call())
+    references: list[tuple[str, Callable[[], Any] | None, float | None]] = [
+        ("baseline", partial(results.get, "baseline") if case.baseline else None, case.tolerance),
+        ("exact", case.exact and case.exact(), case.exact_tolerance),
+    ]
+    for name, reference, tolerance in references:
+        if reference and tolerance is not None:
+            found[f"difference_{name}"] = difference = largest_difference(results["ours"], reference())
             if not difference <= tolerance:
                 raise RuntimeError(f"{case.name}: differs from '{name}' by {difference:.1e}, allowed {tolerance:.1e}")
-    return found
+    return found, first
 
 
 def _leaves(ours: Any, theirs: Any) -> Iterator[tuple[Any, Any]]:

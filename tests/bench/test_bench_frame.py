@@ -146,6 +146,42 @@ def test_the_list_has_a_sentence_for_every_script(monkeypatch, capsys):
     assert set(listed) == set(SCRIPTS) > {"nearest_etf", "models"}
 
 
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """A clone with two scripts, of which one has pages: an old one, one with a duration, and a quick one."""
+    machine = {"cpu": "A processor", "cores": 2}
+    pages = {"one-2026-01-01": {}, "one-2026-01-02": {"seconds": 252.0}, "one-2026-01-03-quick": {"seconds": 6.0}}
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    for name in ("one", "two"):
+        (results.parent / f"{name}.py").write_text(f'"""What {name} measures."""\n')
+    for stem, more in pages.items():
+        (results / f"{stem}.json").write_text(json.dumps({"date": stem[4:14], "machine": machine, **more}))
+    monkeypatch.setattr(cli, "_root", lambda: tmp_path)
+
+
+@pytest.mark.usefixtures("measured")
+def test_the_list_has_the_minutes_of_the_newest_page_in_full(monkeypatch, capsys):
+    assert bench(monkeypatch) == 0
+    one, two = (line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines())
+    assert one == ["one", "4.2", "min", "What one measures."]
+    assert two == ["two", "not", "measured", "What two measures."]
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_benchmark_says_what_it_takes_and_what_it_took(monkeypatch, capsys):
+    def run(command, **options):
+        assert command[1:4] == ["-m", "benchmarks.one", "--pairs"]
+        assert (
+            capsys.readouterr().out == "one takes: 4.2 min, on A processor, 2 cores, 2026-01-02\n"
+        )  # before it starts
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert bench(monkeypatch, "one") == 3
+    assert capsys.readouterr().out == "one took: 0.0 min\n"
+
+
 def test_an_unknown_benchmark_and_a_folder_without_any_are_errors_that_help(monkeypatch, capsys, tmp_path):
     assert bench(monkeypatch, "nearest-etf") == 65
     assert "unknown benchmark 'nearest-etf'. Did you mean 'nearest_etf'?" in capsys.readouterr().err
@@ -162,6 +198,7 @@ def test_a_script_writes_its_numbers_and_a_page_of_them(name, tmp_path):
     (numbers,), (written,) = tmp_path.glob("*.json"), tmp_path.glob("*.md")
     record = json.loads(numbers.read_text())
     assert record["benchmark"] == name and record["date"] in written.name and record["rows"]
+    assert record["seconds"] > 0 and "The script took" in written.read_text()
     assert record["machine"]["cpu"] in written.read_text()
     for text in (numbers.read_text(), written.read_text()):
         assert str(ROOT) not in text and str(tmp_path) not in text
