@@ -79,6 +79,7 @@ def collapse_metrics(
         train_means=None if train_means is None else train_means.double(),
         ood=None if ood_features is None else _as_one_class(ood_features),
         scatter=scatter,
+        margins="margins" in needs,
         weight_eps=EPS if weight is None else precision(weight),
         means_eps=EPS if train_means is None else precision(train_means),
     )

@@ -26,8 +26,9 @@ class Analysis:
 
     samples: features (N, d) and targets (N,). classifier: weight (K, d) and bias (K,) in float64. class_counts (K,).
     train_means (K, d), NaN for a class without one. ood: the moments of features of no known class, as a single class.
-    scatter: whether Σ_W is requested; it is computed from the samples where the moments do not hold it. weight_eps and
-    means_eps: the precision of the input weight and train_means. A property that is not defined is None.
+    scatter: whether Σ_W is requested; it is computed from the samples where the moments do not hold it. margins:
+    whether the decisions have them. weight_eps and means_eps: the precision of the input weight and train_means. A
+    property that is not defined is None.
     """
 
     moments: ClassMoments
@@ -37,6 +38,7 @@ class Analysis:
     train_means: Tensor | None = None
     ood: ClassMoments | None = None
     scatter: bool = False
+    margins: bool = False
     weight_eps: float = EPS
     means_eps: float = EPS
 
@@ -174,9 +176,8 @@ class Analysis:
         if self.samples is None or self.classifier is None:
             return None
         blurs = self.rows.known_rounding.level() if self.rows else 0.0, self.present.rounding.level()
-        return decide(
-            *self.samples, *self.classifier, self.nearest, self.moments.sample_mean, *blurs, self.nearest_gaps
-        )
+        center, gaps = self.moments.sample_mean, self.nearest_gaps
+        return decide(*self.samples, *self.classifier, self.nearest, center, *blurs, gaps, with_margins=self.margins)
 
     @cached_property
     def accuracies(self) -> dict[str, Tensor]:

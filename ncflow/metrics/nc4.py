@@ -27,7 +27,7 @@ class Decisions:
 
     predictions (N,). ranks (N,): number of classes that score higher than the target. confidences (N,): largest softmax
     probability. losses (N,): cross-entropy. nearest_means (N,): class of the nearest mean. margins (N,): cosine to the
-    target's row minus the largest other cosine.
+    target's row minus the largest other cosine, None if not requested.
     """
 
     predictions: Tensor
@@ -35,7 +35,7 @@ class Decisions:
     confidences: Tensor
     losses: Tensor
     nearest_means: Tensor
-    margins: Tensor
+    margins: Tensor | None = None
 
 
 FIELDS = (torch.int64, torch.int64, torch.float64, torch.float64, torch.int64, torch.float64)
@@ -51,12 +51,15 @@ def decide(
     row_blur: Tensor | float = 0.0,
     feature_blur: Tensor | float = 0.0,
     gaps: Tensor | None = None,
+    *,
+    with_margins: bool = True,
 ) -> Decisions:
     """Decisions on features (N, d) by weight (K, d), bias (K,) and class means (K, d), NaN for a class without one.
 
     Margins use centered features (minus μ_N (d,)) and centered classifier rows (minus their mean row). Both shifts are
     subtracted from the products of the logits. A centered row or feature not longer than its `blur` is rounding, and
-    its cosines are 0. gaps (K,) are the distances of class means to the nearest other one, if already known.
+    its cosines are 0. gaps (K,) are the distances of class means to the nearest other one, if already known. The
+    other results have the same bits without margins.
     """
     nearest_means = _NearestMeans.among(class_means, sample_mean, gaps)
     few = len(weight) <= FEW
@@ -64,9 +67,9 @@ def decide(
     along_center = weight @ sample_mean
     scale = _inverse(torch.linalg.vector_norm(weight - weight.mean(0), dim=1), row_blur)
     # Allocate results once: small tensors kept from each chunk would fragment the memory of the freed large ones.
-    made = Decisions(*(torch.empty_like(targets, dtype=dtype) for dtype in FIELDS))
+    made = [torch.empty_like(targets, dtype=dtype) for dtype in (FIELDS if with_margins else FIELDS[:-1])]
     width = CHUNK if few else max(FEW, min(CHUNK, BATCH // len(weight)))  # logits that fit into a processor's cache
-    for h, y, *results in float64_chunks(features, targets, *vars(made).values(), size=width):
+    for h, y, *results in float64_chunks(features, targets, *made, size=width):
         if few:  # this order makes the product twice as fast
             products, along_means = (rows @ h.mT).mT.tensor_split(2, dim=1)
             nearest = nearest_means.by_products(along_means)
@@ -78,14 +81,15 @@ def decide(
         ranks = (logits > own).sum(1)
         exponentials = logits.sub_(best.unsqueeze(1)).exp_().sum(1)
         confidences, losses = 1 / exponentials, exponentials.log() + (best - own.squeeze(1))
-        aligned = products.sub_(along_center)
-        cosines = aligned.sub_(aligned.mean(1, keepdim=True)).mul_(scale)
-        sizes = torch.linalg.vector_norm(h.sub_(sample_mean), dim=1)
-        margins = (_margins(cosines, y) * _inverse(sizes, feature_blur)).clamp(-2, 2)
-        found = (predictions, ranks, confidences, losses, nearest, margins)
+        found = [predictions, ranks, confidences, losses, nearest]
+        if with_margins:
+            aligned = products.sub_(along_center)
+            cosines = aligned.sub_(aligned.mean(1, keepdim=True)).mul_(scale)
+            sizes = torch.linalg.vector_norm(h.sub_(sample_mean), dim=1)
+            found.append((_margins(cosines, y) * _inverse(sizes, feature_blur)).clamp(-2, 2))
         for result, values in zip(results, found, strict=True):
             result.copy_(values)
-    return made
+    return Decisions(*made)
 
 
 def nearest_classes(
@@ -244,11 +248,13 @@ METRICS: dict[str, Metric] = {
         "mean of cos(h − μ_N, w̃_y) − max over j≠y of cos(h − μ_N, w̃_j), w̃_k = w_k − mean row",
         "[−2, 2]",
         "K/(K−1)",
+        needs="margins",
     ),
     "margin/min": Metric(
         lambda a: None if (margins := _all_margins(a)) is None else margins.min(),
         "the smallest of them",
         "[−2, 2]",
         "K/(K−1)",
+        needs="margins",
     ),
 }

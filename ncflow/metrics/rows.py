@@ -41,7 +41,7 @@ class Metric:
     """One metric. Its formula takes an `Analysis` and returns a 0-dim tensor, or None where it is not defined.
 
     meaning, range, collapse, split (the most informative one) and reference are its cells in docs/metrics.md. needs is
-    "scatter" for the whole within-class scatter, or "spectra" for the features of each class separately.
+    "scatter" for the whole within-class scatter, "spectra" for the features of each class separately, or "margins".
 
     Examples:
         >>> from ncflow import METRICS
@@ -55,7 +55,7 @@ class Metric:
     collapse: str = "—"
     split: str = "both"
     reference: str = ""
-    needs: Literal["", "scatter", "spectra"] = ""
+    needs: Literal["", "scatter", "spectra", "margins"] = ""
     view: View | None = None
 
     def __call__(self, analysis: Analysis) -> Tensor | None:

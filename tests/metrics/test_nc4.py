@@ -88,6 +88,18 @@ def test_a_sample_half_way_between_two_means_is_settled_by_products(monkeypatch,
     assert made.nearest_means.tolist() == [int(beyond > 0), 2]
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_decisions_without_margins_have_the_same_bits(few, seed):
+    problem = references.draw_problem(seed, sizes=(25, 0, 12, 9, 6, 3))
+    found = of_samples(problem)
+    made, whole = (
+        nc4.decide(*problem.tensors, found.means_or_nan, found.sample_mean, with_margins=margins)
+        for margins in (False, True)
+    )
+    assert made.margins is None and whole.margins is not None
+    assert all(torch.equal(vars(made)[name], vars(whole)[name]) for name in vars(made) if name != "margins")
+
+
 @pytest.mark.parametrize("num_classes, num_features", [(2, 2), (5, 4), (5, 9)])
 def test_at_collapse_margins_are_an_etfs_and_no_decision_differs(num_classes, num_features):
     etf = simplex_etf(num_classes, num_features, dtype=torch.float64)
