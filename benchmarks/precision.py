@@ -1,13 +1,15 @@
 """Accuracy after the same epochs, in the precision that `auto` takes here and in float32.
 
-A ResNet-20 on the long tail of Fashion-MNIST (factor 0.01, digits where its package is missing), 1,000 images of the
+A ResNet-20 on the long tail of Fashion-MNIST (factor 0.01, digits where its package is missing), 400 images of the
 most frequent class, batches of 128, SGD with momentum and a cosine schedule, twelve epochs; balanced accuracy on the
 whole test split, measured in float32 whatever trains. A seed draws weights, tail and batches alike for both precisions,
 so that the differences seed by seed are of the precision alone, and of what training makes of a last bit.
 
 Predicted: a difference of means smaller than its standard error. bfloat16 keeps 8 bits of every activation, a noise far
 below that of the batches, and weights and updates stay in float32.
-Came: no difference, within half a point.
+Came: +0.01 points, standard error 0.54, with 1,000 images of the most frequent class on 2026-11-22; +0.64, standard
+error 0.62, with 400 on 2026-11-27, where a seed matters more. Neither separates the precisions; the prediction missed
+narrowly with 400.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from ncflow.data.published import DEBIAN_FASHION_MNIST
 from ncflow.nn import Classifier, LinearHead, create_backbone, create_loss
 from ncflow.training import Analysis, Objective, Splits, fit, keep_freed_memory, resolve_precision
 
-SEEDS, EPOCHS, LARGEST, BATCH, SIZE, K = 3, 12, 1000, 128, 32, 10
+SEEDS, EPOCHS, LARGEST, BATCH, SIZE, K = 3, 12, 400, 128, 32, 10
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -17,16 +17,20 @@ FEWEST = 4  # sizes
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """cost = factor * size^exponent; `least` and `most` are the extreme ratios of measured to fitted costs."""
+    """cost = factor * size^exponent; `least` and `most` are the extreme ratios of measured to fitted costs.
+
+    `last` is the exponent between the two largest sizes alone, nearer to that of large sizes.
+    """
 
     factor: float
     exponent: float
     least: float
     most: float
+    last: float
 
 
 def fit(costs: Mapping[int, float]) -> PowerLaw:
-    """The least-squares line of log(cost) over log(size), size -> cost > 0, at least four sizes.
+    """The least-squares line of log(cost) over log(size), size -> cost > 0, at least four sizes in rising order.
 
     The slope is Σ(x - x̄)(y - ȳ) / Σ(x - x̄)². Raises ValueError for fewer sizes.
     """
@@ -37,7 +41,8 @@ def fit(costs: Mapping[int, float]) -> PowerLaw:
     exponent = math.fsum((a - center) * (b - middle) for a, b in zip(x, y, strict=True))
     exponent /= math.fsum((a - center) ** 2 for a in x)
     ratios = [math.exp(b - middle - exponent * (a - center)) for a, b in zip(x, y, strict=True)]
-    return PowerLaw(math.exp(middle - exponent * center), exponent, min(ratios), max(ratios))
+    last = (y[-1] - y[-2]) / (x[-1] - x[-2])
+    return PowerLaw(math.exp(middle - exponent * center), exponent, min(ratios), max(ratios), last)
 
 
 def grow(
