@@ -10,7 +10,7 @@ Nearest ETF, polar factor, head and losses include the gradient. K = 50,257 at d
 
 Predicted: N¹ wherever there are samples; d² for the scatter up to d³ for decompositions; K¹ for logits, K² for all
 pairs of classes, K²d for the nearest ETF and its polar factor while K < d, K¹ for losses and heads.
-Came, with one thread beside other work: no power above that of the operations over the whole range, and most far below,
+Came, with one thread on a busy machine: no power above that of the operations over the whole range, and most far below,
 as small sizes pay for calls and decompositions. The last two sizes are near it: K² for the nearest ETF, d^2.3 for all
 metrics. The loss "ce" grows faster than K there, as its logits no longer fit into the cache. A batch of moments hardly
 knows how many classes there are.

@@ -22,7 +22,7 @@ factorization tells whether eigenvectors will be needed for a fifth of the price
 64 columns of a symmetric matrix is 1.6 times slower than computing both halves; small results kept from every chunk
 pinned the freed large ones, 1 GB at a thousand classes; padding classes to equal length made their Gram matrices
 singular, so that each was decomposed twice.
-What the four take, in CPU milliseconds of one thread, beside other work: 45 for the moments, 50 for the variances along
+What the four take, in CPU milliseconds of one thread on a busy machine: 45 for the moments, 50 for the variances along
 nine axes, 79 for the decisions. Two products, of 9 and 20 rows, are 65 of these, at 23 and 36 GFLOP/s where large
 ones have 50; four copies in float64 are 29, class means under each sample 25. Without margins, which are none of the
 four, decisions take 61; before against after in turn: 1.11 times (1.04 to 1.29), with the same bits. Chunks of 128 to
