@@ -75,7 +75,7 @@ if TYPE_CHECKING:  # the same names as HOMES, for type checkers
         fit,
     )
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 explain_missing_packages()
 
 
