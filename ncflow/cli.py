@@ -513,6 +513,7 @@ def tune(
     name: Annotated[str, typer.Option(help="Name of the search and its runs; default: <group>_tune.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search; runs have the key seed.")] = 0,
     no_prune: Annotated[bool, typer.Option("--no-prune", help="Train every trial to its last epoch.")] = False,
+    prune_after: Annotated[int, typer.Option(min=0, help="Prune no trial up to this epoch.")] = 0,
     config: Config = None,
     set_: Set = None,
     processes: Annotated[str, typer.Option(help="Processes per run; default: one per GPU, or one.")] = "",
@@ -533,6 +534,8 @@ def tune(
     from ncflow.suite import create_engine
 
     require("mlflow", "optuna")
+    if no_prune and prune_after:
+        raise ValueError(f"--no-prune prunes no trial, so --prune-after {prune_after} has no effect; leave out one")
     root, target = _root(), tuning.parse_objective(objective, direction)
     name = plain_name(name or f"{group}_tune")
     dimensions, overrides = tuning.parse_space(space or []), split_overrides(set_ or [])
@@ -545,7 +548,8 @@ def tune(
     check_values(corners)
     if target.split == "val" and not base.dataset.val_fraction:
         tuning.refuse_without_validation(make_snapshot(base, snapshot_path(base, root)).splits, target)
-    study = tuning.open_study(name, dimensions, target, base, group=group, root=root, seed=seed, prune=not no_prune)
+    pruned = {"prune_after": None if no_prune else prune_after}
+    study = tuning.open_study(name, dimensions, target, base, group=group, root=root, seed=seed, **pruned)
     search = tuning.Search(name, base, target, root, study, _say)
     search.run(machines, lambda run: make_snapshot(run, snapshot_path(run, root)), most=trials, retries=retries)
     found = tuning.write_results(study, base, dimensions, target, root, name=name)

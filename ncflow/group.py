@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ncflow import stages, suite
 from ncflow.assembly import check, snapshot_name
+from ncflow.consistency import refuse_contradictions
 from ncflow.experiments import representatives
 from ncflow.extras import require
 from ncflow.params import Params
@@ -76,12 +77,17 @@ def _is_live() -> bool:
 
 
 def check_values(configs: Sequence[Params]) -> None:
-    """Check one run with each value that varies, as `ncflow train --check` does. Raises ValueError with its name."""
-    for params in representatives(configs):
-        try:
-            check(params)
-        except ValueError as error:
-            raise ValueError(f"nothing was trained, because {params.exp_name} cannot run: {error}") from None
+    """Check one run with each value that varies, as `ncflow train --check` does, and every run for contradictions.
+
+    Raises ValueError with the name of the first run that cannot train.
+    """
+    checks = [(check, representatives(configs)), (refuse_contradictions, configs)]
+    for refuse, runs in checks:
+        for params in runs:
+            try:
+                refuse(params)
+            except ValueError as error:
+                raise ValueError(f"nothing was trained, because {params.exp_name} cannot run: {error}") from None
 
 
 def _measure_posthoc(job: Job, methods: Sequence[str], root: Path) -> None:

@@ -207,6 +207,10 @@ def test_a_group_in_a_file_is_listed_like_any_other(project, monkeypatch, capsys
     [
         (["suite", "main", "--grid", "train.lrr=1,2"], "unknown key 'train.lrr'. Did you mean 'train.lr'?"),
         (["suite", "main", "--grid", "train.loss=ce,cee"], "main_cee cannot run: unknown loss 'cee'"),
+        (
+            ["suite", "main", "--grid", "head.name=nearest_etf,linear", "--grid", "train.loss=ce,dot_regression"],
+            "linear_dot_regression cannot run: loss 'dot_regression' uses only the row of a sample's own class",
+        ),
         (["suite", "main", "--grid", "seed=0..1000"], "1001 runs are more than 1000"),
         (["suite", "main", "--grid", "seed=0..9", "--max-runs", "9"], "10 runs are more than 9"),
         (["experiments", "--grid", "seed=0..9"], "--grid varies the runs of one group"),

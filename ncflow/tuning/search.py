@@ -57,7 +57,7 @@ def open_study(
     group: str,
     root: Path,
     seed: int = 0,
-    prune: bool = True,
+    prune_after: int | None = 0,
 ) -> Study:
     """The study of a search in .ncflow/tune/<name>, created if it is missing.
 
@@ -71,8 +71,8 @@ def open_study(
         "base run": f"{group} {base.digest()}",
         "seed": str(seed),
     }
-    folder = root / ".ncflow" / "tune" / name
-    return Study(folder, space=space, direction=objective.direction, identity=identity, seed=seed, prune=prune)
+    folder, direction = root / ".ncflow" / "tune" / name, objective.direction
+    return Study(folder, space=space, direction=direction, identity=identity, seed=seed, prune_after=prune_after)
 
 
 @dataclass

@@ -57,7 +57,8 @@ class Study:
     """The trials of one search in `folder`, shared by all processes that open it.
 
     `identity` is what all of them must agree on, as text by name. Trial k depends on `seed`, on k, and on the trials
-    that ended before it. Raises ValueError if the folder holds another search.
+    that ended before it. No trial is pruned up to epoch `prune_after`; None prunes none. Raises ValueError if the
+    folder holds another search.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Study:
         direction: Literal["maximize", "minimize"],
         identity: dict[str, str],
         seed: int = 0,
-        prune: bool = True,
+        prune_after: int | None = 0,
     ) -> None:
         self.folder, self.space = folder, space
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ class Study:
                 ),
                 load_if_exists=True,
                 sampler=SeededSampler(seed),
-                pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
+                pruner=_pruner(prune_after),
                 direction=direction,
             )
             self._agree(identity)
@@ -190,6 +191,11 @@ class Study:
             except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
                 reason = str(error.__cause__ or error).partition("\n")[0]
                 raise OSError(f"the search {self.folder / FILE} cannot be read or written: {reason}") from error
+
+
+def _pruner(after: int | None) -> optuna.pruners.BasePruner:
+    """Prunes what is worse than the median of earlier trials, later than an epoch; None prunes nothing."""
+    return optuna.pruners.NopPruner() if after is None else optuna.pruners.MedianPruner(n_warmup_steps=after + 1)
 
 
 class SeededSampler(optuna.samplers.BaseSampler):

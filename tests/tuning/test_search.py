@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,11 +77,11 @@ class FakeRun:
         self.over = True
 
 
-def search(root, *, space=SPACE, seed=0, prune=False, name="s", epochs=2, objective="val/acc/balanced", say=None):
+def search(root, *, space=SPACE, seed=0, prune_after=None, name="s", epochs=2, objective="val/acc/balanced", say=None):
     base = make_params({"train": {"epochs": epochs}})
     target = parse_objective(objective)
     dimensions, _ = fit_space(parse_space(space), base)
-    study = open_study(name, dimensions, target, base, group="main", root=root, seed=seed, prune=prune)
+    study = open_study(name, dimensions, target, base, group="main", root=root, seed=seed, prune_after=prune_after)
     return Search(name, base, target, root, study, say or (lambda line: None), pause=0.0)
 
 
@@ -125,14 +126,15 @@ def test_a_seed_gives_the_same_trials_with_a_stop_or_without(tmp_path, seed):
 
 @pytest.mark.slow
 def test_bad_trials_are_pruned_and_not_restarted(tmp_path):
-    found = search(tmp_path, prune=True, epochs=6)
+    found = search(tmp_path, prune_after=2, epochs=6)
     engine = run(found, most=16)
     trials = found.study.trials()
     pruned = [trial for trial in trials if trial.state == "pruned"]
     assert pruned
     assert {trial.state for trial in trials} == {"complete", "pruned"}
     assert len(engine.started) == len({*engine.started}) == 16
-    assert all("pruned after epoch" in trial.reason for trial in pruned)
+    epochs = [int(re.search(r"pruned after epoch (\d+)", trial.reason)[1]) for trial in pruned]
+    assert min(epochs) > 2
     assert all(
         not (tmp_path / "models" / f"s_trial{trial.number:02d}" / "final_model.pth").exists() for trial in pruned
     )
