@@ -28,12 +28,13 @@ def import_file(file: Path) -> None:
     IMPORTED[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
-def run_digest(params: Params, checkpoint: str | None = None, imported: Mapping[str, str] = IMPORTED) -> str:
+def run_digest(params: Params, checkpoint: str | None = None, imported: Mapping[str, str] | None = None) -> str:
     """12 hex digits that two runs share if their configurations and files are equal, apart from names.
 
     The files are those that were imported, and the one that model.checkpoint names: `checkpoint` is its sha256.
-    `imported` is file -> digest; the default is what this process has imported.
+    `imported` is file -> digest; None takes what this process has imported.
     """
+    imported = IMPORTED if imported is None else imported
     files = [*sorted(imported.values()), *([checkpoint] if checkpoint else [])]
     return hashlib.sha256(" ".join([params.digest(), *files]).encode()).hexdigest()[:12] if files else params.digest()
 

@@ -37,6 +37,7 @@ TABLE = {  # the command -> what it may import of HEAVY
     "--help": set(),
     "train --help": set(),
     "experiments exp8": {"torch"},
+    "train --check": {"torch"},
     "report models/old": {"torch", "matplotlib", "pandas"},
     "train": {*CLIENT, "torch._dynamo", "matplotlib", "pandas", "scipy"},  # MLflow imports pandas and scipy
 }

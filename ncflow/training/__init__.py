@@ -24,6 +24,7 @@ from ncflow.training.optimizers import (
 from ncflow.training.plan import Plan
 from ncflow.training.state import Parts, StateFolder, differing_tensors, get_randomness, misfit, set_randomness
 from ncflow.training.stopping import EarlyStopping, Stopped
+from ncflow.training.uncompiled import skip_compiler
 
 __all__ = [
     "ADAPTIVE",
@@ -68,4 +69,5 @@ __all__ = [
     "resolve_precision",
     "set_randomness",
     "set_seed",
+    "skip_compiler",
 ]

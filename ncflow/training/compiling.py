@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ncflow.training.uncompiled import allow_compiler
+
 SHAPES = 64  # of batches and of their parts, with and without gradients; beyond torch's limit nothing is compiled
 COMPILERS = ("g++", "clang++", "c++")  # of C++, which torch's compiler calls
 
@@ -34,6 +36,7 @@ class CompiledBackbone:
     """A backbone whose forwards inside `training` are compiled, on first use and for each shape of a batch."""
 
     def __init__(self, backbone: nn.Module) -> None:
+        allow_compiler()
         self._backbone = backbone
         self._forward = torch.compile(backbone._call_impl, dynamic=False)
 
