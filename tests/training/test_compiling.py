@@ -11,20 +11,21 @@ import pytest
 import torch
 
 from ncflow import assembly
+from ncflow.data import load_batches
 from ncflow.nn import Classifier, create_loss
 from ncflow.params import make_params
-from ncflow.training import Analysis, Objective, Plan, create_optimizer, evaluate_splits, fit
+from ncflow.training import Analysis, Objective, Plan, Splits, create_optimizer, evaluate_splits, fit
 from ncflow.training.compiling import refuse_compiling
 
 
 @pytest.fixture
 def train(whole, few) -> Callable[..., tuple[Classifier, list]]:
-    def train(plan: Plan, epochs: int = 2) -> tuple[Classifier, list]:
+    def train(plan: Plan, epochs: int = 2, splits: Splits = whole) -> tuple[Classifier, list]:
         classifier = few("nearest_etf")
         optimizer = create_optimizer("sgd", classifier.parameters(), lr=0.05)
         records = fit(
             classifier,
-            whole,
+            splits,
             Objective(create_loss("ce")),
             optimizer,
             epochs=epochs,
@@ -71,8 +72,10 @@ def test_analyses_run_the_network_as_it_is(traced, train, whole):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs a compiler")
-def test_the_compiler_gives_the_same_training_to_rounding(train):
-    (_, compiled), (_, plain) = train(Plan(compiled=True), 1), train(Plan(), 1)
+def test_the_compiler_gives_the_same_training_to_rounding(train, digits, whole):
+    one_shape = load_batches(digits, "train", image_size=8, batch_size=None)  # each shape takes seconds to compile
+    splits = Splits(one_shape, whole.test, whole.class_counts)
+    (_, compiled), (_, plain) = train(Plan(compiled=True), 3, splits), train(Plan(), 3, splits)
     assert compiled[-1].loss == pytest.approx(plain[-1].loss, rel=1e-4)
 
 
