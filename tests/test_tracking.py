@@ -848,11 +848,11 @@ def test_the_ui_opens_on_the_experiment_that_is_meant(root: Path, asked: str, mo
 @pytest.mark.parametrize(
     ("environment", "start"),
     [
-        ({}, "http://127.0.0.1:5000/#/experiments/0/runs?"),
-        ({"MLFLOW_EXPERIMENT_ID": "7"}, "http://127.0.0.1:5000/#/experiments/7/runs?"),
+        ({}, "http://127.0.0.1:5000/#/experiments/0/runs?workflowType=machine_learning&"),
+        ({"MLFLOW_EXPERIMENT_ID": "7"}, "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning&"),
         (
             {"MLFLOW_TRACKING_URI": "https://ann:secret@host:8443/mlflow/"},
-            "https://host:8443/mlflow/#/experiments/0/runs?",
+            "https://host:8443/mlflow/#/experiments/0/runs?workflowType=machine_learning&",
         ),
         ({"MLFLOW_EXPERIMENT_NAME": "tails"}, None),
     ],

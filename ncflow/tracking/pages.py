@@ -30,12 +30,15 @@ from ncflow.tracking.stores import (
 
 PLAIN = Page()
 EVERYWHERE = ("0.0.0.0", "::", "")  # hosts that mean all addresses of the machine
+MODE = "workflowType=machine_learning"  # of pages of runs: MLflow would show those of language models
 
 
 def ui_address(port: int = 5000, *, host: str = "127.0.0.1", experiment_id: str = "0") -> str:
     """The address that opens MLflow on the runs of an experiment, with the columns that `ui` was given."""
     host = socket.gethostname() if host in EVERYWHERE else f"[{host}]" if ":" in host else host
-    return f"http://{host}:{port}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=ncflow"
+    return (
+        f"http://{host}:{port}/#/experiments/{experiment_id}/runs?{MODE}&compareRunsMode=CHART&viewStateShareKey=ncflow"
+    )
 
 
 def runs_address(root: Path, tags: Mapping[str, str]) -> str | None:
@@ -52,7 +55,7 @@ def runs_address(root: Path, tags: Mapping[str, str]) -> str | None:
     if server.scheme in ("http", "https"):
         base = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
     searched = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
-    return f"{base}/#/experiments/{experiment or '0'}/runs?searchFilter={quote(searched)}"
+    return f"{base}/#/experiments/{experiment or '0'}/runs?{MODE}&searchFilter={quote(searched)}"
 
 
 def ui_command(root: Path) -> str:
