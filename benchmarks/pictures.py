@@ -11,8 +11,7 @@ Predicted: three times before, from 193 against 663 images on another machine; t
 normalizing takes 0.07 ms of 1.1.
 Came: 2.1 times before, because Pillow and the resizing in float32 are quicker here, and libjpeg is 0.8 of what is left.
 The loader before, which started processes for each epoch, gave 349 to 358 images per CPU second on this machine, and
-this one 921 to 965 in turn with it: 2.6 to 2.8 times. A busy machine (load 10) gave 0.86 of the limit. Epochs of 20,000 pictures gave 0.89 of it (0.87 to 0.90): 702
-images per CPU second in each of three epochs, with 18 MB more after the first, on a day on which this machine was slower.
+this one 921 to 965 in turn with it: 2.6 to 2.8 times. A busy machine (load 10) gave 0.86 of the limit.
 """
 
 from __future__ import annotations
