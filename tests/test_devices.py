@@ -174,7 +174,8 @@ from ncflow import stages
 from ncflow.interruption import interruptible
 from ncflow.params import make_params
 here = Path(sys.argv[1])
-params = make_params({}, ["train.epochs=1", "train.analyze_freq=1", "dataset.imb_factor=0.02", "train.device=cpu"])
+small = ["dataset.imb_factor=0.1", "dataset.samples_per_class=30", "model.image_size=8"]
+params = make_params({}, ["train.epochs=1", "train.analyze_freq=1", "train.device=cpu", *small])
 with interruptible():
     folder = stages.train(params, folder=here / "models" / "run", data=here / "data" / "digits", root=here)
 stages.evaluate(folder, here / "data" / "digits", here / "evaluation.json")

@@ -319,32 +319,3 @@ def test_the_preloaded_server_has_neither_threads_nor_a_store(project, monkeypat
     assert len(tasks) == 1
     assert not any(".db" in file or "nvidia" in file for file in files)
     assert {path.name for path in project.iterdir()} == {"training.py"}
-
-
-@pytest.mark.slow
-def test_a_warm_run_leaves_the_same_bytes_as_a_process(tmp_path, monkeypatch):
-    digits = {"model": {"name": "resnet20", "image_size": 8}, "dataset": {"name": "digits", "imb_factor": 0.02}}
-    rest = {"head": "nearest_etf", "exp_name": "run", "train": {"epochs": 2, "batch_size": 64}}
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    contents = []
-    for switch in ("1", "0"):
-        root = tmp_path / switch
-        root.mkdir()
-        (root / "params.yaml").touch()
-        monkeypatch.setenv(warm.SWITCH, switch)
-        config = make_params(rest | digits)
-        (job,) = jobs = suite.make_jobs([config], group="g", root=root, suite="g-1")
-        run(jobs, engine := suite.create_engine("local"))
-        assert suite.failures(jobs) == "" and (engine._warm._server is not None) == (switch == "1")
-        contents.append(content(job.folder))
-    assert contents[0] == contents[1]
-
-
-def content(folder):
-    """The bytes of a run's files; of the history without the times."""
-    files = {file.name: file.read_bytes() for file in folder.iterdir()}
-    timed = ("seconds", "images_per_second")
-    history = [{key: epoch[key] for key in epoch if key not in timed} for epoch in json.loads(files["history.json"])]
-    return files | {"history.json": history}
