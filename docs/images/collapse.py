@@ -1,4 +1,4 @@
-"""Draw collapse.svg: features of three digits in two dimensions, at three epochs, with equal classes and with rare ones.
+"""Draw collapse.svg: features of three digits in two dimensions over training, with equal and with unequal classes.
 
 uv run python docs/images/collapse.py
 """
