@@ -2,7 +2,7 @@
 
 A ResNet-20 on the long tail of Fashion-MNIST (factor 0.01, digits where its package is missing), 400 images of the
 most frequent class, batches of 128, SGD with momentum and a cosine schedule, twelve epochs; balanced accuracy on the
-whole test split, measured in float32 whatever trains. A seed draws weights, tail and batches alike for both precisions,
+whole test split, measured in float32 in both cases. A seed draws weights, tail and batches alike for both precisions,
 so that the differences seed by seed are of the precision alone, and of what training makes of a last bit.
 
 Predicted: a difference of means smaller than its standard error. bfloat16 keeps 8 bits of every activation, a noise far

@@ -552,8 +552,8 @@ def tune(
     check_values(corners)
     if target.split == "val" and not base.dataset.val_fraction:
         tuning.refuse_without_validation(make_snapshot(base, snapshot_path(base, root)).splits, target)
-    pruned = {"prune_after": None if no_prune else prune_after}
-    study = tuning.open_study(name, dimensions, target, base, group=group, root=root, seed=seed, **pruned)
+    after = None if no_prune else prune_after
+    study = tuning.open_study(name, dimensions, target, base, group=group, root=root, seed=seed, prune_after=after)
     search = tuning.Search(name, base, target, root, study, _say)
     search.run(machines, lambda run: make_snapshot(run, snapshot_path(run, root)), most=trials, retries=retries)
     found = tuning.write_results(study, base, dimensions, target, root, name=name)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -525,6 +525,20 @@ def test_the_report_lines_up_the_heads(project, folder, tmp_path):
     text = page.read_text()
     assert page.name == "index.html" and 'src="http' not in text and 'href="http' not in text
     assert [row.cells[0] for row in table.rows] == [path.name for path in folders]
+
+
+@pytest.mark.parametrize(
+    ("measured", "logged", "refused"),
+    [
+        ({"layers/stem/nc1": 1.0, "layers/stem/ncc_accuracy": 0.5}, {"layers/stem/nc1": 1.0}, False),  # earlier version
+        ({"layers/stem/nc1": 2.0}, {"layers/stem/nc1": 1.0}, True),
+        ({}, {"layers/stem/nc1": 1.0}, True),
+        ({"nc1/pinv": 1.0}, {}, True),
+    ],
+)
+def test_only_metrics_of_layers_may_be_new_in_an_evaluation(measured, logged, refused, tmp_path):
+    with pytest.raises(ValueError, match="is not the model") if refused else nullcontext():
+        stages._refuse_if_different({"train": measured}, {"train": logged}, tolerance=0.0, folder=tmp_path)
 
 
 def test_a_link_of_the_report_finds_the_run_in_mlflow(project, folder, tmp_path, monkeypatch):
