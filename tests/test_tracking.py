@@ -148,7 +148,10 @@ def test_leaving_a_store_restores_the_one_before(root: Path, before: str | None,
         with tracking.store(root) as mlflow:
             assert mlflow.get_tracking_uri() == uri
         assert os.environ.get("MLFLOW_TRACKING_URI") == before
-    mlflow.set_tracking_uri(None)
+        if before:
+            assert mlflow.get_tracking_uri() == before
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:10")
+        assert mlflow.get_tracking_uri() == "http://127.0.0.1:10"  # the variable still decides
 
 
 def test_artifacts_of_any_experiment_are_kept_in_the_project(root: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -89,7 +89,10 @@ def store(root: Path) -> Iterator[Any]:
         shows_secret = without_secrets(error, uri) != str(error)  # then a traceback would show it, too
         raise failed(uri, reason) from (None if shows_secret else error)
     finally:
-        mlflow.set_tracking_uri(before)
+        # A variable that set the store stays the only setting: MLflow must follow the user who changes it later.
+        mlflow.set_tracking_uri(None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def failed(uri: str, reason: object) -> OSError:
