@@ -20,14 +20,16 @@ def count_processes() -> int:
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """Return the sum over all processes, with gradient; the tensor itself if there is one process."""
-    if count_processes() == 1:
+    world = torch.distributed.group.WORLD if count_processes() > 1 else None
+    if world is None:
         return tensor
     _refuse_join()
-    from torch.distributed.nn.functional import all_reduce
+    # torch deprecates torch.distributed.nn.functional.all_reduce and names this module as its successor.
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor, all_reduce
 
     # Every process's sum depends on this summand, so the gradient is also a sum over processes.
-    total: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
-    return total
+    total: Tensor = all_reduce(tensor, "sum", world)
+    return total.wait() if isinstance(total, AsyncCollectiveTensor) else total
 
 
 def rows_of_processes(rows: Tensor) -> tuple[Tensor, int]:

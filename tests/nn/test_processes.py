@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from two_processes import on_two
 
 from ncflow.nn import create_backbone, processes
-from ncflow.nn.processes import common_batch_norm, common_batch_norms, synchronize_batch_norms
+from ncflow.nn.processes import (
+    common_batch_norm,
+    common_batch_norms,
+    rows_of_processes,
+    sum_over_processes,
+    synchronize_batch_norms,
+)
 
 SHAPES = {"vectors": (7, 4), "maps": (5, 4, 3, 2), "one pixel": (2, 4, 1, 1)}
 
@@ -41,6 +50,33 @@ def test_training_batch_norms_and_no_other_layer_go_over_all_processes(monkeypat
         model(x)
     assert seen == [4 + 1, 4]  # sums and count, then squares
     assert evaluated.num_batches_tracked == 0
+
+
+def add_and_collect(rank: int) -> None:
+    """Sums and rows of both processes, their gradients to second order, and no warning on the way."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(size, 3, generator=generator, dtype=torch.float64) for size in (2, 4)]
+    mine = parts[rank].clone().requires_grad_()
+    whole = torch.cat(parts).requires_grad_()
+    first = (0, len(parts[0]))[rank]
+    with warnings.catch_warnings(action="error"):
+        rows, start = rows_of_processes(mine)
+        total = sum_over_processes(mine.sum(0))
+        assert type(total) is torch.Tensor and start == first
+        torch.testing.assert_close(rows, whole)
+        torch.testing.assert_close(total, whole.sum(0))
+        assert torch.equal(sum_over_processes(torch.tensor([rank + 1, 5])), torch.tensor([3, 10]))
+        # Each process has half of the value, as each has a part of the loss.
+        (found,) = torch.autograd.grad(((total**3).sum() + (rows**3).sum()) / 2, mine, create_graph=True)
+        (found_again,) = torch.autograd.grad((found**2).sum(), mine)
+    (expected,) = torch.autograd.grad((whole.sum(0) ** 3).sum() + (whole**3).sum(), whole, create_graph=True)
+    (expected_again,) = torch.autograd.grad((expected**2).sum(), whole)
+    torch.testing.assert_close(found, expected[first : first + len(mine)])
+    torch.testing.assert_close(found_again, expected_again[first : first + len(mine)])
+
+
+def test_sums_over_processes_have_gradients_and_give_no_warning():
+    on_two(add_and_collect)
 
 
 def test_half_precision_is_normalized_in_float32_and_returned_as_half():
