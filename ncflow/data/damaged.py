@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ncflow.data.images import ImageSource, decode_image, printable
 from ncflow.data.labels import shown
+from ncflow.data.manifest import Damage
 
 LISTED = 100  # damaged pictures of a split that a manifest names
 SAID = 20  # damaged pictures that a message names
@@ -17,12 +17,13 @@ SAID = 20  # damaged pictures that a message names
 
 def without_damaged(
     splits: Mapping[str, ImageSource], root: Path | None
-) -> tuple[dict[str, ImageSource], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, ImageSource], dict[str, Damage]]:
     """The splits without the pictures that cannot be decoded, and the pictures left out of each split.
 
     Every picture is tried. Raises ValueError if all training pictures of a class are damaged.
     """
-    sound, left_out = {}, {}
+    sound: dict[str, ImageSource] = {}
+    left_out: dict[str, Damage] = {}
     for split, source in splits.items():
         damaged = damage(source)
         kept = np.array([i for i in range(len(source)) if i not in damaged], dtype=np.int64)

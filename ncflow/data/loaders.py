@@ -13,7 +13,6 @@ from torch import Tensor
 from ncflow.data.augment import MARGIN, Augmentation, create_augmentation
 from ncflow.data.decoding import resizing_of
 from ncflow.data.machine import free_memory, num_cpus, processes_here
-from ncflow.data.manifest import COUNTS
 from ncflow.data.mix import RANDOM_NUMBERS, Mix, soft_targets
 from ncflow.data.pictures import Decoding, Pictures, Resident, Streamed, at_once
 from ncflow.data.sampling import SAMPLINGS, Sampling, shuffled
@@ -252,7 +251,7 @@ def _pictures(
     at_once: bool,
 ) -> Pictures:
     """The pictures of a split, stored or decoded for each batch. Raises ValueError if all at once do not fit."""
-    count, size = sum(snapshot.manifest[COUNTS[split]]), decoding.image_size
+    count, size = sum(snapshot.counts_of(split)), decoding.image_size
     pixels = count * len(snapshot.manifest["image_mode"]) * size**2  # L or RGB
     allowed = storage.bytes_on(device, processes)
     if pixels <= allowed:

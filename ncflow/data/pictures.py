@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ncflow.data.decoding import decode, fit_square
 from ncflow.data.images import PictureDamaged, Pixels
-from ncflow.data.manifest import COUNTS, damaged
+from ncflow.data.manifest import damaged
 from ncflow.data.snapshot import Snapshot
 
 TOGETHER, PIXELS = 64, 2**21  # rows and pixels that one task decodes and resizes, where all pictures have one size
@@ -62,7 +62,7 @@ class Resident:
             stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
             return fit_square(stacked, how.image_size, how.resizing).permute(0, 2, 3, 1)
 
-        shape = sum(snapshot.manifest[COUNTS[split]]), how.image_size, how.image_size, len(mode)
+        shape = sum(snapshot.counts_of(split)), how.image_size, how.image_size, len(mode)
         images, done = torch.empty(shape, dtype=torch.uint8, device=device), 0
         rows = enumerate(snapshot.encoded_images(split))
         chunks = iter(lambda: list(islice(rows, together)), [])

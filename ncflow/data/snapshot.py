@@ -18,7 +18,7 @@ from ncflow.data.identity import is_same, remember, remembered
 from ncflow.data.images import ImageSource
 from ncflow.data.labels import shown
 from ncflow.data.longtail import Indices
-from ncflow.data.manifest import COUNTS, MANIFEST, damaged, read_manifest, write_manifest
+from ncflow.data.manifest import COUNTS, MANIFEST, Manifest, damaged, read_manifest, write_manifest
 from ncflow.data.overlap import shared_with_training
 from ncflow.data.parquet import ContentDamaged, read_images, read_targets, write_split
 from ncflow.data.recipe import SOURCE_OPTIONS, Parts, PathLike, Recipe
@@ -42,7 +42,7 @@ class Snapshot:
     """
 
     path: Path
-    manifest: dict[str, Any] = field(repr=False, hash=False)
+    manifest: Manifest = field(repr=False, hash=False)
 
     @classmethod
     def create(cls, path: PathLike, **choices: Any) -> Snapshot:
@@ -127,6 +127,16 @@ class Snapshot:
         """Training samples of each of the K classes, by the labels that training sees."""
         return list(self.manifest["class_counts"])
 
+    def counts_of(self, split: str) -> list[int]:
+        """Samples of each of the K classes in a split of `splits`."""
+        of = self.manifest
+        counts = {
+            "train": of["class_counts"],
+            "val": of.get("val_class_counts", []),
+            "test": of["test_class_counts"],
+        }
+        return list(counts[split])
+
     @property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits: train, val if there is one, and test."""
@@ -152,10 +162,9 @@ class Snapshot:
             targets = read_targets(self.file(split))
         except ContentDamaged as error:
             raise damaged(self.file(split), str(error)) from error
-        expected = self.manifest[COUNTS[split]]
         if len(targets) and not 0 <= targets.min() <= targets.max() < self.num_classes:
             raise damaged(self.file(split), f"labels must lie in 0..{self.num_classes - 1}")
-        if np.bincount(targets, minlength=self.num_classes).tolist() != expected:
+        if np.bincount(targets, minlength=self.num_classes).tolist() != self.counts_of(split):
             raise damaged(self.file(split), f"its labels are not those that {MANIFEST} counts as {COUNTS[split]}")
         return torch.from_numpy(targets)
 
@@ -214,7 +223,7 @@ def _record(path: Path) -> Path:
     return path.parent / f".{path.name}.source.json"
 
 
-def _notes(manifest: dict[str, Any]) -> Iterator[str]:
+def _notes(manifest: Manifest) -> Iterator[str]:
     """Yield the notes on a snapshot for the user, one per line."""
     yield from manifest.get("notes", [])
     if asked := manifest.get("asked_class_counts"):
