@@ -39,7 +39,6 @@ def cases(quick: bool) -> list[Case]:
             partial(stacked, name, count, batch),
             partial(looped, name, count, batch),
             tolerance=1e-3,
-            memory=not quick,
             least_ratio=None if quick else 1.5,
         )
         for name, count, batch in stacks

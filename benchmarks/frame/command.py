@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def run(cases: Callable[[bool], Sequence[Case]], findings: Callable[[Rows], str]
 
     def measure(options: argparse.Namespace) -> Rows:
         made = cases(options.quick)
+        if options.quick:  # each measurement of memory takes a new process with all imports
+            made = [replace(case, memory=False) for case in made]
         budget = Budget(options.budget, cases=len(made))
         return [_told(compare(case, options.pairs, budget)) for case in made]
 

@@ -145,12 +145,15 @@ def numbers(schema: Any, kind: str, *above: str) -> Iterator[tuple[str, ...]]:
         yield from numbers(field, kind, *above, key)
 
 
+SEARCH = {"solver": "riemannian", "max_iterations": 3}  # a search to a tolerance of almost 0 takes many seconds
+
+
 def throw_at(path: tuple[str, ...], value: Any) -> str | None:
     """Why a configuration that has this value is refused; one that is taken is one that `--check` takes."""
     section = {"name": "vit_tiny"} if path[0] == "model" else {}  # which has all of its options
     if path[0] == "head":
         name = next(name for name in HEADS if path[1] in head_section(name).model_fields)
-        section = {"name": name, **({"solver": "riemannian"} if name == "nearest_etf" else {})}
+        section = {"name": name, **(SEARCH if name == "nearest_etf" else {})}
     inner = [value] if path == ("grid", "seed") else value
     for key in reversed(path[1:]):
         inner = {key: inner}
