@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,11 +33,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(root: Path, *arguments: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "ncflow", "--import", str(MINE), *arguments]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
+def run(root: Path, *commands: list[str]) -> list[str]:
+    """What commands print that import the user's file and must succeed."""
+    done = run_commands([["--import", str(MINE), *words] for words in commands], root)
+    assert not [outcome for outcome in done if outcome.code]
+    return [outcome.text for outcome in done]
 
 
 def settings(*values: str) -> list[str]:
@@ -49,11 +47,17 @@ def settings(*values: str) -> list[str]:
 @pytest.mark.slow
 def test_rows_of_a_users_file_are_checked_trained_logged_and_reported(root, monkeypatch):
     options = settings(*SHORT, *CHOICES, "exp_name=all")
-    checked = run(root, "train", "--check", *options)
+    checked, _, reported, _, measured = run(
+        root,
+        ["train", "--check", *options],
+        ["train", *options],
+        ["report", "models/all", "--out", "reports/all"],
+        ["evaluate", "models/all"],
+        ["posthoc", "models/all", "--methods", "mine,ncm"],
+    )
     assert checked.count("name: mine") == 3
     for words in ("loss: mine", "optimizer: mine", "mix: mine", "- mine", "mine: 0.01"):
         assert words in checked
-    run(root, "train", *options)
     folder = root / "models" / "all"
     metrics = json.loads((folder / "metrics_epoch_1.json").read_text())
     assert metrics["train"]["mine/width"] > 0
@@ -63,18 +67,17 @@ def test_rows_of_a_users_file_are_checked_trained_logged_and_reported(root, monk
         (logged,) = mlflow.search_runs(**query, output_format="list")
     assert logged.data.metrics["train/mine/width"] == metrics["train"]["mine/width"]
     assert logged.data.params["cfg.head.scale"] == "3.0" and logged.info.status == "FINISHED"
-    reported = run(root, "report", str(folder), "--out", str(root / "reports" / "all"))
     page = (root / "reports" / "all" / "index.html").read_text()
     assert "mine/" in reported and "largest norm of a class mean" in page
-    run(root, "evaluate", str(folder))
-    assert "mine" in run(root, "posthoc", str(folder), "--methods", "mine,ncm")
+    assert "mine" in measured
     assert ncflow.read_runs([folder])["mine/width"].notna().any()
 
 
 @pytest.mark.slow
 def test_a_users_group_is_listed_and_run_as_a_suite(root):
-    assert "mine_0" in run(root, "experiments", "mine")
-    run(root, "suite", "mine", *settings(*SHORT, "model.name=mine"))
+    suite = ["suite", "mine", *settings(*SHORT, "model.name=mine")]
+    listed, _ = run(root, ["experiments", "mine"], suite)
+    assert "mine_0" in listed
     assert {"mine_0", "mine_1"} <= {folder.name for folder in (root / "models").iterdir()}
 
 

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from forked import run_programs
 
 import ncflow
 from ncflow import nn, params
@@ -108,25 +109,20 @@ def test_importing_the_package_loads_nothing_heavy():
     assert python(f"import sys, ncflow; print([name for name in {HEAVY} if name in sys.modules])") == "[]"
 
 
-@pytest.mark.parametrize(
-    ("module", "absent"),
-    [
-        ("ncflow.params", {*HEAVY}),
-        ("ncflow.geometry", {*HEAVY} - {"torch", "numpy"}),
-        ("ncflow.metrics", {*HEAVY} - {"torch", "numpy"} | {"torchmetrics"}),
-        ("ncflow.nn", {"mlflow", "dvc", "datasets", "matplotlib", "jax", "accelerate", "timm"}),
-        ("ncflow.training", {"mlflow", "dvc", "datasets", "matplotlib", "jax", "timm"}),
-    ],
-)
-def test_a_room_imports_only_what_it_stands_on(module, absent):
-    assert python(f"import sys, {module}; print(sorted({absent} & set(sys.modules)))") == "[]"
+def test_parameters_load_nothing_heavy():
+    assert python(f"import sys, ncflow.params; print([name for name in {HEAVY} if name in sys.modules])") == "[]"
 
 
-@pytest.mark.parametrize("room", ["geometry", "measuring", "metrics", "nn", "theory"])
-def test_a_name_of_a_light_room_imports_no_package_of_an_extra(room):
-    names = [name for name, home in ncflow.HOMES.items() if home == room and name != "NeuralCollapse"]
-    code = f"""
-import sys, torch, numpy
+ABSENT = {  # a room -> what importing it must not import
+    "ncflow.geometry": {*HEAVY} - {"torch", "numpy"},
+    "ncflow.metrics": {*HEAVY} - {"torch", "numpy"} | {"torchmetrics"},
+    "ncflow.nn": {"mlflow", "dvc", "datasets", "matplotlib", "jax", "accelerate", "timm"},
+    "ncflow.training": {"mlflow", "dvc", "datasets", "matplotlib", "jax", "timm"},
+}
+ROOM = "import sys, {room}; print(sorted({absent} & set(sys.modules)))"
+LIGHT = ["geometry", "measuring", "metrics", "nn", "theory"]
+NAMES = """
+import sys, numpy
 before = set(sys.modules)
 import ncflow
 for name in {names}:
@@ -136,9 +132,32 @@ if {room!r} == "metrics":
     ncflow.collapse_metrics(features, targets)
 if {room!r} == "measuring":
     ncflow.measure(features, targets)
-print(sorted((set(sys.modules) - before) & {packages_of_extras()}))
+print(sorted((set(sys.modules) - before) & {extras}))
 """
-    assert names and python(code) == "[]"
+
+
+def names_of(room: str) -> list[str]:
+    return [name for name, home in ncflow.HOMES.items() if home == room and name != "NeuralCollapse"]
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """What is printed of a room of ABSENT, and of the names of a room of LIGHT."""
+    extras = packages_of_extras()
+    programs = {room: ROOM.format(room=room, absent=absent) for room, absent in ABSENT.items()}
+    programs |= {room: NAMES.format(room=room, names=names_of(room), extras=extras) for room in LIGHT}
+    done = run_programs([*programs.values()], tmp_path_factory.mktemp("imports"))
+    return dict(zip(programs, done, strict=True))
+
+
+@pytest.mark.parametrize("room", ABSENT)
+def test_a_room_imports_only_what_it_stands_on(imported, room):
+    assert imported[room] == (0, "[]\n")
+
+
+@pytest.mark.parametrize("room", LIGHT)
+def test_a_name_of_a_light_room_imports_no_package_of_an_extra(imported, room):
+    assert names_of(room) and imported[room] == (0, "[]\n")
 
 
 def packages_of_extras() -> set[str]:
