@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -492,7 +493,7 @@ def suite(
         configs,
         root=_root(),
         engine=machines,
-        report=lambda folders, out, title: _report(folders, out, title, about),
+        report=partial(_report, about=about, again=False),
         say=_say,
         retries=retries,
         force=force,
@@ -598,7 +599,7 @@ def reproduce(
         configs,
         root=_root(),
         engine=machines,
-        report=_report,
+        report=partial(_report, again=False),
         say=_say,
         retries=retries,
         force=force,
@@ -839,12 +840,12 @@ def _duration(name: str) -> tuple[str, str]:
     return "not measured", ""
 
 
-def _report(folders: list[Path], out: Path, title: str, about: str = "") -> None:
+def _report(folders: list[Path], out: Path, title: str, about: str = "", *, again: bool = True) -> None:
     from ncflow import stages
     from ncflow.reports import as_text
     from ncflow.tracking import ui_command
 
-    page, table = stages.report(folders, out, title=title, about=about, root=_root())
+    page, table = stages.report(folders, out, title=title, about=about, root=_root(), again=again)
     _say(f"\n{as_text(table)}\n\nreport:       {page}\ncompare runs: {ui_command(_root())}")
 
 

@@ -240,7 +240,7 @@ def test_the_report_of_a_sweep_has_a_folder_of_its_axes(project, monkeypatch, ca
 
     monkeypatch.setattr("ncflow.suite.run_suite", all_done)
     monkeypatch.setattr(
-        cli, "_report", lambda folders, out, title, about: asked.update(out=out, title=title, n=len(folders))
+        cli, "_report", lambda folders, out, title, **options: asked.update(out=out, title=title, n=len(folders))
     )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     run_code = run_suite_of(monkeypatch, "suite", "main", "--grid", "seed=0,1", "--grid", "train.lr=1,2")
@@ -298,7 +298,7 @@ def test_which_runs_of_a_suite_failed_is_said_whatever_else_goes_wrong(
         raise error
 
     monkeypatch.setattr("ncflow.suite.run_suite", one_fails)
-    monkeypatch.setattr(cli, "_report", lambda *values: None)
+    monkeypatch.setattr(cli, "_report", lambda *values, **options: None)
     monkeypatch.setattr(place, fail)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     ended, _, err = run(monkeypatch, capsys, "suite", "exp10", "--set", "dataset.name=digits", "--track")

@@ -19,6 +19,7 @@ from ncflow.reports.exports import PLOTS, write_curves, write_plots, write_stati
 from ncflow.reports.findings import findings, verdict
 from ncflow.reports.highlights import highlights, present
 from ncflow.reports.looks import CROWD, looks
+from ncflow.reports.made import PAGE
 from ncflow.reports.paper import FIGURES, write_rows
 from ncflow.reports.predictions import ASSUMPTIONS
 from ncflow.reports.rows import Lacking
@@ -26,7 +27,7 @@ from ncflow.reports.saving import to_bytes, to_svg
 from ncflow.reports.tables import arm_table, as_html, as_latex, as_markdown, summary_table
 from ncflow.runs.reader import Run, config_differences, load_runs
 
-PAGE, FOLDER = "index.html", "figures"
+FOLDER = "figures"
 TABLES = {"table.tex": as_latex, "table.md": as_markdown}
 FEW = 6  # more arms or figures than this are folded
 VITAL = {  # options that the page never folds away

@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from ncflow.files import folder_next_to, replace_folder
 from ncflow.reports.canvas import literal
 from ncflow.reports.figures import to_png
+from ncflow.reports.made import PAGE
 from ncflow.reports.tables import Table, as_html
 
-PAGE, FIGURES = "index.html", "figures"
+FIGURES = "figures"
 
 
 class Coordinate(NamedTuple):
