@@ -17,8 +17,8 @@ MOST_BITS = 22
 def weights(places: Tensor, size: Tensor, resized: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Whole weights (..., count, n) of n places for `count` resized pixels, and the number (..., 1, 1) they sum up to.
 
-    places (..., n) are the places of pixels in a picture of `size` (...) pixels along this side, which becomes
-    `resized` (...) pixels long. A place that is outside has weight 0. All are float64, and so is the result.
+    places (..., n) are places of pixels along one side of a picture. The side has `size` (...) pixels and gets
+    `resized` (...) pixels. A place that is outside has weight 0. All are float64, and so is the result.
     """
     size, resized = size[..., None], resized[..., None]
     scale = size / resized

@@ -1,7 +1,7 @@
 """Files of features: NumPy, torch, safetensors and Parquet, with one set of keys; nothing in them is executed.
 
-A file holds one split under the keys of `FeatureSplit`, or several under <split>/features and <split>/targets, with the
-classifier and the classes outside.
+A file holds one split under the keys of `FeatureSplit`. Or it holds several under <split>/features and <split>/targets,
+and the classifier and the classes once.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def read_features(file: str | Path) -> dict[str, FeatureSplit]:
     """The splits of a file of features by name; a file of one split is "train".
 
     Suffixes are those of READERS. A folder holds features.npy, targets.npy and so on, or shards: files whose samples
-    follow each other in the order of their names. Raises ValueError that names the file for one that is missing,
-    damaged or of another kind, for a missing key, and for an unknown one.
+    follow each other in the order of their names. Raises ValueError for a file that is missing, damaged or of another
+    kind, and for a missing or unknown key. It names the file.
     """
     file = Path(file)
     if file.is_dir():

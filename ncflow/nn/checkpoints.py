@@ -72,8 +72,8 @@ def prefix_of(state: Mapping[str, Tensor], model: nn.Module) -> str:
 def load_whole(file: str | Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
     """Load all of a model from a checkpoint, whose keys may begin with any prefix.
 
-    Layers of training alone, AUXILIARY, may be absent on either side. Raises ValueError that names the first keys of
-    each side where they differ, since a file of a larger model of the same kind has all keys of a smaller one.
+    Layers of training alone, AUXILIARY, may be absent on either side. Raises ValueError where the keys differ, with the
+    first keys of each side: a file of a larger model of the same kind has all keys of a smaller one.
     """
     prefix, expected = prefix_of(state, model), model.state_dict()
     found = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}

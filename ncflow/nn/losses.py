@@ -36,8 +36,7 @@ def create_loss(
     β of `class_weights`, which multiply each sample's loss, for any loss. Starting it late in training is deferred
     re-weighting, [Cao et al. 2019](https://arxiv.org/abs/1906.07413). `label_smoothing` is the ε of targets (1 - ε)
     one-hot + ε/K, for losses of log-probabilities. A sample's class weight multiplies its smoothed loss. Raises
-    ValueError for options that a loss does not have, for values out of range, and for smoothing where it has no
-    meaning.
+    ValueError for an unknown option, a value out of range, and smoothing where it has no meaning.
 
     Examples:
         >>> import torch

@@ -1,8 +1,8 @@
 """The study of a search: a database of its trials. Only this module imports optuna, and only on demand.
 
-The database is SQLite, as MLflow's default store. A transaction is complete or absent after kill -9, the system
-releases the locks of a dead process, and writers wait for each other. A journal file would be faster with many
-writers. But its lock stays for 30 s after a kill, and a line cut by a full disk makes it unreadable.
+The database is SQLite, as MLflow's default store. After kill -9, a transaction is complete or absent, and the system
+releases the locks of the dead process. Writers wait for each other. A journal file would be faster with many writers.
+But its lock stays for 30 s after a kill, and a line cut by a full disk makes it unreadable.
 """
 
 from __future__ import annotations
