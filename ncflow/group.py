@@ -91,12 +91,13 @@ def check_values(configs: Sequence[Params]) -> None:
 
 
 def _measure_posthoc(job: Job, methods: Sequence[str], root: Path) -> None:
-    """Measure post-hoc classifiers on a finished run, unless its file has them already."""
-    found = read_posthoc(job.folder)
-    if found is not None and belongs_to(found, job.folder) and set(methods) <= set(found.methods):
-        return
-    stages.posthoc(job.folder, snapshot_path(job.params, root), methods)
-    stages.track_posthoc(job.folder, root)
+    """Measure post-hoc classifiers on a finished run, unless its file has them. Another suite may be doing so: wait."""
+    with suite.claimed(root, f"{job.name}.posthoc", wait=True):
+        found = read_posthoc(job.folder)
+        if found is not None and belongs_to(found, job.folder) and set(methods) <= set(found.methods):
+            return
+        stages.posthoc(job.folder, snapshot_path(job.params, root), methods)
+        stages.track_posthoc(job.folder, root)
 
 
 def snapshot_path(params: Params, root: Path) -> Path:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from io import StringIO
@@ -24,8 +25,10 @@ from waiting import is_alive, wait_for
 
 from ncflow import group, imports, suite
 from ncflow.exits import Exit
+from ncflow.files import checksum
 from ncflow.group import run_group
 from ncflow.params import make_params
+from ncflow.runs.posthoc import PostHoc, read_posthoc, write_posthoc
 from ncflow.runs.provenance import DataVersion, Provenance
 from ncflow.suite import engines, process, schedule
 from ncflow.suite.cluster import run_job, share_of_machine
@@ -441,6 +444,23 @@ def test_processes_of_a_suite_look_again_unless_forced(project, monkeypatch, for
     with pytest.raises(InterruptedError):
         run_group("g", [], root=project, engine=Mock(), report=Mock(), say=Mock(), force=force)
     assert (suite.UNLESS_FINISHED in jobs.call_args.kwargs["options"]) != force
+
+
+def test_two_suites_measure_the_post_hoc_classifiers_of_a_run_once(project, monkeypatch):
+    (job,) = make(project, "one")
+    finish(job)
+    model, measured = job.folder / "final_model.pth", []
+
+    def measure(folder, data, methods):
+        measured.append(folder)
+        time.sleep(0.1)
+        write_posthoc(folder, PostHoc("0", checksum(model), {"test": {}}, {}, dict.fromkeys(methods, "default")))
+
+    monkeypatch.setattr(group.stages, "posthoc", measure)
+    monkeypatch.setattr(group.stages, "track_posthoc", lambda folder, root: None)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda methods: group._measure_posthoc(job, methods, project), [["ncm"]] * 3 + [["crt"]]))
+    assert len(measured) == 2 and sorted(read_posthoc(job.folder).methods) == ["crt", "ncm"]
 
 
 def test_an_attempt_that_came_second_to_another_process_does_not_count(project):

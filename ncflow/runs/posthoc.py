@@ -64,15 +64,19 @@ class PostHoc:
 def write_posthoc(folder: Path, new: PostHoc) -> PostHoc:
     """Write the results next to a run's folder, and return them with those of earlier calls on the same checkpoint.
 
-    A damaged file is replaced.
+    A damaged file is replaced. Of several processes that write at the same time, each adds to the others' results.
     """
-    there = None
-    with suppress(ValueError):
-        there = read_posthoc(folder)
-    if there is not None and there.final_model_sha256 == new.final_model_sha256:
-        new = there.updated(new)
-    values = asdict(new)
-    write_text(posthoc_file(folder), json.dumps(values | values.pop("splits"), indent=1) + "\n")
+    from filelock import FileLock
+
+    file = posthoc_file(folder)
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        there = None
+        with suppress(ValueError):
+            there = read_posthoc(folder)
+        if there is not None and there.final_model_sha256 == new.final_model_sha256:
+            new = there.updated(new)
+        values = asdict(new)
+        write_text(file, json.dumps(values | values.pop("splits"), indent=1) + "\n")
     return new
 
 

@@ -144,16 +144,17 @@ def refuse_finished(params: Params, root: Path) -> None:
 
 
 @contextmanager
-def claimed(root: Path, name: str) -> Iterator[None]:
-    """Hold the lock on models/<name>: inside, no other process trains it. Raises Claimed if another process does.
+def claimed(root: Path, name: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock on models/<name>: inside, no other process trains it.
 
-    It is a file lock. The system releases it when the process ends, even after a crash.
+    If another process holds it, raises Claimed, or waits until it is free. It is a file lock. The system releases it
+    when the process ends, even after a crash.
     """
     file = root / ".ncflow" / "locks" / f"{name}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(blocking=wait)
     except TimeoutError:
         raise Claimed(name) from None
     try:

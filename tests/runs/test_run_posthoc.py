@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,21 @@ def test_later_results_join_and_replace_those_of_the_same_checkpoint(make_run: M
     write_posthoc(folder, results(ncm=0.6, crt=0.7))
     assert write_posthoc(folder, results(lws=0.1, crt=0.8)) == results(ncm=0.6, crt=0.8, lws=0.1)
     assert write_posthoc(folder, results("b", lws=0.2)) == results("b", lws=0.2)
+
+
+def test_results_that_are_written_at_the_same_time_join(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process reads what is there before it writes; another one must not write in between."""
+    folder, names = make_run("a"), [f"m{number}" for number in range(8)]
+
+    def slowly(folder: Path) -> PostHoc | None:
+        found = read_posthoc(folder)
+        time.sleep(0.02)
+        return found
+
+    monkeypatch.setattr("ncflow.runs.posthoc.read_posthoc", slowly)
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: write_posthoc(folder, results(**{name: 0.5})), names))
+    assert sorted(read_posthoc(folder).methods) == names
 
 
 def test_a_method_whose_name_starts_like_another_keeps_its_own_results(make_run: MakeRun) -> None:
