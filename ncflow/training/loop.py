@@ -99,7 +99,9 @@ def fit(
     accelerator, plan = accelerator or create_accelerator(), plan or Plan()
     classifier.to(memory_format=torch.channels_last)
     classifier.backbone = synchronize_batch_norms(classifier.backbone, accelerator.device)
-    model, optimizer = accelerator.prepare(classifier, optimizer)
+    # The default placement imports torch.distributed.tensor, which takes a second, to look for sharded parameters.
+    placement = [accelerator.device_placement] * 2
+    model, optimizer = accelerator.prepare(classifier, optimizer, device_placement=placement)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
     parts = Parts(classifier, optimizer, scaler, analysis.average, plan.stop)
     step = Step(classifier, model, objective, optimizer, scaler, accelerator, precision, plan, analysis.average)

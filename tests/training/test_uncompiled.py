@@ -12,24 +12,33 @@ from ncflow.training.uncompiled import WRAPPED, allow_compiler
 STEPS = """
 import sys, torch
 from ncflow.training.uncompiled import allow_compiler, skip_compiler
-def train():
+CHOICES = {"LBFGS": {"max_iter": 3}, "SGD": {"lr": 0.1, "momentum": 0.9}, "Adam": {}, "AdamW": {}, "RMSprop": {}}
+def train(name):
     torch.manual_seed(0)
     layer = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=3)
+    optimizer = getattr(torch.optim, name)(layer.parameters(), **CHOICES[name])
+    seen = []
     def closure():
-        optimizer.zero_grad()
-        loss = layer(torch.ones(4, 3)).square().sum()
-        loss.backward()
+        seen.append(torch.is_grad_enabled())
+        with torch.enable_grad():
+            optimizer.zero_grad()
+            loss = layer(torch.ones(4, 3)).square().sum()
+            loss.backward()
         return loss
-    optimizer.step(closure)
+    for _ in range(3):
+        optimizer.step(closure)
     optimizer.load_state_dict(optimizer.state_dict())
-    return layer.weight.detach().clone()
+    return layer.weight.detach().clone(), seen
+theirs = {optimizer: optimizer.step for optimizer in torch.optim.Optimizer.__subclasses__()}
 skip_compiler()
-plain = train()
+plain = {name: train(name) for name in CHOICES}
 before = "torch._dynamo" in sys.modules
+for optimizer, step in theirs.items():
+    optimizer.step = step
 allow_compiler()
-wrapped = train()
-print(before, "torch._dynamo" in sys.modules, torch.equal(plain, wrapped))
+wrapped = {name: train(name) for name in CHOICES}
+same = [torch.equal(plain[name][0], wrapped[name][0]) and plain[name][1] == wrapped[name][1] for name in CHOICES]
+print(before, "torch._dynamo" in sys.modules, all(same))
 """
 
 
