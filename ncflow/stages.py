@@ -48,7 +48,7 @@ from ncflow.posthoc import POSTHOC, Unseen, freeze_features, measure_posthoc
 from ncflow.project import git_commit
 from ncflow.recording import describe_run, log_history, log_model, record
 from ncflow.reports import Table, arms, findings, summary_table, verdict
-from ncflow.reports.made import PAGE, is_up_to_date, remember
+from ncflow.reports.made import PAGE, is_up_to_date, listed, remember
 from ncflow.runs.layout import CONFIG, FINAL_MODEL, is_finished
 from ncflow.runs.posthoc import PostHoc, write_posthoc
 from ncflow.runs.provenance import FIRST_RESIZING, DataVersion, Hardware, Provenance, read_provenance
@@ -519,15 +519,16 @@ def report(
     `about` is a sentence on what the comparison is for, such as a group's hypothesis. The page links each run to its
     page in MLflow, in the store of the project in `root`. Without `again`, a report that is up to date is not drawn.
     """
+    files = listed(folders)
     runs = load_runs(folders)
     table, compared = summary_table(runs), arms(runs)
     links = {} if root is None else _links(runs, root)
-    texts = (title, about, links, IMPORTED)
-    if again or not is_up_to_date(runs, out, *texts):
+    made_of = (files, title, about, links, IMPORTED)
+    if again or not is_up_to_date(out, *made_of):
         from ncflow.reports.page import write_page  # imports matplotlib
 
         write_page(runs, out, title=title, about=about, defaults=flatten(Params().resolved()), links=links)
-        remember(runs, out, *texts)
+        remember(out, *made_of)
     page = out / PAGE
     return page, table._replace(notes=(*table.notes, *filter(None, [verdict(compared)]), *findings(compared)))
 

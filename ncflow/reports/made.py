@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,41 +13,43 @@ from typing import Any
 from ncflow.data.identity import Listing
 from ncflow.files import write_text
 from ncflow.runs.layout import posthoc_file
-from ncflow.runs.reader import Run
 
 PAGE = "index.html"
 PACKAGE = Path(__file__).parents[1]
 
 
-def stamp(runs: Sequence[Run], out: Path, *texts: Any) -> str | None:
-    """A hash of the files of the runs, of the report in `out`, of the code, and of `texts`; None without a report.
+def listed(folders: Sequence[Path]) -> str:
+    """A hash of the files of runs, and of the code. Take it before the runs are read: they may change meanwhile.
 
     Sizes and times stand for contents. So another machine, or a copy, has another hash.
     """
-    if not (out / PAGE).is_file():
-        return None
-    of_runs = [file for run in runs for file in (*run.path.iterdir(), posthoc_file(run.path)) if file.is_file()]
-    code = (file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix != ".pyc")
-    made = (file for file in out.rglob("*") if file.is_file())
-    files = [Listing.of_files(None, listed).stamp for listed in (of_runs, code, made)]
-    return hashlib.sha256(json.dumps([version("matplotlib"), *files, *texts]).encode()).hexdigest()
+    inside = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]
+    runs = [file for file in (*inside, *map(posthoc_file, folders)) if file.is_file()]
+    code = [file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    return _sha256(version("matplotlib"), Listing.of_files(None, runs).stamp, Listing.of_files(None, code).stamp)
 
 
-def is_up_to_date(runs: Sequence[Run], out: Path, *texts: Any) -> bool:
-    """Whether `remember` was the last to touch the runs and the report, with these texts, on this machine."""
+def is_up_to_date(out: Path, *made_of: Any) -> bool:
+    """Whether the report in `out` was made of the same things, on this machine, and nothing has touched it since."""
     try:
         kept = _record(out).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False
-    return kept == stamp(runs, out, *texts)
+    return (out / PAGE).is_file() and kept == _stamp(out, *made_of)
 
 
-def remember(runs: Sequence[Run], out: Path, *texts: Any) -> None:
-    """Note that the report in `out` was made of these runs. If writing fails, the report is made again next time."""
-    try:
-        write_text(_record(out), stamp(runs, out, *texts) or "")
-    except OSError:
-        return
+def remember(out: Path, *made_of: Any) -> None:
+    """Note what the report in `out` was made of. If writing fails, the report is made again next time."""
+    with suppress(OSError):
+        write_text(_record(out), _stamp(out, *made_of))
+
+
+def _stamp(out: Path, *made_of: Any) -> str:
+    return _sha256(Listing.of_files(None, (file for file in out.rglob("*") if file.is_file())).stamp, *made_of)
+
+
+def _sha256(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _record(out: Path) -> Path:

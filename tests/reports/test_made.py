@@ -11,6 +11,7 @@ from run_folders import write_run
 
 from ncflow import stages
 from ncflow.reports import made, page
+from ncflow.runs.layout import posthoc_file
 
 PLAIN = {"title": "a", "about": "b"}
 
@@ -104,12 +105,28 @@ def test_other_code_or_another_matplotlib_makes_a_new_report(folders, tmp_path, 
     assert len(drawn) == 3
 
 
-def test_a_post_hoc_file_next_to_a_run_makes_a_new_report(folders, tmp_path):
-    runs = [stages.load_run(folder) for folder in folders]
-    (tmp_path / "index.html").touch()
-    before = made.stamp(runs, tmp_path)
-    made.posthoc_file(folders[0]).touch()
-    assert made.stamp(runs, tmp_path) != before
+def test_a_post_hoc_file_next_to_a_run_makes_a_new_report(folders):
+    before = made.listed(folders)
+    posthoc_file(folders[0]).touch()
+    assert made.listed(folders) != before
+
+
+def test_a_run_that_changes_while_it_is_drawn_is_drawn_again(folders, tmp_path, drawn, monkeypatch):
+    draw = page.write_page
+
+    def draw_slowly(*arguments: object, **options: object) -> Path:
+        edit(folders[0] / "history.json")
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(page, "write_page", draw_slowly)
+    report(folders, tmp_path / "r")
+    report(folders, tmp_path / "r")
+    assert len(drawn) == 2
+
+
+def test_a_missing_run_is_named_as_ever(tmp_path):
+    with pytest.raises(ValueError, match="missing"):
+        report([tmp_path / "missing"], tmp_path / "r")
 
 
 @pytest.mark.slow
