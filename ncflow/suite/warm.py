@@ -1,4 +1,4 @@
-"""Warm runs: forks of a server that has the imports done. Runs of seconds then take a third of the time."""
+"""Warm runs: forks of a server that has the imports done. Runs of seconds then take a third to a half of the time."""
 
 from __future__ import annotations
 
