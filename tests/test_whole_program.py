@@ -13,7 +13,6 @@ from run_folders import write_run
 
 # What takes a tenth of a second or more to import. Each command imports only what it uses.
 HEAVY = {
-    "IPython",
     "datasets",
     "dvc",
     "jax",

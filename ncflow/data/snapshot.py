@@ -128,7 +128,9 @@ class Snapshot:
         return list(self.manifest["class_counts"])
 
     def counts_of(self, split: str) -> list[int]:
-        """Samples of each of the K classes in a split of `splits`."""
+        """Samples of each of the K classes in a split. Raises ValueError for a split that is not in `splits`."""
+        if split not in self.splits:
+            raise unknown("split", split, self.splits)
         of = self.manifest
         counts = {
             "train": of["class_counts"],

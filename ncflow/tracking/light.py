@@ -1,10 +1,10 @@
-"""MLflow without what it would import only because it is installed."""
+"""Import MLflow's writer of torch models without what it would import only because it is installed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
@@ -35,11 +35,6 @@ def without_inventory() -> Iterator[None]:
         yield
     finally:
         setattr(mapping, INVENTORY, None)
-
-
-def without_notebooks() -> AbstractContextManager[None]:
-    """Inside, MLflow does not import IPython to ask whether this is a notebook: 0.3 seconds. In one, it is imported."""
-    return without("IPython")
 
 
 @contextmanager

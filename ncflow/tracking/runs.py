@@ -20,7 +20,7 @@ from ncflow.dotted import flatten
 from ncflow.files import unwritable
 from ncflow.interruption import interruptible, undisturbed
 from ncflow.tracking.experiments import find_experiment, refuse_deleted
-from ncflow.tracking.light import import_model_writer, without_inventory, without_notebooks
+from ncflow.tracking.light import import_model_writer, without_inventory
 from ncflow.tracking.mirrors import Mirror, Mirrored, mirrored
 from ncflow.tracking.stores import advice_on, exists, store, tracking_uri, without_secrets
 
@@ -66,8 +66,7 @@ def start_run(
                 run_id = _lost_run(mlflow, attempt) or _opened_run(mlflow)
                 if run_id is None:
                     find_experiment(mlflow)
-                with without_notebooks():
-                    run = mlflow.start_run(run_id, run_name=name, tags=all_tags, log_system_metrics=_watch(watched))
+                run = mlflow.start_run(run_id, run_name=name, tags=all_tags, log_system_metrics=_watch(watched))
                 if "error" in run.data.tags:  # a resumed run has not failed
                     mlflow.delete_tag("error")
                 mlflow.log_params(_strings(flatten(config, "cfg.")))
@@ -210,10 +209,9 @@ class RunLogger:
         """
         mlflow, client, run = self.mlflow, self.mlflow.MlflowClient(), self.mlflow.get_run(self.run_id)
         tags = {**_NOBODY, **card.tags, "mlflow.note.content": card.description}
-        with without_notebooks():
-            logged = mlflow.initialize_logged_model(
-                name=card.file_name, source_run_id=self.run_id, tags=tags, params=run.data.params
-            )
+        logged = mlflow.initialize_logged_model(
+            name=card.file_name, source_run_id=self.run_id, tags=tags, params=run.data.params
+        )
         described = mlflow.models.Model(
             artifact_path=logged.artifact_location,
             model_uuid=logged.model_id,

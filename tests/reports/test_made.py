@@ -1,4 +1,4 @@
-"""A suite that trained nothing keeps its report; whatever a report depends on makes a new one."""
+"""A suite that trained nothing keeps its report; a change in anything that a report depends on makes a new one."""
 
 from __future__ import annotations
 
