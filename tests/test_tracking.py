@@ -20,12 +20,14 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import mlflow
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from ncflow import tracking
 from ncflow.interruption import Interrupted, end_if_asked, interruptible, undisturbed
@@ -721,6 +723,41 @@ def test_the_data_version_is_an_input_of_the_run(root: Path, tmp_path: Path) -> 
     (version,) = read(root, run.run_id).inputs.dataset_inputs
     assert (version.dataset.name, version.dataset.digest) == ("digits-exp0.02", ("0123456789abcdef" * 4)[:36])
     assert tmp_path.as_uri() in version.dataset.source and [tag.value for tag in version.tags] == ["training"]
+
+
+def test_two_runs_that_log_one_data_version_together_both_have_it(root: Path, tmp_path: Path) -> None:
+    origin = mlflow.data.sources.LocalArtifactDatasetSource(tmp_path.as_uri())
+    version = mlflow.data.meta_dataset.MetaDataset(origin, name="shared", digest="d" * 36)
+    raced, inputs = [], [mlflow.entities.DatasetInput(version._to_mlflow_entity())]
+
+    def log_in_another_run(session: Session, *_: object) -> None:
+        if not raced and any(row.__tablename__ == "datasets" for row in session.new):  # looked for, and not found
+            raced.append(session)
+            mlflow.MlflowClient().log_inputs(other.info.run_id, inputs)
+
+    with tracking.start_run(root=root, name="first", config={}) as run:
+        other = mlflow.MlflowClient().create_run("0")
+        event.listen(Session, "before_flush", log_in_another_run)
+        run.dataset("shared", "d" * 64, tmp_path)
+        event.remove(Session, "before_flush", log_in_another_run)
+    assert raced
+    for run_id in (run.run_id, other.info.run_id):
+        assert [version.dataset.name for version in read(root, run_id).inputs.dataset_inputs] == ["shared"]
+
+
+def test_a_store_that_refuses_a_row_for_good_is_an_error(root: Path) -> None:
+    calls = []
+    with tracking.store(root):
+
+        def refuse():
+            calls.append(None)
+            raise mlflow.exceptions.MlflowException(texts[0])
+
+        for texts, expected in ((["UNIQUE constraint failed: t.a"], 9), (["database is locked"], 1)):
+            calls.clear()
+            with pytest.raises(mlflow.exceptions.MlflowException, match=texts[0]):
+                stores.write_shared(mlflow, refuse)
+            assert len(calls) == expected
 
 
 def test_the_logged_model_classifies_as_the_classifier_does(root: Path) -> None:

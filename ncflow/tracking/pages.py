@@ -26,6 +26,7 @@ from ncflow.tracking.stores import (
     store,
     tracking_uri,
     without_secrets,
+    write_shared,
 )
 
 PLAIN = Page()
@@ -105,7 +106,8 @@ def ui(
         found = find_experiment(mlflow, experiment)
         view = shared_view(page, step=_newest_step(mlflow, found.experiment_id))
         if is_writable(uri) and found.tags.get(VIEW) != view:
-            mlflow.MlflowClient().set_experiment_tag(found.experiment_id, VIEW, view)
+            client = mlflow.MlflowClient()
+            write_shared(mlflow, lambda: client.set_experiment_tag(found.experiment_id, VIEW, view))
         silent = subprocess.DEVNULL
         # The store has turned off telemetry in the environment. No job execution saves four processes.
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

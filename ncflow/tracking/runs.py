@@ -22,7 +22,7 @@ from ncflow.interruption import interruptible, undisturbed
 from ncflow.tracking.experiments import find_experiment, refuse_deleted
 from ncflow.tracking.light import import_model_writer, without_inventory
 from ncflow.tracking.mirrors import Mirror, Mirrored, mirrored
-from ncflow.tracking.stores import advice_on, exists, store, tracking_uri, without_secrets
+from ncflow.tracking.stores import advice_on, exists, store, tracking_uri, without_secrets, write_shared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,7 +185,7 @@ class RunLogger:
         origin = data.sources.LocalArtifactDatasetSource(source.resolve().as_uri())
         version = data.meta_dataset.MetaDataset(origin, name=name, digest=digest[:36])
         with self.writing():
-            self.mlflow.log_input(version, context=context)
+            write_shared(self.mlflow, lambda: self.mlflow.log_input(version, context=context))
 
     def model(self, model: torch.nn.Module, *, card: ModelCard, step: int = 0) -> str:
         """Log a model of pictures (B,H,W,C) uint8, of any size, as the run's model and return its URI.

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -93,6 +93,21 @@ def store(root: Path) -> Iterator[Any]:
         mlflow.set_tracking_uri(None)
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def write_shared(mlflow: Any, write: Callable[[], None]) -> None:
+    """Call `write`, which writes a row that several runs share. Call it again if another process was first.
+
+    MLflow looks for such a row and inserts a missing one. Two processes that do so together both insert it, and the
+    database refuses the second. The next call finds the row. Other failures are raised at once.
+    """
+    for _ in range(_CONTENDERS):
+        try:
+            return write()
+        except mlflow.exceptions.MlflowException as error:
+            if not re.search(_THERE_ALREADY, str(error), re.IGNORECASE):
+                raise
+    return write()
 
 
 def failed(uri: str, reason: object) -> OSError:
@@ -239,6 +254,9 @@ _ADVICE = {
     ),
     r"Connection refused|Max retries|resolve|timed out|timeout": ("Start the server, or correct MLFLOW_TRACKING_URI"),
 }
+# What a database says of a row that is there: SQLite, PostgreSQL, MySQL, SQL Server.
+_THERE_ALREADY = r"unique constraint|duplicate (key|entry)|unique key"
+_CONTENDERS = 8  # each failure means that another process has written a row
 _SECRETS = (
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
