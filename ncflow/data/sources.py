@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ncflow.data.folders import load_folders
 from ncflow.data.images import DatasetMissing, ImageSource, SplitMissing
@@ -17,6 +19,7 @@ from ncflow.data.longtail import sample_indices
 from ncflow.data.numbered import numbered_source
 from ncflow.data.published import PUBLISHED, default_root, load_published
 from ncflow.data.shards import find_shards, load_shards
+from ncflow.extras import require
 from ncflow.lookup import check_options, fact, facts, lookup, unknown
 
 SPLITS = ("train", "test")
@@ -69,15 +72,26 @@ def count_classes(name: str, root: str | os.PathLike[str] | None = None, **optio
 @facts(num_classes=10, built_in=True)
 def _digits(root: Path | None, split: str) -> ImageSource:
     """scikit-learn's 1,797 digits, 8×8; the same 36 of each class are the test split for every seed."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    in_test = np.zeros(len(bunch.target), dtype=bool)
-    in_test[sample_indices(bunch.target, [36] * 10, seed=1797)] = True
+    pixels, targets = _read_digits()
+    in_test = np.zeros(len(targets), dtype=bool)
+    in_test[sample_indices(targets, [36] * 10, seed=1797)] = True
     chosen = in_test if split == "test" else ~in_test
-    images = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)  # values 0..16 become 0..255
-    class_names = [str(digit) for digit in bunch.target_names]
-    return ImageSource("digits", images, bunch.target[chosen].astype(np.int64), class_names)
+    images = np.rint(pixels[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # values 0..16 become 0..255
+    return ImageSource("digits", images, targets[chosen], [str(digit) for digit in range(10)])
+
+
+def _read_digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Pixels (N,64) in 0..16 and targets (N,) of scikit-learn's file. Importing the package would take a second."""
+    require("sklearn")
+    package = find_spec("sklearn")
+    file = Path(package.origin if package and package.origin else "").parent / "datasets" / "data" / "digits.csv.gz"
+    if file.is_file():
+        rows = np.loadtxt(file, delimiter=",")
+        return rows[:, :-1], rows[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits  # a version that keeps its data elsewhere
+
+    pixels, targets = load_digits(return_X_y=True)
+    return pixels, targets.astype(np.int64)
 
 
 def _published(name: str) -> Source:

@@ -17,7 +17,7 @@ from ncflow.data import published
 from ncflow.data.images import DatasetMissing, decode_image
 from ncflow.data.published import PUBLISHED
 from ncflow.data.recipe import SOURCE_OPTIONS
-from ncflow.data.sources import SOURCES, load_source
+from ncflow.data.sources import SOURCES, _read_digits, load_source
 from ncflow.params import make_params
 
 RANDOM = np.random.RandomState(0)
@@ -185,6 +185,8 @@ def test_fashion_mnist_comes_from_debians_package(tmp_path, no_network):
 def test_digits_are_split_once_and_for_all():
     from sklearn.datasets import load_digits
 
+    for ours, theirs in zip(_read_digits(), load_digits(return_X_y=True), strict=True):
+        assert np.array_equal(ours, theirs)
     train, test = load_source("digits"), load_source("digits", split="test")
     assert np.bincount(test.targets).tolist() == [36] * 10
     assert len(train) + len(test) == 1797
