@@ -63,9 +63,10 @@ def test_a_project_lives_and_moves_below_folders_of_any_name(tmp_path: Path, sig
 
 
 @pytest.mark.slow
-def test_a_logged_model_is_loaded_after_a_move(tmp_path: Path) -> None:
-    root, run_id = project(tmp_path / "old", model=True)
-    root = root.rename(tmp_path / "new")
+@pytest.mark.parametrize("sign", ["plain", "50% [a#b?]"])
+def test_a_logged_model_is_loaded_after_a_move(tmp_path: Path, sign: str) -> None:
+    root, run_id = project(tmp_path / sign / "old", model=True)
+    root = root.rename(tmp_path / sign / "new")
     with tracking.store(root) as mlflow:
         (model,) = mlflow.search_logged_models(["0"], output_format="list")
         pictures = torch.ones(2, 4, 5, 3, dtype=torch.uint8)
@@ -128,6 +129,41 @@ def test_a_store_that_projects_share_follows_none_of_them(tmp_path: Path, monkey
     root, run_id = project(tmp_path / "one")
     project(tmp_path / "two")
     assert first_metrics_of(tmp_path / "two", run_id).startswith(str(root))
+
+
+def test_a_store_elsewhere_follows_the_project_that_brings_its_files(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'out' / 'shared.db'}")
+    root, run_id = project(tmp_path / "old")
+    moved = root.rename(tmp_path / "new")
+    assert artifacts(moved, run_id) == ["params.yaml"]
+    with tracking.start_run(root=moved, name="next", config={}) as run:
+        run.artifact(moved / "params.yaml")
+    assert artifacts(moved, str(run.run_id)) == ["params.yaml"]
+    assert {file.name for file in tmp_path.iterdir()} == {"new", "out"}
+    assert list((tmp_path / "out").glob("shared.db.before-move-*"))
+
+
+def test_a_shared_store_whose_files_are_gone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    root, run_id = project(tmp_path / "one")
+    shutil.rmtree(root)
+    refused = pytest.raises(
+        OSError, match=f"keeps its files in {root}/mlruns, but {root} does not exist.*EXPERIMENT_NAME"
+    )
+    with refused:
+        project(tmp_path / "two")
+    assert not root.exists()
+    assert artifacts(tmp_path / "two", run_id) == []  # looking is no harm
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    root, run_id = project(tmp_path / "three")
+    assert first_metrics_of(root, run_id).startswith(str(root))
+
+
+def test_a_folder_whose_models_mlflow_cannot_load_is_named(tmp_path: Path, caplog: Any) -> None:
+    project(tmp_path / "50% of #7")
+    assert not caplog.records
+    project(tmp_path / "a%20b")
+    assert "MLflow cannot load models" in caplog.text and "'%20'" in caplog.text
 
 
 def test_a_project_moves_with_a_database_of_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

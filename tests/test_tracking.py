@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import signal
@@ -20,7 +21,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-import mlflow
 import numpy as np
 import pytest
 import torch
@@ -148,6 +148,8 @@ def test_leaving_a_store_restores_the_one_before(root: Path, before: str | None,
         if before:
             patch.setenv("MLFLOW_TRACKING_URI", before)
         with tracking.store(root) as mlflow:
+            with tracking.store(root):
+                pass
             assert mlflow.get_tracking_uri() == uri
         assert os.environ.get("MLFLOW_TRACKING_URI") == before
         if before:
@@ -722,12 +724,56 @@ def test_the_data_version_is_an_input_of_the_run(root: Path, tmp_path: Path) -> 
         run.dataset("digits-exp0.02", "0123456789abcdef" * 4, tmp_path)
     (version,) = read(root, run.run_id).inputs.dataset_inputs
     assert (version.dataset.name, version.dataset.digest) == ("digits-exp0.02", ("0123456789abcdef" * 4)[:36])
-    assert tmp_path.as_uri() in version.dataset.source and [tag.value for tag in version.tags] == ["training"]
+    assert json.loads(version.dataset.source) == {"uri": tmp_path.as_uri()} and [tag.value for tag in version.tags] == [
+        "training"
+    ]
+
+
+def test_data_inside_of_the_project_have_a_relative_place(root: Path) -> None:
+    with tracking.start_run(root=root, name="inside", config={}) as run:
+        run.dataset("mine", "m", root / "data" / "mine")
+    (version,) = read(root, run.run_id).inputs.dataset_inputs
+    assert json.loads(version.dataset.source) == {"uri": "data/mine"}
+
+
+def test_a_clock_that_is_set_back_gives_no_negative_duration(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time
+    for fails in (False, True):
+        with suppress(ZeroDivisionError), tracking.start_run(root=root, name="back", config={}) as run:
+            monkeypatch.setattr(time, "time", lambda: now() - 7200)
+            if fails:
+                raise ZeroDivisionError
+        monkeypatch.undo()
+        info = read(root, run.run_id).info
+        assert info.status == ("FAILED" if fails else "FINISHED")
+        assert 0 <= info.end_time - info.start_time < 600_000
+
+
+@pytest.mark.parametrize(
+    ("remote", "kept"),
+    [("/home/jane/ncflow", False), ("../ncflow", False), ("file:///home/jane/n", False), ("C:\\n", False)]
+    + [("https://example.org/n.git", True), ("git@example.org:n.git", True), ("ssh://git@example.org/n", True)],
+)
+def test_a_git_remote_that_is_a_path_is_not_logged(root: Path, monkeypatch: Any, remote: str, kept: bool) -> None:
+    from mlflow.tracking.context.git_context import GitRunContext
+
+    tags = {"mlflow.source.git.commit": "c" * 40, "mlflow.source.git.repoURL": remote}
+    monkeypatch.setattr(GitRunContext, "_git_info", tags)
+    with tracking.start_run(root=root, name="cloned", config={}) as run:
+        uri = run.model(TinyClassifier(), card=tracking.ModelCard()) if not kept else ""
+    found = [read(root, run.run_id).data.tags]
+    if uri:
+        with tracking.store(root) as mlflow:
+            found.append(mlflow.get_logged_model(uri.removeprefix("models:/")).tags)
+    for logged in found:
+        assert logged["mlflow.source.git.commit"] == "c" * 40
+        assert ("mlflow.source.git.repoURL" in logged) == kept
 
 
 def test_two_runs_that_log_one_data_version_together_both_have_it(root: Path, tmp_path: Path) -> None:
-    origin = mlflow.data.sources.LocalArtifactDatasetSource(tmp_path.as_uri())
-    version = mlflow.data.meta_dataset.MetaDataset(origin, name="shared", digest="d" * 36)
+    with tracking.store(root) as mlflow:
+        origin = mlflow.data.sources.LocalArtifactDatasetSource(tmp_path.as_uri())
+        version = mlflow.data.meta_dataset.MetaDataset(origin, name="shared", digest="d" * 36)
     raced, inputs = [], [mlflow.entities.DatasetInput(version._to_mlflow_entity())]
 
     def log_in_another_run(session: Session, *_: object) -> None:
@@ -747,7 +793,7 @@ def test_two_runs_that_log_one_data_version_together_both_have_it(root: Path, tm
 
 def test_a_store_that_refuses_a_row_for_good_is_an_error(root: Path) -> None:
     calls = []
-    with tracking.store(root):
+    with tracking.store(root) as mlflow:
 
         def refuse():
             calls.append(None)

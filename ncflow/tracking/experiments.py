@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
+
+from ncflow.tracking.moved import ARTIFACTS, is_gone, project_of
 
 
 def find_experiment(mlflow: Any, asked: str | None = None) -> Any:
@@ -37,6 +40,19 @@ def refuse_deleted(mlflow: Any, run_id: str) -> None:
         raise ValueError(
             f"run '{run.info.run_name}' was deleted in MLflow; restore it with `uv run mlflow runs restore --run-id "
             f"{run_id}`, then rerun the same command to resume it; otherwise the command starts a new run"
+        )
+
+
+def refuse_missing_place(experiment: Any, root: Path) -> None:
+    """Raise OSError if an experiment keeps its files in another project, which is gone: MLflow would create it again.
+
+    Projects that share a store share its experiments, and each one's files lie where it was first used.
+    """
+    other = project_of(experiment.artifact_location, experiment.experiment_id)
+    if other is not None and is_gone(other):
+        raise OSError(
+            f"experiment '{experiment.name}' in MLflow keeps its files in {other / ARTIFACTS}, but {other} does not "
+            f"exist; move that project back, or set MLFLOW_EXPERIMENT_NAME to a new name: its files will lie in {root}"
         )
 
 

@@ -39,16 +39,19 @@ def follow_project(database: Path, project: Path, *, writable: bool) -> str | No
     """Update the locations in an SQLite store to `project`, which holds it; return a message, None if none changed.
 
     A location changes if the project has moved or was copied: it is below another project, and its file is here or no
-    longer there. Other locations stay, such as a folder that the user chose. All changes are one transaction. A backup
-    of the database is saved next to it. A read-only store stays unchanged, and the message explains the effect.
+    longer there. In a store outside of the project, which others may use as well, the other project must be gone and
+    files of its runs must be here. Other locations stay, such as a folder that the user chose. All changes are one
+    transaction. A backup of the database is saved next to it. A read-only store stays unchanged, and the message
+    explains the effect.
     """
-    if not database.is_relative_to(project):  # a store that several projects share
-        return None
     with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=20)) as connection:
         rows = list(_rows(connection, project))
     here = project / ARTIFACTS
     left = {row.project for row in rows if (here / row.rest).exists()}
     left |= {row.project for row in rows if row.rest == "0" and not _exists(Path(row.project, ARTIFACTS))}
+    if not database.is_relative_to(project):
+        brought = {row.project for row in rows if row.table != "experiments" and (here / row.rest).exists()}
+        left = {other for other in brought if is_gone(Path(other))}
     moved = [row for row in rows if row.project in left and _follows(row, here)]
     if not moved:
         return None
@@ -77,6 +80,23 @@ def follow_project(database: Path, project: Path, *, writable: bool) -> str | No
 def location_of(path: Path) -> str:
     """A path as MLflow stores it: plain, or a URI if the path has characters that MLflow would misread."""
     return path.as_uri() if any(sign in str(path) for sign in "%?#") else str(path)
+
+
+def is_gone(folder: Path) -> bool:
+    """Whether a folder does not exist; one that the user may not look for counts as existing."""
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def project_of(location: str, experiment_id: str) -> Path | None:
+    """The project in whose artifacts an experiment keeps its files; None for a place that the user chose."""
+    match = PATTERN.fullmatch(_path(location))
+    return Path(match["project"]) if match and match["rest"] == experiment_id else None
 
 
 def _rows(connection: sqlite3.Connection, project: Path) -> Iterator[_Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ncflow.dotted import flatten
 from ncflow.files import unwritable
 from ncflow.interruption import interruptible, undisturbed
-from ncflow.tracking.experiments import find_experiment, refuse_deleted
+from ncflow.tracking.experiments import find_experiment, refuse_deleted, refuse_missing_place
 from ncflow.tracking.light import import_model_writer, without_inventory
 from ncflow.tracking.mirrors import Mirror, Mirrored, mirrored
 from ncflow.tracking.stores import advice_on, exists, store, tracking_uri, without_secrets, write_shared
@@ -54,40 +55,41 @@ def start_run(
     KILLED. The tag `error` holds the message. `enabled=False` logs nothing; all processes except the main one use it.
     """
     if not enabled:
-        yield RunLogger(NullMlflow(), run_id=None)
+        yield RunLogger(NullMlflow(), None, root)
         return
     with store(root) as mlflow, interruptible():
         all_tags = _strings({**(tags or {}), **_NOBODY, "mlflow.runColor": color, "attempt": attempt})
         failed_store = mlflow.exceptions.MlflowException
         writing = undisturbed if _is_database(mlflow) else nullcontext  # only a database: a server may take minutes
-        run = None
+        run, began = None, time.monotonic()
         try:
             with writing():
                 run_id = _lost_run(mlflow, attempt) or _opened_run(mlflow)
                 if run_id is None:
-                    find_experiment(mlflow)
+                    refuse_missing_place(find_experiment(mlflow), root)
                 run = mlflow.start_run(run_id, run_name=name, tags=all_tags, log_system_metrics=_watch(watched))
-                if "error" in run.data.tags:  # a resumed run has not failed
-                    mlflow.delete_tag("error")
+                for tag in ("error", *_local_remote(run.data.tags)):  # a resumed run has not failed
+                    if tag in run.data.tags:
+                        mlflow.delete_tag(tag)
                 mlflow.log_params(_strings(flatten(config, "cfg.")))
             logged = {metric.key: metric.step for metric in run.data.to_proto().metrics}
             last = max((step for key, step in logged.items() if not key.startswith("system/")), default=0)
             copied = Mirrored(root, name, run.info.run_id, config, after=last)
             with mirrored(also, copied) as mirrors:
-                yield RunLogger(mlflow, run.info.run_id, logged=logged, writing=writing, mirrors=mirrors)
+                yield RunLogger(mlflow, run.info.run_id, root, logged=logged, writing=writing, mirrors=mirrors)
         except BaseException as error:
             if run is not None:
                 # The store itself may be what fails. Report the first failure.
                 with _in_haste(), suppress(failed_store):
                     mlflow.set_tags(_strings({"error": without_secrets(f"{type(error).__name__}: {error}")}))
                 with _in_haste(), suppress(failed_store):
-                    mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+                    _end(mlflow, run, "FAILED" if isinstance(error, Exception) else "KILLED", began)
                 if isinstance(error, failed_store):
                     with suppress(failed_store):
                         refuse_deleted(mlflow, run.info.run_id)
             raise
         with writing():
-            mlflow.end_run("FINISHED")
+            _end(mlflow, run, "FINISHED", began)
 
 
 def has_finished(root: Path, tags: Mapping[str, str]) -> bool:
@@ -120,6 +122,7 @@ class RunLogger:
 
     mlflow: Any
     run_id: str | None
+    root: Path
     logged: Mapping[str, int] = field(default_factory=dict)
     writing: Callable[[], AbstractContextManager[None]] = nullcontext
     mirrors: Sequence[Mirror] = ()
@@ -180,9 +183,13 @@ class RunLogger:
             self.mlflow.log_artifact(str(file), artifact_path)
 
     def dataset(self, name: str, digest: str, source: Path, context: str = "training") -> None:
-        """Log the data version; the runs table shows `name (digest)`. MLflow keeps 36 characters of the digest."""
-        data = self.mlflow.data
-        origin = data.sources.LocalArtifactDatasetSource(source.resolve().as_uri())
+        """Log the data version; the runs table shows `name (digest)`. MLflow keeps 36 characters of the digest.
+
+        A source inside of the project is logged relative to it, so it stays right when the project moves.
+        """
+        data, place, root = self.mlflow.data, source.resolve(), self.root.resolve()
+        inside = place.is_relative_to(root)
+        origin = data.sources.LocalArtifactDatasetSource(str(place.relative_to(root)) if inside else place.as_uri())
         version = data.meta_dataset.MetaDataset(origin, name=name, digest=digest[:36])
         with self.writing():
             write_shared(self.mlflow, lambda: self.mlflow.log_input(version, context=context))
@@ -212,6 +219,8 @@ class RunLogger:
         logged = mlflow.initialize_logged_model(
             name=card.file_name, source_run_id=self.run_id, tags=tags, params=run.data.params
         )
+        for tag in _local_remote(logged.tags):
+            client.delete_logged_model_tag(logged.model_id, tag)
         described = mlflow.models.Model(
             artifact_path=logged.artifact_location,
             model_uuid=logged.model_id,
@@ -420,8 +429,24 @@ class NullMlflow:
         return iter(())
 
 
+def _end(mlflow: Any, run: Any, status: str, began: float) -> None:
+    """End a run. Its end lies behind its start by the seconds since `began`, if somebody has set the clock back."""
+    mlflow.end_run(status)
+    earliest = run.info.start_time + round(1000 * (time.monotonic() - began))
+    if time.time() * 1000 < earliest:
+        mlflow.MlflowClient().set_terminated(run.info.run_id, status, end_time=earliest)
+
+
+def _local_remote(tags: Mapping[str, str]) -> list[str]:
+    """The name of MLflow's tag of the git remote, if that is a path of this machine, which may hold a user's name."""
+    remote = tags.get(_REMOTE, "")
+    local = remote and (remote.startswith("file:") or not re.match(r"[a-z+]+://|[\w.@-]{2,}:", remote))
+    return [_REMOTE] if local else []
+
+
 # Without these, MLflow stores the user's name and the path of ncflow's files on this machine.
 _NOBODY = {"mlflow.user": "", "mlflow.source.name": "ncflow", "mlflow.source.type": "LOCAL"}
+_REMOTE = "mlflow.source.git.repoURL"
 _WATCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 _EVERY_MINUTE = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "10", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "6"}
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow's default, 7, takes about four minutes

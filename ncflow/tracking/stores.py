@@ -91,6 +91,7 @@ def store(root: Path) -> Iterator[Any]:
     finally:
         # A variable that set the store stays the only setting: MLflow must follow the user who changes it later.
         mlflow.set_tracking_uri(None)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow removes only what it has set last
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
@@ -169,6 +170,11 @@ def _open_database(uri: str, root: Path) -> None:
     if not event.contains(Engine, "connect", _wait_for_others):
         event.listen(Engine, "connect", _wait_for_others)
     file, project = sqlite_file(uri).resolve(), _original(root)
+    if misread := _MISREAD.search(str(project)):
+        _tell(
+            f"MLflow cannot load models from {project}: it misreads {misread[0]!r} in a folder's name. Rename the "
+            "folder, or load the checkpoints of the run folders"
+        )
     if file.exists() and not is_writable(uri):
         _tell(follow_project(file, project, writable=False))
         return
@@ -241,6 +247,7 @@ def _original(root: Path) -> Path:
     return project / (rest.relative_to(below) if rest.is_relative_to(below) else rest)
 
 
+_MISREAD = re.compile(r"%[0-9A-Fa-f]{2}|[\x00-\x1f]")  # MLflow decodes a model's path twice, and writes it to YAML
 DATABASES = ("postgresql", "mysql", "mssql")
 # Text of an error -> what to try; the first row that matches.
 _ADVICE = {
