@@ -343,7 +343,7 @@ def measure(
     """Measure features, or any trained model on pictures: every metric of each split, for reports next to runs."""
     from ncflow import stages
     from ncflow.measuring.models import Question
-    from ncflow.params import plain_name
+    from ncflow.params import name_of
     from ncflow.runs.layout import run_folder
 
     if (not files) == (model is None):
@@ -357,7 +357,7 @@ def measure(
             raise ValueError(f"files of features need no model; leave out {', '.join(given)}")
         if save_features:
             raise ValueError("--save-features writes the features of a --model; the files hold them already")
-        out = out or run_folder(_root(), plain_name(name or files[-1].stem))
+        out = out or run_folder(_root(), name_of("--name", name or files[-1].stem))
         measured = stages.measure(files, train, out, stream=stream)
     else:
         assert model is not None
@@ -366,7 +366,7 @@ def measure(
         if not data or train:
             raise ValueError("--model needs --data SOURCE[:ROOT], such as imagefolder:pics, and no --train")
         asked = Question(model=model, device=device, batch_size=batch_size, **options)
-        out = out or run_folder(_root(), plain_name(name or asked.name))
+        out = out or run_folder(_root(), name_of("--name", name or asked.name))
         measured = stages.measure_model(asked, out, _root(), save=save_features)
     if not no_track:
         stages.track_measured(out, _root())
@@ -535,14 +535,14 @@ def tune(
     """
     from ncflow import tuning
     from ncflow.extras import require
-    from ncflow.params import plain_name, split_overrides
+    from ncflow.params import name_of, split_overrides
     from ncflow.suite import create_engine
 
     require("mlflow", "optuna")
     if no_prune and prune_after:
         raise ValueError(f"--no-prune prunes no trial, so --prune-after {prune_after} has no effect; leave out one")
     root, target = _root(), tuning.parse_objective(objective, direction)
-    name = plain_name(name or f"{group}_tune")
+    name = name_of("--name", name or f"{group}_tune")
     dimensions, overrides = tuning.parse_space(space or []), split_overrides(set_ or [])
     base = tuning.base_run(group, _load(config, None), dimensions, overrides=overrides, groups=root / GROUPS)
     dimensions, corners = tuning.fit_space(dimensions, base)

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import copyfileobj
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from ncflow.data.decoding import decode, fit_square
 from ncflow.data.folders import SUFFIXES, pictures_below
 from ncflow.data.images import PictureDamaged, printable
-from ncflow.files import write_text
+from ncflow.files import folder_next_to, write_atomically, write_text
 from ncflow.nn import posthoc_adjustment
 from ncflow.nn.exports import FORMATS
 from ncflow.nn.exports import export as export_model
@@ -78,12 +78,11 @@ def export(folder: Path, data: Path, out: Path, kind: str) -> Path:
     trained = load_trained(folder)
     model = trained.pictures(data)
     facts = {"run": trained.run.name, "class_names": trained.class_names, "ncflow": trained.provenance.ncflow}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-        file = Path(temporary) / f"model.{kind}"  # torch wants its suffix
+    with folder_next_to(out) as temporary:
+        file = temporary / f"model.{kind}"  # torch wants its suffix
         export_model(model, file, kind, facts)
-        file.replace(out)
-    return out
+        with file.open("rb") as content:
+            return write_atomically(out, lambda stream: copyfileobj(content, stream))
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ A suite names the file in the environment. The first process of a run that ends 
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import os
 import sys
@@ -16,6 +17,12 @@ from pathlib import Path
 from typing import NoReturn
 
 RESULT = "NCFLOW_RESULT"  # environment variable with the file's path
+
+
+REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or use another folder"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+}
 
 
 class Exit(IntEnum):
@@ -37,9 +44,19 @@ def leave_result(code: int, reason: str = "") -> None:
 
 def refuse(error: BaseException) -> NoReturn:
     """End this process with one message about what the user must change first, and with its exit code."""
-    leave_result(Exit.CHANGE, str(error))
-    sys.stderr.write(f"ncflow: {error}\n")
+    text = explain(error)
+    leave_result(Exit.CHANGE, text)
+    sys.stderr.write(f"ncflow: {text}\n")
     sys.exit(Exit.CHANGE)
+
+
+def explain(error: BaseException) -> str:
+    """The message of an error. An error of the system about a file gets the file, the reason and the remedy."""
+    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        return str(error)
+    files = [os.fsdecode(file) for file in (error.filename, error.filename2) if file is not None]
+    remedy = REMEDIES.get(error.errno, "correct that")
+    return f"{' -> '.join(files)}: {os.strerror(error.errno)}; {remedy}, and rerun the same command"
 
 
 def end_process(code: int) -> NoReturn:

@@ -358,6 +358,14 @@ def plain_name(name: str) -> str:
     return name
 
 
+def name_of(option: str, name: str) -> str:
+    """Return the name that an option gives to a folder; raise ValueError with both if it is no plain name."""
+    try:
+        return plain_name(name)
+    except ValueError as error:
+        raise ValueError(f"{option} {error}, got {name!r}") from None
+
+
 class Params(Section):
     """One run: `exp_name` names its folder under models/, and `seed` sets all random numbers of training."""
 

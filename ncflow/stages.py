@@ -43,20 +43,20 @@ from ncflow.measuring import measure as measure_features
 from ncflow.measuring.models import Question, collect_features, open_model
 from ncflow.measuring.pictures import load_pictures
 from ncflow.nn import HEADS, Classifier
-from ncflow.params import Params, make_params, read_config
+from ncflow.params import Params, make_params
 from ncflow.posthoc import POSTHOC, Unseen, freeze_features, measure_posthoc
 from ncflow.project import git_commit
 from ncflow.recording import describe_run, log_history, log_model, record
 from ncflow.reports import Table, arms, findings, summary_table, verdict
 from ncflow.reports.made import PAGE, is_up_to_date, listed, remember
-from ncflow.runs.layout import CONFIG, FINAL_MODEL, is_finished
+from ncflow.runs.layout import FINAL_MODEL, is_finished
 from ncflow.runs.posthoc import PostHoc, write_posthoc
 from ncflow.runs.provenance import FIRST_RESIZING, DataVersion, Hardware, Provenance, read_provenance
 from ncflow.runs.reader import Run, load_run, load_runs
 from ncflow.runs.writer import RunFolder, load_model, write_measured
 from ncflow.suite import Claimed, claimed, refuse_finished
 from ncflow.tracking import SCHEMES, fetched_model, has_finished, log_to_finished, runs_address, start_run
-from ncflow.trained import lacks, load_trained, preprocessing_of, refuse_other_checkpoint
+from ncflow.trained import lacks, load_trained, preprocessing_of, read_run_params, refuse_other_checkpoint
 from ncflow.training import (
     Splits,
     StateFolder,
@@ -491,7 +491,7 @@ def _geometry(measured: Measurement, classifier: FeatureSplit) -> dict[str, torc
 
 def track_posthoc(folder: Path, root: Path) -> bool:
     """Log the post-hoc results of a run to its finished MLflow run; return whether MLflow has that run."""
-    run, params = load_run(folder), make_params(read_config(folder / CONFIG))
+    run, params = load_run(folder), read_run_params(folder)
     assert run.posthoc is not None
     tags = _tags(params, read_provenance(folder))
     with interruptible():
@@ -536,9 +536,10 @@ def report(
 def _links(runs: Sequence[Run], root: Path) -> dict[str, str]:
     """Run -> address of its page in MLflow. Runs without provenance, or with unknown rows, have none."""
     found = {}
-    for run in runs:
+    for run, of in ((run, run.provenance) for run in runs):
+        if of is None:
+            continue
         with suppress(ValueError):
-            of = read_provenance(run.path)
             config = run_digest(make_params(run.config), of.checkpoint_sha256, of.imports)
             found[run.name] = runs_address(root, dict(zip(IDENTITY, (config, of.snapshot.digest), strict=True)))
     return {name: address for name, address in found.items() if address}
@@ -571,7 +572,7 @@ def sync(folder: Path, data: Path, root: Path) -> str | None:
     completes the run. `data` holds snapshots. An older run does not hold how its pictures were normalized: its model is
     logged only if `data` has its snapshot. Raises ValueError for a folder that is unfinished or damaged.
     """
-    run, params = load_run(folder), make_params(read_config(folder / CONFIG))
+    run, params = load_run(folder), read_run_params(folder)
     if not is_finished(folder):
         raise ValueError(f"run folder '{folder}' is unfinished: no {FINAL_MODEL} in it; let its training end")
     provenance = read_provenance(folder)
@@ -633,7 +634,7 @@ class _Trained(NamedTuple):
 
 def _load_trained(folder: Path, data: Path) -> _Trained:
     """Load a finished run. Raises ValueError where snapshot or checkpoint are not those of the training."""
-    params = make_params(read_config(folder / CONFIG))
+    params = read_run_params(folder)
     provenance = read_provenance(folder)
     images = Snapshot.load(data)
     if images.digest != provenance.snapshot.digest:

@@ -12,8 +12,8 @@ from ncflow.data.manifest import find_manifest
 from ncflow.files import checksum
 from ncflow.lookup import fact
 from ncflow.nn import LOSSES, Classifier, PictureClassifier
-from ncflow.params import Params, make_params
-from ncflow.runs.layout import FINAL_MODEL, PROVENANCE, is_finished
+from ncflow.params import Params, make_params, read_config
+from ncflow.runs.layout import CONFIG, FINAL_MODEL, PROVENANCE, is_finished
 from ncflow.runs.provenance import FIRST_RESIZING, Preprocessing, Provenance, read_provenance
 from ncflow.runs.reader import Run, load_run
 from ncflow.runs.writer import load_model
@@ -54,12 +54,23 @@ def load_trained(folder: Path) -> Trained:
     run = load_run(folder)
     if not is_finished(folder):
         raise ValueError(f"run folder '{folder}' is unfinished: no {FINAL_MODEL} in it; let its training end")
-    params, provenance = make_params(run.config), read_provenance(folder)
+    params, provenance = read_run_params(folder), read_provenance(folder)
     counts = run.dump["class_counts"].tolist()
     classifier = build_classifier(params, len(counts), class_counts=counts)
     load_model(folder / FINAL_MODEL, classifier)
     refuse_other_checkpoint(folder, provenance)
     return Trained(run, params, provenance, classifier)
+
+
+def read_run_params(folder: Path) -> Params:
+    """The parameters of a run. Raises ValueError that names the file and the key of what this version cannot read."""
+    file = folder / CONFIG
+    try:
+        return make_params(read_config(file))
+    except ValueError as error:
+        if str(file) in str(error):
+            raise
+        raise ValueError(f"'{file}' is damaged, or of another version: {error}") from None
 
 
 def refuse_other_checkpoint(folder: Path, provenance: Provenance) -> None:

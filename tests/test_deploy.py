@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -218,6 +219,31 @@ def test_an_exported_run_gives_the_logits_of_training(trial: Trial, tmp_path: Pa
         assert_alike(found, trial.logits)
     torch.testing.assert_close(found, trial.logits, rtol=1e-2, atol=1e-2 * float(trial.logits.abs().max()))
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_an_export_removes_what_a_killed_one_left(trial: Trial, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(deploy, "export_model", lambda model, file, kind, facts: file.write_bytes(b"whole"))
+    left = tmp_path / ".mine.pt2-abcd0123"
+    left.mkdir()
+    (left / "model.pt2").write_bytes(b"half")
+    os.utime(left, (0, 0))
+    file = deploy.export(trial.folder, tmp_path, tmp_path / "mine.pt2", "pt2")
+    assert file.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [("config.yaml", "foo: 1", "unknown key 'foo'"), ("config.yaml", "grid: null", "grid: Input should be a valid")]
+    + [("provenance.json", "[]", "expected a mapping as the provenance")],
+)
+def test_a_damaged_file_of_the_run_is_named(trial: Trial, tmp_path: Path, file: str, change: str, words: str) -> None:
+    folder = tmp_path / "bad"
+    shutil.copytree(trial.folder, folder)
+    before = "" if change == "[]" else (folder / file).read_text() + "\n"
+    (folder / file).write_text(before + change)
+    with pytest.raises(ValueError, match=words) as failure:
+        load_trained(folder)
+    assert str(folder / file) in str(failure.value)
 
 
 def test_a_program_that_fails_its_check_is_not_left(trial: Trial, tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,12 +1,13 @@
 """A process says how it ended by a code and a file; of several processes the first one counts."""
 
+import errno
 import json
 import sys
 
 import pytest
 
 from ncflow import cli
-from ncflow.exits import RESULT, Exit, leave_result, read_reason
+from ncflow.exits import RESULT, Exit, explain, leave_result, read_reason
 from ncflow.interruption import Interrupted
 from ncflow.suite import Claimed
 
@@ -56,3 +57,20 @@ def test_a_usage_error_keeps_its_own_code(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            PermissionError(errno.EACCES, "x", "a.lock"),
+            "a.lock: Permission denied; allow it, or use another folder",
+        ),
+        (OSError(errno.ENOSPC, "x", b"a"), "a: No space left on device; make room, and rerun the same command"),
+        (OSError(errno.EXDEV, "x", "a", None, "b"), "a -> b: Invalid cross-device link; correct that, and"),
+        (OSError("a sentence"), "a sentence"),
+        (ValueError(7), "7"),
+    ],
+)
+def test_an_error_of_the_system_names_the_file_and_the_remedy(error, message):
+    assert explain(error).startswith(message)

@@ -167,11 +167,17 @@ def test_lists_elsewhere_are_watched_too(tmp_path):
 
 
 def test_folders_that_training_did_not_write_are_left_out_of_the_advice(tmp_path):
-    for name in ("main_linear_seed7", "main_linear_seed8"):
+    for name in ("main_linear_seed7", "main_linear_seed8", "main_My-head2_ce_seed7"):
         (tmp_path / "models" / name).mkdir(parents=True)
-    (tmp_path / "models" / "main_linear_seed7" / "config.yaml").touch()
+    for name in ("main_linear_seed7", "main_My-head2_ce_seed7"):
+        (tmp_path / "models" / name / "config.yaml").touch()
+    (tmp_path / "models" / "main_linear_seed7.posthoc.json").touch()
     left = forget_earlier_grids(load_params(ROOT / "params.yaml"), tmp_path)
-    assert [path.name for path in left] == ["main_linear_seed7"]
+    assert [path.name for path in left] == [
+        "main_My-head2_ce_seed7",
+        "main_linear_seed7",
+        "main_linear_seed7.posthoc.json",
+    ]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import yaml
 from ncflow.experiments.groups import quickstart
 from ncflow.lookup import lookup
 from ncflow.params import Params
-from ncflow.runs.layout import CONFIG, run_folder
+from ncflow.runs.layout import CONFIG, posthoc_file, run_folder
 
 STAGE = "DVC_STAGE"  # environment variable: DVC sets it to the stage, such as train@linear-ce-0
 
@@ -96,7 +96,7 @@ def shared_with_pipeline(runs: Sequence[Params], params: Params, root: Path) -> 
 
 
 def forget_earlier_grids(params: Params, root: Path) -> list[Path]:
-    """Delete the metrics files of runs that left the grid, and return the run folders of such runs.
+    """Delete the metrics files of runs that left the grid; return the folders and results of such runs, which stay.
 
     The report depends on the folders of these files. With an old file in one, its hash would match no other clone. DVC
     keeps a copy of each file in its cache. Run folders stay, because training them took time.
@@ -105,9 +105,10 @@ def forget_earlier_grids(params: Params, root: Path) -> list[Path]:
     kept = {file for run in runs for file in (run.evaluation, run.posthoc)}
     for file in {file for each in kept for file in each.parent.glob("*.json")} - kept:
         file.unlink()
-    names = re.compile(rf"{re.escape(params.exp_name)}_[a-z_]+_seed\d+")
+    names = re.compile(rf"{re.escape(params.exp_name)}_.+_seed\d+")
     found = (path for path in sorted((root / "models").glob("*_seed*")) if names.fullmatch(path.name))
-    return [path for path in found if path not in {run.folder for run in runs} and (path / CONFIG).is_file()]
+    left = [path for path in found if path not in {run.folder for run in runs} and (path / CONFIG).is_file()]
+    return [path for folder in left for path in (folder, posthoc_file(folder)) if path.exists()]
 
 
 def pipeline_run(params: Params, root: Path) -> PipelineRun:

@@ -14,9 +14,9 @@ from ncflow.reports.arms import Arm
 from ncflow.reports.canvas import Plate, Size, draw_line, literal, panels
 from ncflow.reports.looks import Looks, as_points
 from ncflow.reports.rows import Array, all_runs, block, lines, table
+from ncflow.runs.damage import damaged
 from ncflow.runs.layout import GEOMETRY
 from ncflow.runs.reader import Run
-from ncflow.runs.whole import damaged
 
 NO_LOGITS = "no run has logits in its dump; train with train.save_logits=true"
 LEAST = 5  # samples of a bin that is drawn

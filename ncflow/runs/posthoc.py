@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ncflow.files import checksum, write_text
+from ncflow.runs.damage import is_number
 from ncflow.runs.layout import FINAL_MODEL, posthoc_file
 from ncflow.runs.provenance import read_provenance
-from ncflow.runs.whole import is_number
 
 PREFIX = "posthoc/"
 

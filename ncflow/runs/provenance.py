@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ncflow.runs.damage import check_mapping, damaged
 from ncflow.runs.layout import PROVENANCE
 
 FIRST_RESIZING = "float32"  # of the versions that had no other
+Section = TypeVar("Section", "Hardware", "Preprocessing")
 
 
 @dataclass(frozen=True)
@@ -91,46 +93,105 @@ class Provenance:
 
 
 def read_provenance(folder: Path) -> Provenance:
-    """The provenance of the run in a folder. Raises ValueError that names a missing or damaged file."""
+    """The provenance of the run in a folder. Raises ValueError that names a missing file, or a damaged file and key."""
     file = folder / PROVENANCE
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; train the run again, or fetch it with `dvc pull`")
     try:
-        return _from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ValueError(f"{file} is missing or damaged; train the run again, or fetch it with `dvc pull`") from None
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise damaged(file, "JSON", type(error).__name__) from None
+    check_mapping(file, values, "the provenance")
+    return _from_json(file, values)
 
 
-def _from_json(values: Mapping[str, Any]) -> Provenance:
-    snapshot, hardware = values["snapshot"], values.get("hardware")
-    names = snapshot.get("class_names")
-    if not isinstance(snapshot["digest"], str) or not (names is None or isinstance(names, list)):
-        raise ValueError("snapshot")
-    imports = values.get("imports", {})
-    storage = values.get("storage", {})
-    if not isinstance(imports, dict) or not isinstance(storage, dict):
-        raise ValueError("imports or storage")
+def _from_json(file: Path, values: Mapping[str, Any]) -> Provenance:
+    for section in ("snapshot", *(name for name in MAPPINGS if values.get(name) is not None)):
+        check_mapping(file, values.get(section), section)
+    for key, (expected, fits) in ENTRIES.items():
+        section, _, name = key.rpartition(".")
+        holder = values.get(section) if section else values
+        if isinstance(holder, Mapping) and not fits(holder.get(name), holder):
+            raise damaged(file, f"{expected} as {key}", holder.get(name))
+    snapshot, hardware, how = values["snapshot"], values.get("hardware"), values.get("preprocessing")
     return Provenance(
         ncflow=str(values.get("ncflow")),
         torch=str(values.get("torch")),
         git_commit=values.get("git_commit"),
-        snapshot=DataVersion(str(snapshot.get("name")), snapshot["digest"], names),
-        hardware=Hardware(**hardware) if isinstance(hardware, dict) else None,
-        imports=imports,
+        snapshot=DataVersion(str(snapshot.get("name")), snapshot["digest"], snapshot.get("class_names")),
+        hardware=_made(Hardware, file, hardware) if isinstance(hardware, dict) else None,
+        imports=values.get("imports") or {},
         extended_from=values.get("extended_from"),
         final_model_sha256=values.get("final_model_sha256"),
         checkpoint_sha256=values.get("checkpoint_sha256"),
-        preprocessing=_preprocessing(values.get("preprocessing")),
+        preprocessing=None if how is None else _made(Preprocessing, file, how),
         stopped=values.get("stopped"),
-        storage=storage,
+        storage=values.get("storage") or {},
     )
 
 
-def _preprocessing(values: Any) -> Preprocessing | None:
-    if values is None:
-        return None
-    found = Preprocessing(**values)
-    sizes, moments = (found.image_size, found.resize), (*found.pixel_mean, *found.pixel_std)
-    if not all(type(size) is int for size in sizes) or not all(type(value) in (int, float) for value in moments):
-        raise ValueError("preprocessing")
-    if not isinstance(found.resizing, str):
-        raise ValueError("resizing")
-    return found
+def _made(kind: type[Section], file: Path, values: Mapping[str, Any]) -> Section:
+    """A section with exactly the fields of `kind`, without those that have a default."""
+    known = {each.name: each.default is MISSING for each in fields(kind)}
+    lacking = [name for name, needed in known.items() if needed and name not in values]
+    if lacking or not values.keys() <= known.keys():
+        raise damaged(file, f"{', '.join(known)} in the section {kind.__name__.lower()}", ", ".join(values))
+    return kind(**values)
+
+
+def _is_text(value: Any, holder: Mapping[str, Any]) -> bool:
+    return isinstance(value, str)
+
+
+def _is_optional_text(value: Any, holder: Mapping[str, Any]) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_names(value: Any, holder: Mapping[str, Any]) -> bool:
+    texts = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    return value is None or bool(texts and len(set(value)) == len(value))
+
+
+def _is_texts(value: Any, holder: Mapping[str, Any]) -> bool:
+    return value is None or all(isinstance(text, str) for text in value.values())
+
+
+def _is_size(value: Any, holder: Mapping[str, Any]) -> bool:
+    return type(value) is int and 1 <= value <= 2**31
+
+
+def _is_optional_size(value: Any, holder: Mapping[str, Any]) -> bool:
+    return value is None or _is_size(value, holder)
+
+
+def _is_resize(value: Any, holder: Mapping[str, Any]) -> bool:
+    return _is_size(value, holder) and value >= holder["image_size"]
+
+
+def _is_channels(value: Any, holder: Mapping[str, Any]) -> bool:
+    shares = isinstance(value, list) and all(type(x) in (int, float) and 0 <= x <= 1 for x in value)  # rejects NaN
+    return shares and len(value) == len(holder["image_mode"])
+
+
+MAPPINGS = ("imports", "storage", "preprocessing", "stopped")
+# Key -> the expected content and its check, given the section. A check may rely on the keys before it.
+ENTRIES: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
+    "git_commit": ("text or null", _is_optional_text),
+    "snapshot.digest": ("text", _is_text),
+    "snapshot.class_names": ("a list of different names or null", _is_names),
+    "hardware.processes": ("a whole number", _is_size),  # text instead of the section in earlier versions
+    "hardware.device": ("text", _is_text),
+    "hardware.threads": ("a whole number or null", _is_optional_size),
+    "hardware.precision": ("text", _is_text),
+    "imports": ("text by name", _is_texts),
+    "storage": ("text by name", _is_texts),
+    "extended_from": ("a whole number or null", _is_optional_size),
+    "final_model_sha256": ("text or null", _is_optional_text),
+    "checkpoint_sha256": ("text or null", _is_optional_text),
+    "preprocessing.image_mode": ("L or RGB", lambda value, holder: value in ("L", "RGB")),
+    "preprocessing.image_size": ("a whole number from 1", _is_size),
+    "preprocessing.resize": ("a whole number from image_size", _is_resize),
+    "preprocessing.pixel_mean": ("numbers in 0..1, one for each channel,", _is_channels),
+    "preprocessing.pixel_std": ("numbers in 0..1, one for each channel,", _is_channels),
+    "preprocessing.resizing": ("text", lambda value, holder: "resizing" not in holder or isinstance(value, str)),
+}

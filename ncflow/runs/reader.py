@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 
 from ncflow.dotted import flatten
-from ncflow.runs.layout import CONFIG, GEOMETRY, HISTORY, METRICS, files_of_epochs, posthoc_file
+from ncflow.runs.damage import damaged
+from ncflow.runs.layout import CONFIG, GEOMETRY, HISTORY, METRICS, PROVENANCE, files_of_epochs, posthoc_file
 from ncflow.runs.posthoc import PostHoc, belongs_to, read_posthoc
-from ncflow.runs.provenance import read_provenance
+from ncflow.runs.provenance import Provenance, read_provenance
 from ncflow.runs.whole import whole_analysis, whole_config, whole_dump, whole_history
 from ncflow.tensors import read_tensors
 from ncflow.yaml_files import parse_yaml
@@ -69,13 +71,17 @@ class Run:
         return whole_dump(dumps[-1], read_tensors(dumps[-1]))
 
     @cached_property
+    def provenance(self) -> Provenance | None:
+        """The provenance; None for measured features, which have none. Raises ValueError if it is damaged."""
+        return read_provenance(self.path) if os.path.lexists(self.path / PROVENANCE) else None
+
+    @cached_property
     def class_names(self) -> list[str] | None:
         """The names of the classes (K,); None if the run's provenance lacks them."""
-        try:
-            names = read_provenance(self.path).snapshot.class_names
-        except ValueError:
-            return None
-        return [str(name) for name in names] if names and len(names) == len(self.dump["class_counts"]) else None
+        names = None if self.provenance is None else self.provenance.snapshot.class_names
+        if names and len(names) != (count := len(self.dump["class_counts"])):
+            raise damaged(self.path / PROVENANCE, f"{count} names as snapshot.class_names", len(names))
+        return names
 
     @cached_property
     def posthoc(self) -> PostHoc | None:

@@ -259,6 +259,7 @@ _ADVICE = {
     r"error code 50\d\b|\b50\d Server Error|too many 50\d\b|INTERNAL_ERROR|Connection(Reset| reset| aborted)": (
         "The server's log has the reason"
     ),
+    r"maintenance mode": "Use a database: MLFLOW_TRACKING_URI=sqlite:///mlflow.db, or unset the variable",
     r"Connection refused|Max retries|resolve|timed out|timeout": ("Start the server, or correct MLFLOW_TRACKING_URI"),
 }
 # What a database says of a row that is there: SQLite, PostgreSQL, MySQL, SQL Server.

@@ -51,7 +51,7 @@ def meet(*, cpu: bool) -> None:
         except (RuntimeError, TimeoutError) as error:  # torch's DistStoreError is one
             raise ValueError(
                 f"expected {expected}, got fewer within {seconds:g} s; start the others too, set "
-                f"{WAIT} to wait longer, or unset {', '.join(LAUNCH)} to train in one process"
+                f"{WAIT} to wait longer, or unset {', '.join(LAUNCH)} to use one process"
             ) from error
         first, later = timedelta(seconds=min(seconds, CONNECTING)), timedelta(seconds=limit)
         _connect(store, number, world, cpu=cpu, first=first, later=later)
@@ -78,7 +78,7 @@ def launched_processes() -> int:
     if missing:
         raise ValueError(
             f"expected all of {', '.join(LAUNCH)}, as launchers set them, got {', '.join(given)} without "
-            f"{', '.join(missing)}; unset {', '.join(given)} to train in one process, or start it by torchrun"
+            f"{', '.join(missing)}; unset {', '.join(given)} to use one process, or start it by torchrun"
         )
     rank = _number("RANK", given["RANK"])
     if rank >= world:

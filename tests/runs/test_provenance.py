@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -50,12 +53,55 @@ def test_files_of_earlier_versions_have_no_typed_hardware(tmp_path: Path):
     assert read_provenance(tmp_path).hardware is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"snapshot": 3}', '{"snapshot": {"digest": 3}}', "[" * 9000,
-             '{"snapshot": {"digest": "a"}, "hardware": {"gpu": 1}}', '{"snapshot": {"digest": "a"}, "imports": 3}',
-             '{"snapshot": {"digest": "a"}, "storage": 3}'],
-)  # fmt: skip
-def test_damaged_provenance_is_refused_by_name(tmp_path: Path, text: str):
+def given(change: Callable[[dict[str, Any]], object]) -> str:
+    values = json.loads(replace(MADE, preprocessing=Preprocessing("L", 8, 8, [0.5], [0.2], "uint8")).as_json())
+    change(values)
+    return json.dumps(values)
+
+
+DAMAGES = {
+    "": "JSON",
+    "[" * 9000: "JSON",
+    "[]": "a mapping as the provenance",
+    "{}": "a mapping as snapshot",
+    '{"snapshot": 3}': "a mapping as snapshot",
+    '{"snapshot": {"digest": 3}}': "text as snapshot.digest, got 3",
+    given(lambda made: made.update(hardware={"gpu": 1})): "as hardware.processes",
+    given(lambda made: made["hardware"].update(gpu=1)): "processes, device, threads, precision in the section hardware",
+    given(lambda made: made.update(imports=3)): "a mapping as imports",
+    given(lambda made: made.update(storage=3)): "a mapping as storage",
+    given(lambda made: made.update(imports=["x"])): "a mapping as imports",
+    given(lambda made: made.update(imports={"x": 1})): "text by name as imports",
+    given(lambda made: made["snapshot"].update(class_names=[0, 1])): "different names or null as snapshot.class_names",
+    given(lambda made: made["snapshot"].update(class_names=["a", "a"])): "as snapshot.class_names",
+    given(lambda made: made.update(preprocessing="x")): "a mapping as preprocessing",
+    given(lambda made: made["preprocessing"].update(resize=0)): "image_size as preprocessing.resize, got 0",
+    given(lambda made: made["preprocessing"].update(image_mode="Q")): "L or RGB as preprocessing.image_mode, got Q",
+    given(lambda made: made["preprocessing"].update(pixel_mean=[])): "as preprocessing.pixel_mean",
+    given(lambda made: made["preprocessing"].update(pixel_std=[float("nan")])): "as preprocessing.pixel_std",
+    given(lambda made: made["preprocessing"].pop("image_size")): "as preprocessing.image_size, got nothing",
+    given(lambda made: made["preprocessing"].update(blur=1)): "in the section preprocessing",
+    given(lambda made: made.update(final_model_sha256=7)): "text or null as final_model_sha256",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGES, ids=lambda text: DAMAGES[text])
+def test_damaged_provenance_is_refused_by_file_and_key(tmp_path: Path, text: str):
     (tmp_path / "provenance.json").write_text(text)
-    with pytest.raises(ValueError, match=r"provenance\.json is missing or damaged"):
+    with pytest.raises(ValueError, match=re.escape(DAMAGES[text])) as failure:
         read_provenance(tmp_path)
+    assert str(tmp_path / "provenance.json") in str(failure.value)
+
+
+def test_missing_provenance_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"provenance\.json is missing; train the run again"):
+        read_provenance(tmp_path)
+
+
+def test_no_content_of_a_foreign_file_is_shown(tmp_path: Path):
+    secret = tmp_path / "secret"
+    secret.write_text("user:x:0:0")
+    (tmp_path / "provenance.json").symlink_to(secret)
+    with pytest.raises(ValueError, match="JSON") as failure:
+        read_provenance(tmp_path)
+    assert "user:x" not in str(failure.value)

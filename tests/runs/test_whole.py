@@ -66,12 +66,24 @@ def set_dump(**values: Any) -> Callable[[Path], None]:
     return write
 
 
+def set_provenance(value: Any) -> Callable[[Path], None]:
+    return lambda folder: (folder / "provenance.json").write_text(json.dumps(value)) and None
+
+
+def set_names(*names: Any) -> Callable[[Path], None]:
+    return set_provenance({"snapshot": {"digest": "d", "class_names": list(names)}})
+
+
 DAMAGES = {
     "empty history": (set_history([]), "history.json.*a list of records"),
     "history of another kind": (set_history({}), "history.json.*a list of records"),
     "history of nulls": (set_history([None]), "history.json.*a mapping as record 1"),
     "no seconds": (set_record(seconds="absent"), "history.json.*a number as seconds of record 1"),
     "text as loss": (set_record(loss="low"), "history.json.*a number as loss of record 1, got low"),
+    "seconds below zero": (set_record(seconds=-5.0), "history.json.*at least 0 as seconds of record 1, got -5"),
+    "a list as rate": (set_record(lr=[1]), "history.json.*a number as lr of record 1, got list"),
+    "one epoch twice": (set_record(epoch=1), "history.json.*an epoch after 1 in record 2, got 1"),
+    "text as drift": (set_analysis(drift_norm="x"), r"metrics_epoch_\d+.json.*a number as drift_norm, got x"),
     "metrics null": (set_analysis(test=None), r"metrics_epoch_\d+.json.*a mapping as test"),
     "metrics text": (set_analysis(train="good"), r"metrics_epoch_\d+.json.*a mapping as train"),
     "a metric null": (set_metrics(None), r"metrics_epoch_\d+.json.*a number as train/"),
@@ -83,6 +95,11 @@ DAMAGES = {
     "a seed of text": (set_config(seed="one"), "config.yaml.*a whole number as seed"),
     "a dump without means": (set_dump(class_means=None), r"raw_geo_epoch_\d+.pt.*a tensor as class_means"),
     "a dump of other shapes": (set_dump(weight=torch.zeros(2, 3)), r"raw_geo_epoch_\d+.pt.*\(K, d\)"),
+    "labels in between": (set_dump(predictions=torch.zeros(360)), "whole numbers as predictions, got torch.float32"),
+    "sizes below zero": (set_dump(class_counts=torch.arange(-142, -132)), "at least 0 as class_counts, got -142"),
+    "names of other classes": (set_names("a"), "provenance.json.*10 names as snapshot.class_names, got 1"),
+    "names that are numbers": (set_names(1, 2, 3), "provenance.json.*as snapshot.class_names"),
+    "provenance null": (set_provenance(None), "provenance.json.*a mapping as the provenance"),
     "labels out of range": (set_dump(targets=torch.full((3,), 99), predictions=torch.zeros(3).long()), "targets in 0"),
 }
 
