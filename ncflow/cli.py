@@ -227,6 +227,8 @@ def posthoc(
         raise ValueError("expected a run folder, such as `ncflow posthoc models/main_linear_ce_seed0`, got none")
     data = data or stages.snapshot_of(folder, _root() / "data")
     chosen = [name.strip() for text in methods or () for name in text.split(",") if name.strip()]
+    if methods and not chosen:
+        raise ValueError(f"--methods names no method, got {', '.join(map(repr, methods))}; leave it out to measure all")
     results = stages.posthoc(folder, data, chosen, out=out)
     if not is_first():
         return
@@ -470,10 +472,10 @@ def suite(
     values. Finished runs are skipped and interrupted runs resume. After a failed run the others continue; the exit
     code is then 65. On SIGTERM the suite stops its runs and exits with 75. The same command resumes it.
     """
-    from ncflow.experiments import EXPERIMENTS, expand, hypothesis, posthoc_methods, suite_name
+    from ncflow.experiments import PUBLISHED, expand, hypothesis, posthoc_methods, suite_name
     from ncflow.experiments.pipeline import shared_with_pipeline
     from ncflow.params import split_overrides
-    from ncflow.suite import create_engine
+    from ncflow.suite import create_engine, is_finished_run
 
     params, axes = _load(config, None), split_overrides(grid or [])
     options: dict[str, Any] = {"overrides": split_overrides(set_ or []), "grid": axes}
@@ -483,8 +485,8 @@ def suite(
     machines = create_engine(engine, processes=_count(processes), jobs=jobs, jobs_per_gpu=jobs_per_gpu, address=address)
     from ncflow.group import check_values, run_group  # imports torch: report errors in the options first
 
-    if axes or group not in EXPERIMENTS:
-        check_values(configs)
+    if axes or set_ or group not in PUBLISHED:  # the published grids are known to be right
+        check_values([run for run in configs if force or not is_finished_run(run, _root())])
     if warning := shared_with_pipeline(configs, params, _root()):
         _say(warning)
     about = hypothesis(group, options["groups"])

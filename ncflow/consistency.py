@@ -54,6 +54,11 @@ def _feature_decay(p: Params) -> float:
     return p.train.feature_decay or p.train.penalties.get("feature_decay", 0.0)
 
 
+def _feature_penalties(p: Params) -> bool:
+    """Whether the objective has a penalty with a factor; every row of PENALTIES acts on features."""
+    return bool(p.train.drift_penalty or p.train.feature_decay or any(p.train.penalties.values()))
+
+
 def _features_decay(p: Params) -> bool:
     """Whether the objective limits the length of features. The optimizer decays free features: they are parameters."""
     return _feature_decay(p) > 0 or bool(_has_free_features(p) and p.train.weight_decay and p.train.decay != "head")
@@ -256,6 +261,12 @@ RULES: dict[str, Rule] = {
         "train.layer_decay={train.layer_decay:g} scales the learning rates of a network's layers. Expected an "
         "optimizer with a learning rate and a network that learns, got train.optimizer={train.optimizer}, "
         "model.name={model.name} and model.trainable={model.trainable}; try train.layer_decay=1",
+    ),
+    "penalties of features need features that learn": (
+        lambda p: p.model.trainable == "head" and _feature_penalties(p),
+        "the penalties {train.penalties}, train.drift_penalty={train.drift_penalty:g} and "
+        "train.feature_decay={train.feature_decay:g} act on features, and model.trainable={model.trainable} keeps "
+        "those. Expected features that learn, got model.trainable={model.trainable}; try model.trainable=all",
     ),
     "blocks are dropped where blocks learn": (
         lambda p: p.model.drop_path and p.model.trainable == "head",

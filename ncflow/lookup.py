@@ -29,12 +29,18 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     return table[name]
 
 
-def check_options(function: Callable[..., Any], options: Iterable[str], owner: str) -> None:
-    """Check that `function` takes all options by keyword. Raises ValueError; `owner` is like "loss 'focal'"."""
+def check_options(function: Callable[..., Any], options: Mapping[str, Any], owner: str) -> None:
+    """Check that `function` takes all options by keyword, and numbers where its annotation is one.
+
+    Raises ValueError; `owner` is like "loss 'focal'".
+    """
     accepted = options_of(function)
-    for option in options:
+    for option, value in options.items():
         if option not in accepted:
             raise unknown(f"option of {owner}", option, accepted)
+        number = accepted[option].annotation in (int, float, "int", "float")
+        if number and isinstance(value, str | list | tuple | dict | bool):
+            raise ValueError(f"option {option} of {owner} must be a number, got {value!r}")
 
 
 def options_of(row: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -344,9 +344,9 @@ class GridParams(Section):
     Without `loss` every run has the loss of the section train.
     """
 
-    head: list[str] = ["linear", "fixed_etf", "nearest_etf"]
-    loss: list[str] | None = None
-    seed: list[Seed] = [0]
+    head: Annotated[list[str], Field(min_length=1)] = ["linear", "fixed_etf", "nearest_etf"]
+    loss: Annotated[list[str], Field(min_length=1)] | None = None
+    seed: Annotated[list[Seed], Field(min_length=1)] = [0]
 
 
 def plain_name(name: str) -> str:

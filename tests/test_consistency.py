@@ -109,6 +109,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["train.layer_decay=0.75", "model.trainable=head"],
         ["train.layer_decay=1"],
     ),
+    "penalties of features need features that learn": (
+        ["train.penalties.nc1=0.1", "train.drift_penalty=0.1", "model.trainable=head", "head.name=linear"],
+        ["model.trainable=all"],
+    ),
     "blocks are dropped where blocks learn": (
         ["model.name=convnext_tiny", "model.drop_path=0.1", "model.trainable=head"],
         ["model.drop_path=null"],
@@ -255,7 +259,10 @@ def test_published_groups_break_no_rule_with_any_head(group, head):
         (["train.optimizer=agd", "train.weight_decay=null"], "takes no lr, got 0.1"),
         (["train.optimizer=adam", "train.momentum=0.9"], "unknown option of optimizer 'adam' 'momentum'"),
         (["train.loss=focal", "train.loss_options.gamma=-1"], "gamma >= 0, got -1"),
-        (["train.loss=focal", "train.loss_options.gamma=two"], "loss 'focal' cannot work with options"),
+        (
+            ["train.loss=focal", "train.loss_options.gamma=two"],
+            "option gamma of loss 'focal' must be a number, got 'two'",
+        ),
         (["train.loss=focal", "train.loss_options.alpha=[0.1, 0.2]"], "one for each of 10 classes"),
         (["train.loss=logit_adjustment", "train.loss_options.tau=-1"], "tau >= 0, got -1"),
         (["train.loss=label_smoothing", "train.loss_options.smoothing=1"], "smoothing in"),

@@ -74,10 +74,11 @@ MOVES = {
         "head.name": {"linear", "fixed_etf"},
         "train.weight_decay": {0.0, 5e-3},
         "train.feature_decay": {0.0, 0.01},
+        "seed": {1, 2, 3},
     },
     "exp16": {"model.name": {"resnet34"}, "train.weight_decay": {0.0, 5e-4, 1e-3, 5e-3, 1e-2}},
 }
-SIZES = dict(zip(MOVES, [56, 60, 36, 30, 24, 42, 24, 8, 30, 2, 30, 12, 60, 48, 10, 10], strict=True))
+SIZES = dict(zip(MOVES, [56, 60, 36, 30, 24, 42, 24, 8, 30, 2, 30, 12, 60, 48, 30, 10], strict=True))
 
 
 # What the first seed's generator writes for a run, all of it, and the page of its README that shows one.

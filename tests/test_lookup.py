@@ -43,8 +43,17 @@ def test_options_are_the_parameters_that_are_given_by_keyword_only():
             pass
 
     for function in (build, Block):
-        check_options(function, ["depth", "neck"], "backbone 'mine'")
-        check_options(function, [], "backbone 'mine'")
+        check_options(function, {"depth": 1, "neck": None}, "backbone 'mine'")
+        check_options(function, {}, "backbone 'mine'")
         for option in ("width", "dept", "self"):
             with pytest.raises(ValueError, match=f"unknown option of backbone 'mine' '{option}'.*Choices: depth, neck"):
-                check_options(function, ["depth", option], "backbone 'mine'")
+                check_options(function, {"depth": 1, option: 1}, "backbone 'mine'")
+
+
+def test_an_option_that_is_a_number_takes_no_text():
+    def row(*, rate: float = 0.1, count: int = 2, momentum: float | str = 0.9, names: tuple[str, ...] = ()): ...
+
+    check_options(row, {"rate": 1, "count": 3, "momentum": "ema", "names": ("a",)}, "loss 'mine'")
+    for option, value in (("rate", "fast"), ("count", [1]), ("rate", True)):
+        with pytest.raises(ValueError, match=f"option {option} of loss 'mine' must be a number, got "):
+            check_options(row, {option: value}, "loss 'mine'")

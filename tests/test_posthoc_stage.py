@@ -215,7 +215,7 @@ def test_the_command_says_that_mlflow_lacks_the_run(project, plain, monkeypatch,
     [
         ((), "expected a run folder"),
         (("models/plain", "--methods", "nmc"), "unknown post-hoc method 'nmc'. Did you mean 'ncm'"),
-        (("models/nothing",), "is missing or damaged"),
+        (("models/nothing",), "no run folder at 'models/nothing'"),
         (("models/plain", "--pipeline"), "--pipeline reads everything from params.yaml; leave out folder"),
     ],
 )

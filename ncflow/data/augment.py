@@ -66,6 +66,8 @@ def create_augmentation(
     names = [names] if isinstance(names, str) else list(names)
     options = options or {}
     rows = [lookup(AUGMENTATIONS, name, "augmentation") for name in names]
+    if len(names) > 1 and (odd := [name for name in names if name == "none" or names.count(name) > 1]):
+        raise ValueError(f"expected different augmentations, each a change, got {', '.join(names)}; leave out {odd[0]}")
     if unused := [name for name in options if name not in names]:
         raise ValueError(f"options of augmentation '{unused[0]}', which is not one of {', '.join(names) or 'none'}")
     changes = []

@@ -41,8 +41,13 @@ def create_mix(name: str, class_counts: Sequence[int] | Tensor, **options: Any) 
     if takes(row, "class_counts"):
         mix = partial(mix, class_counts=torch.as_tensor(class_counts, dtype=torch.float64))
     with explained_options(f"mix '{name}'", options):  # reject options out of range before the first epoch
-        zeros = torch.zeros(2, dtype=torch.long)
-        mix(torch.zeros(2, 1, 2, 2), zeros, zeros, torch.full((RANDOM_NUMBERS,), 0.5))
+        images, zeros = torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)
+        mixed, share = mix(images, zeros, zeros, torch.full((RANDOM_NUMBERS,), 0.5))
+    if mixed.shape != images.shape or share.shape not in ((), (2,)) or not bool(((share >= 0) & (share <= 1)).all()):
+        raise ValueError(
+            f"mix '{name}' must return images (B,C,S,S) and shares in [0, 1], one or (B,), got {tuple(mixed.shape)} "
+            f"and {share.tolist()} for 2 images {tuple(images.shape)}"
+        )
     return mix
 
 
@@ -113,7 +118,7 @@ def _blend(images: Tensor, partner: Tensor, weight: float) -> Tensor:
 def _beta(quantile: float, alpha: float) -> float:
     """The quantile of Beta(α, α)."""
     if not 0 < alpha < math.inf:
-        raise ValueError(f"mixing needs alpha > 0, got {alpha}")
+        raise ValueError(f"expected a finite alpha > 0, so that λ ~ Beta(alpha, alpha) lies in (0, 1), got {alpha}")
     from scipy.special import betaincinv
 
     return float(betaincinv(alpha, alpha, quantile))

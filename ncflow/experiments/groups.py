@@ -208,20 +208,21 @@ def exp14() -> Grid:
 
 
 def exp15() -> Grid:
-    """Weight balancing in steps: weight decay, feature decay and a fixed ETF, × 2 data sets.
+    """Weight balancing in steps: weight decay, feature decay and a fixed ETF, × 2 data sets × 3 seeds.
 
     Hypothesis: weight decay collapses the features, feature decay and the ETF balance their norms, and a multiplicative
     adjustment of the logits does the rest. So one stage of training is enough (Hasegawa and Sato 2024). Expected: nc1
     falls with each step. acc/balanced after the adjustment is highest with all three. Without weight decay the
-    adjustment gains little.
+    adjustment gains little. The strength τ of the adjustment is chosen on the validation part.
     """
     etf: Settings = {"head.name": "fixed_etf", "head.temperature": None}
     decay, features = {"train.weight_decay": 5e-3}, {"train.feature_decay": 0.01}
     steps: list[Settings] = [{"train.weight_decay": 0.0}, decay, decay | features, decay | etf, decay | features | etf]
     names = "exp15_steps_{model.name}_{dataset.name}_{head.name}_wd{train.weight_decay:g}_fd{train.feature_decay:g}"
     settings: Settings = {"model.name": "resnet34", "train.batch_size": 64, "train.lr": 0.01}
-    adjusted = ("multiplicative", "logit_adjustment")
-    return Grid(names, [CIFAR, steps], settings | {"train.augment": "crop_flip"}, posthoc=adjusted)
+    held_out: Settings = {"dataset.val_fraction": 0.1, "train.augment": "crop_flip"}
+    axes, adjusted = [CIFAR, steps, each("seed", *SEEDS[:3])], ("multiplicative", "logit_adjustment")
+    return Grid(f"{names}_seed{{seed}}", axes, settings | held_out, posthoc=adjusted)
 
 
 def exp16() -> Grid:

@@ -55,11 +55,11 @@ def orthogonal_frame(num_classes: int, num_features: int, *, generator: torch.Ge
 def softmax_code(num_classes: int, num_features: int, *, seed: int = 0) -> Tensor:
     """Unit rows (K, d) in float64 whose largest cosine is small: at most that of `code_bound` where it is exact.
 
-    K <= d+1: the canonical simplex ETF, for every seed. d+1 < K <= 2d: K-d simplices in orthogonal subspaces, turned at
-    random by `seed`; the largest cosine is 0, as for the orthoplex, which is the case K = 2d. d = 2: the regular
-    polygon. Else a local minimum of the log-sum-exp of all cosines, by descent from random starts of this seed. One
-    step takes O(K²d) operations and O(Kd) memory. Machines agree to rounding, far below 1e-6; files in
-    ~/.cache/ncflow/codes keep the results. Raises ValueError for K < 2, and for K > 2 in one dimension, where rows
+    K <= d+1: the canonical simplex ETF, for every seed, with a warning. d+1 < K <= 2d: K-d simplices in orthogonal
+    subspaces, turned at random by `seed`; the largest cosine is 0, as for the orthoplex, which is the case K = 2d.
+    d = 2: the regular polygon. Else a local minimum of the log-sum-exp of all cosines, by descent from random starts
+    of this seed. One step takes O(K²d) operations and O(Kd) memory. Machines agree to rounding, far below 1e-6; files
+    in ~/.cache/ncflow/codes keep the results. Raises ValueError for K < 2, and for K > 2 in one dimension, where rows
     would coincide. [Jiang et al. 2023](https://arxiv.org/abs/2310.05351).
 
     Examples:
@@ -70,6 +70,7 @@ def softmax_code(num_classes: int, num_features: int, *, seed: int = 0) -> Tenso
     """
     _check_room(num_classes, num_features)
     if num_classes <= num_features + 1:
+        _say_simplex(num_classes, num_features)
         return simplex_etf(num_classes, num_features, dtype=torch.float64)
     if num_features == 2:
         return _polygon(num_classes)
@@ -241,14 +242,18 @@ def _seli_row(
     return F.normalize(rows, dim=1)
 
 
+def _say_simplex(num_classes: int, num_features: int) -> None:
+    warnings.warn(
+        f"frame softmax_code of {num_classes} classes in {num_features} features is the simplex ETF, which is used",
+        stacklevel=3,
+    )
+
+
 def _code_row(num_classes: int, num_features: int, *, seed: int | None = None) -> Tensor:
     """A softmax code, from the start of a seed. For K <= d+1 it is the simplex ETF, with a warning."""
     _check_room(num_classes, num_features)
     if num_classes <= num_features + 1:
-        warnings.warn(
-            f"frame softmax_code of {num_classes} classes in {num_features} features is the simplex ETF, which is used",
-            stacklevel=2,
-        )
+        _say_simplex(num_classes, num_features)
         return _simplex_row(num_classes, num_features, seed=seed)
     return softmax_code(num_classes, num_features, seed=0 if seed is None else seed)
 

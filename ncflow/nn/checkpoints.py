@@ -105,9 +105,10 @@ def freeze(classifier: Classifier, trainable: str) -> None:
         for key, parameter in module.named_parameters(recurse=False):
             parameter.requires_grad_(chosen(module, key))
     if not any(parameter.requires_grad for parameter in classifier.parameters()):
+        others = " or ".join(f"model.trainable={name}" for name in TRAINABLE if name not in (trainable, "head"))
         raise ValueError(
-            f"model.trainable={trainable} leaves nothing to learn, since the head has no parameters; "
-            "try head.name=linear, or model.trainable=norm_bias"
+            f"model.trainable={trainable} leaves nothing to learn: neither the head nor that part of the backbone has "
+            f"parameters; try head.name=linear, or {others}"
         )
 
 

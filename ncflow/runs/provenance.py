@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ncflow.runs.damage import check_mapping, damaged
-from ncflow.runs.layout import PROVENANCE
+from ncflow.runs.layout import CONFIG, PROVENANCE
 
 FIRST_RESIZING = "float32"  # of the versions that had no other
 Section = TypeVar("Section", "Hardware", "Preprocessing")
@@ -95,6 +96,8 @@ class Provenance:
 def read_provenance(folder: Path) -> Provenance:
     """The provenance of the run in a folder. Raises ValueError that names a missing file, or a damaged file and key."""
     file = folder / PROVENANCE
+    if not (folder / CONFIG).is_file() and not os.path.lexists(file):
+        raise ValueError(f"no run folder at '{folder}'; expected one that `ncflow train` wrote, models/<exp_name>")
     if not file.is_file():
         raise ValueError(f"{file} is missing; train the run again, or fetch it with `dvc pull`")
     try:

@@ -102,7 +102,7 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether the final model exists, no unfinished state is left, and no process trains the run."""
-        return _is_finished(self.params, self.root) and not self.is_claimed()
+        return is_finished_run(self.params, self.root) and not self.is_claimed()
 
     def is_spared(self) -> bool:
         """Whether to skip it because its run is finished; false if `forced` is set."""
@@ -139,7 +139,7 @@ def refuse_finished(params: Params, root: Path) -> None:
 
     A suite looks before it starts a process. Until that process holds the claim, another suite may train a short run.
     """
-    if _is_finished(params, root):
+    if is_finished_run(params, root):
         raise Claimed(params.exp_name, finished=True)
 
 
@@ -163,7 +163,7 @@ def claimed(root: Path, name: str, *, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def _is_finished(params: Params, root: Path) -> bool:
+def is_finished_run(params: Params, root: Path) -> bool:
     """Whether the final model of a configuration exists and no unfinished state is left."""
     if not _has_model(run_folder(root, params.exp_name), params):
         return False

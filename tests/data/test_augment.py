@@ -116,6 +116,8 @@ def test_crops_come_from_larger_pictures_and_evaluation_takes_the_middle():
         ("random_resized_crop", {"random_resized_crop": {"size": 3}}, "unknown option"),
         ("flip", {"crop": {}}, "options of augmentation 'crop', which is not one of flip"),
         ("auto_augment", {"auto_augment": {"policy": "mnist"}}, "unknown policy"),
+        (["flip", "flip"], {}, "expected different augmentations, each a change, got flip, flip; leave out flip"),
+        (["none", "flip"], {}, "leave out none"),
     ],
 )
 def test_a_wrong_augmentation_or_option_is_refused(names, options, reason):

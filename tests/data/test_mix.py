@@ -124,7 +124,10 @@ def test_a_share_of_one_gives_the_batches_without_mixing(digits):
         ("mixpu", {}, "Did you mean 'mixup'"),
         ("mixup", {"alpha": 0.0}, "alpha > 0"),
         ("cutmix", {"alpha": -1.0}, "alpha > 0"),
-        ("mixup", {"alpha": "much"}, "mix 'mixup' cannot work with options"),
+        ("mixup", {"alpha": float("inf")}, r"λ ~ Beta\(alpha, alpha\) lies in \(0, 1\), got inf"),
+        ("mixup", {"alpha": "much"}, "option alpha of mix 'mixup' must be a number, got 'much'"),
+        ("mixup", {"alpha": [1.0]}, "option alpha of mix 'mixup' must be a number, got \\[1.0\\]"),
+        ("mixup", {"alpha": True}, "must be a number, got True"),
         ("remix", {"kappa": 0.5}, "kappa >= 1"),
         ("remix", {"tau": 1.5}, "tau in"),
         ("none", {"alpha": 1.0}, "mix 'none' takes no options"),
@@ -133,3 +136,13 @@ def test_a_share_of_one_gives_the_batches_without_mixing(digits):
 def test_a_wrong_mix_or_option_is_refused(name, options, reason):
     with pytest.raises(ValueError, match=reason):
         create_mix(name, COUNTS, **options)
+
+
+@pytest.mark.parametrize("share", [1.5, -0.1, float("nan"), [0.5] * 3])
+def test_a_mix_of_ones_own_with_a_wrong_share_is_refused(share, monkeypatch):
+    def mine(images, targets, partner, uniform):
+        return images[: len(partner)], torch.tensor(share)
+
+    monkeypatch.setitem(MIXES, "mine", mine)
+    with pytest.raises(ValueError, match=r"mix 'mine' must return images .* and shares in \[0, 1\]"):
+        create_mix("mine", COUNTS)

@@ -201,7 +201,7 @@ def test_an_unknown_loss_or_option_is_refused(name, options, message):
     [
         ("focal", {"gamma": -1.0}, "gamma >= 0, got -1"),
         ("focal", {"gamma": math.nan}, "gamma >= 0, got nan"),
-        ("focal", {"gamma": "two"}, r"loss 'focal' cannot work with options \{'gamma': 'two'\}"),
+        ("focal", {"gamma": "two"}, "option gamma of loss 'focal' must be a number, got 'two'"),
         ("focal", {"alpha": [0.1, 0.2, -0.3, 0.4]}, r"alpha >= 0, got \[0.1, 0.2, -0.3, 0.4\]"),
         ("logit_adjustment", {"tau": -0.5}, "tau >= 0, got -0.5"),
         ("focal", {"alpha": [0.1, 0.2]}, r"one alpha, or one for each of 4 classes, got \[0.1, 0.2\]"),

@@ -93,7 +93,14 @@ def test_damaged_provenance_is_refused_by_file_and_key(tmp_path: Path, text: str
     assert str(tmp_path / "provenance.json") in str(failure.value)
 
 
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path):
+    for folder in (tmp_path, tmp_path / "nope"):
+        with pytest.raises(ValueError, match=f"no run folder at '{folder}'; expected one that"):
+            read_provenance(folder)
+
+
 def test_missing_provenance_is_named(tmp_path: Path):
+    (tmp_path / "config.yaml").touch()
     with pytest.raises(ValueError, match=r"provenance\.json is missing; train the run again"):
         read_provenance(tmp_path)
 
