@@ -16,10 +16,12 @@ from torch.nn import functional as F
 
 from ncflow.data import MIXES, SAMPLINGS, Batches, Share, Snapshot, create_mix, load_batches
 from ncflow.nn import HEADS, LOSSES, PENALTIES, Classifier, create_head, create_loss, create_penalty
+from ncflow.nn.penalties import needs_hard_targets
 from ncflow.training import (
     Analysis,
     Diverged,
     EpochRecord,
+    MovingAverage,
     Objective,
     Plan,
     Splits,
@@ -82,6 +84,16 @@ CASES: dict[str, dict[str, Any]] = {
     "short gradients": {"backbone": normed, "plan": Plan(max_grad_norm=0.5, max_steps=6, schedule_per="step")},
     "streaming": {"backbone": normed, "epochs": 2, "analysis": Analysis(streaming=True)},
     **{f"mix {mix}": {"head": "nearest_etf", "mix": mix} for mix in MIXES},
+    "average": {"head": "nearest_etf", "backbone": normed, "average": True},
+    "all together": {
+        "head": "nearest_etf",
+        "backbone": normed,
+        "average": True,
+        "mix": "remix",
+        "loss": "vs",
+        "sam_radius": 0.05,
+        "penalties": {name: 0.1 for name in PENALTIES if not needs_hard_targets(name)},
+    },
 }
 
 
@@ -96,6 +108,7 @@ def train(
     mix: str = "none",
     dtype: torch.dtype = torch.float64,
     epochs: int = 1,
+    average: bool = False,
     **options: Any,
 ) -> Iterator[tuple[Classifier, EpochRecord]]:
     """Train as the process that this is of those that there are, by batches that two cannot halve.
@@ -108,6 +121,8 @@ def train(
     torch.manual_seed(0)
     classifier = Classifier(nn.Sequential(InDtype(dtype), backbone()), create_head(head, 16, 10)).to(dtype)
     train = replace(load(digits, "train", *share), sampling=SAMPLINGS[sampling], mix=create_mix(mix, counts))
+    if average:
+        options["analysis"] = Analysis(average=MovingAverage(classifier, 0.9))
     factors = options.pop("penalties", {})
     penalties = [(factor, create_penalty(name, counts)) for name, factor in factors.items()]
     criterion = options.pop("criterion", create_loss(loss, counts, reweight=reweight))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ncflow.data import MIXES, create_mix, load_batches
+from ncflow.data import AUGMENTATIONS, MIXES, Snapshot, create_augmentation, create_mix, load_batches
 from ncflow.geometry import etf_distance
-from ncflow.nn import HEADS, PENALTIES, Classifier, create_head, create_loss, create_penalty
+from ncflow.nn import HEADS, LOSSES, PENALTIES, Classifier, create_head, create_loss, create_penalty
+from ncflow.nn.penalties import needs_hard_targets
 from ncflow.training import (
     Analysis,
+    EpochRecord,
     MovingAverage,
     Objective,
     Splits,
@@ -149,46 +152,69 @@ def test_a_decay_out_of_range_is_refused(decay):
         MovingAverage(make("linear"), decay)
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("kind", ["sam", "ema", *MIXES])
-def test_a_stopped_training_resumes_with_the_same_bits(kind, head, start, splits, digits, tmp_path):
-    def begin(**options):
-        classifier, chosen = make(head), splits
-        average = MovingAverage(classifier, 0.9) if kind == "ema" else None
-        if kind in MIXES:
-            mix = create_mix(kind, digits.class_counts)
-            mixed = load_batches(digits, "train", image_size=8, batch_size=64, mix=mix)
-            chosen = Splits(mixed, splits.test, splits.class_counts)
-        radius = 0.05 if kind == "sam" else 0.0
-        records = start(
-            classifier, splits=chosen, sam_radius=radius, epochs=3, analysis=Analysis(average=average), **options
-        )
-        return average or classifier, records
+METHODS: dict[str, dict[str, Any]] = {
+    "sam": {"sam_radius": 0.05},
+    "ema": {"average": True},
+    **{mix: {"mix": mix} for mix in MIXES},
+}
+ALL: dict[str, Any] = {"sam_radius": 0.05, "average": True, "mix": "remix", "loss": "vs"}
+ALL["augment"] = ["random_resized_crop", "flip", "rand_augment", "erasing"]
+ALL["penalties"] = [name for name in PENALTIES if not needs_hard_targets(name)]  # a mix has none
+OTHERS: dict[str, dict[str, Any]] = {
+    **{f"loss {loss}": {"loss": loss} for loss in LOSSES},
+    **{f"penalty {penalty}": {"penalties": [penalty]} for penalty in PENALTIES},
+    **{f"augmentation {name}": {"augment": name} for name in AUGMENTATIONS},
+    "all together": ALL,
+}
 
-    whole, records = begin()
+
+def begin(head: str, digits: Snapshot, *, epochs: int, **options: Any) -> tuple[nn.Module, Iterator[EpochRecord]]:
+    """A training with some of the methods: the module that it ends with, and its epochs."""
+    chosen = {name: options.pop(name, default) for name, default in DEFAULTS.items()}
+    classifier, counts = make(head), digits.class_counts
+    average = MovingAverage(classifier, 0.9) if chosen["average"] else None
+    mix, augment = create_mix(chosen["mix"], counts), create_augmentation(chosen["augment"], image_size=8)
+    train = load_batches(digits, "train", image_size=8, batch_size=64, mix=mix, augment=augment)
+    test = load_batches(digits, "test", image_size=8, batch_size=64)
+    penalties = [(0.1, create_penalty(name, counts)) for name in chosen["penalties"]]
+    criterion = create_loss(chosen["loss"], counts)
+    objective = Objective(criterion, penalties=penalties, sam_radius=chosen["sam_radius"])
+    optimizer = create_optimizer("sgd", classifier.parameters(), lr=0.05, momentum=0.9)
+    analysis = Analysis(average=average)
+    splits = Splits(train, test, counts)
+    return average or classifier, fit(
+        classifier, splits, objective, optimizer, epochs=epochs, analysis=analysis, **options
+    )
+
+
+DEFAULTS = {"average": False, "mix": "none", "augment": "none", "penalties": [], "loss": "ce", "sam_radius": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [(head, kind) for head in HEADS for kind in [*METHODS, "all together"]]
+    + [("nearest_etf", kind) for kind in OTHERS if kind != "all together"],
+)
+def test_a_stopped_training_resumes_with_the_same_bits(kind, head, digits, tmp_path):
+    method = (METHODS | OTHERS)[kind]
+    whole, records = begin(head, digits, epochs=3, **method)
     losses = [record.loss for record in records]
     states = StateFolder(tmp_path)
-    _, records = begin()
+    _, records = begin(head, digits, epochs=3, **method)
     states.write(next(records).state())
     records.close()
-    again, records = begin(resume=states.newest(create_accelerator("cpu")))
+    again, records = begin(head, digits, epochs=3, resume=states.newest(create_accelerator("cpu")), **method)
     assert [record.loss for record in records] == losses[1:]
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("kind", ["sam", *MIXES, *PENALTIES])
-def test_every_method_trains_in_bfloat16(kind, splits, digits):
-    classifier, chosen = make("nearest_etf"), splits
-    if kind in MIXES:
-        mix = create_mix(kind, digits.class_counts)
-        chosen = Splits(load_batches(digits, "train", image_size=8, mix=mix), splits.test, splits.class_counts)
-    penalties = [(0.1, create_penalty(kind, digits.class_counts))] if kind in PENALTIES else []
-    objective = Objective(create_loss("ce"), penalties=penalties, sam_radius=0.05 if kind == "sam" else 0.0)
-    optimizer = create_optimizer("sgd", classifier.parameters(), lr=0.05)
-    (record,) = fit(classifier, chosen, objective, optimizer, epochs=1, precision="bf16")
-    assert 0 < record.loss < 10
-    assert all(parameter.dtype == torch.float32 for parameter in classifier.parameters())
+@pytest.mark.parametrize("kind", [*METHODS, *OTHERS])
+def test_every_method_trains_in_bfloat16(kind, digits):
+    module, records = begin("nearest_etf", digits, epochs=1, precision="bf16", **(METHODS | OTHERS)[kind])
+    (record,) = records
+    assert 0 < record.loss < 30
+    assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
 
 
 def test_a_state_without_the_average_does_not_fit(start):
