@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import statistics
 from pathlib import Path
 
 import pytest
 
 import ncflow
 from ncflow.data import SOURCES
+from ncflow.reports import against_published
 from ncflow.reports.published import COLUMNS, FILE, Published, published_numbers, read_published
 
 RIGHT = {
@@ -124,3 +126,20 @@ SPOT_CHECKS = {
 def test_numbers_are_those_of_their_sources(key: tuple[str, str, float, str]) -> None:
     (value,) = (n.value for n in published_numbers() if (n.method, n.dataset, n.imb_factor, n.source) == key)
     assert value == pytest.approx(SPOT_CHECKS[key], abs=1e-9)
+
+
+def test_our_own_numbers_are_those_of_the_committed_runs() -> None:
+    """Every arm of docs/results is in the table, with the mean and the spread of its seeds."""
+    heads = {"linear": "", "fixed_etf": ", fixed ETF", "nearest_etf": ", nearest ETF"}
+    names = {"ce": "CE", "balanced_softmax": "balanced softmax", "mixup + balanced_softmax": "mixup + balanced softmax"}
+    names |= {"ce, logits adjusted (tau 1)": "CE + logits adjusted"}
+    names |= {f"ce, then {row}": name for name, row in against_published.POSTHOC.items()}
+    values: dict[str, list[float]] = {}
+    with (Path(ncflow.__file__).parents[1] / "docs" / "results" / "fashion-mnist-lt.csv").open() as file:
+        for run in csv.DictReader(file):
+            values.setdefault(names[run["method"]] + heads[run["head"]], []).append(100 * float(run["acc/balanced"]))
+    ours = {n.method: n for n in published_numbers() if n.dataset == "fmnist" and n.source.startswith("ncflow ")}
+    assert ours.keys() == values.keys()
+    for method, seeds in values.items():
+        assert ours[method].value == round(statistics.fmean(seeds), 1)
+        assert f"std {statistics.stdev(seeds):.1f};" in ours[method].notes
