@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # error codes that only writing raises
+_WINDOWS = os.name == "nt"
+PARTIAL = ".partial"  # ending of temporary files
 LOCK = "lock"  # held in a temporary folder by the process that fills it
 YOUNG = 5  # seconds in which a temporary folder may not have its lock yet
 
@@ -27,38 +30,79 @@ def write_text(path: Path, text: str) -> Path:
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     """Let `write` fill a temporary file in the same folder, sync it to the disk and rename it to `path`.
 
-    Raises OSError with a remedy on a full or read-only disk; the old file then stays.
+    Of several processes that write at the same time, the last one stays. Removes what killed processes left. Raises
+    OSError with a remedy on a full or read-only disk; the old file then stays.
     """
-    with _sibling(path) as temporary, temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    with _sibling(path) as temporary:
+        with _created(temporary) as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+            if not _WINDOWS:
+                temporary.replace(path)
+        if _WINDOWS:  # it renames no open file, and nobody sweeps there
+            temporary.replace(path)
     return path
 
 
 def publish(source: Path, path: Path) -> Path:
     """Give a complete file the second name `path` in one step. Copies it where the file system has no hard links."""
-    with _sibling(path) as temporary:
+    with _sibling(path) as temporary, source.open("rb") as file:
+        _lock(file)  # the same file as the temporary name
         try:
             temporary.hardlink_to(source)
         except OSError:
             shutil.copy2(source, temporary)
+        temporary.replace(path)
     return path
 
 
 @contextmanager
 def _sibling(path: Path) -> Iterator[Path]:
-    """A temporary file name next to `path`. At the end that file replaces `path`, unless an error was raised."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """A temporary file name next to `path`, which no other process uses. Errors name `path` and the remedy."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
+        _sweep_files(path)
         yield temporary
-        temporary.replace(path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         raise _explained(path, error) from error
     finally:  # a rename between two names of one file keeps both
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def _created(path: Path) -> Iterator[BinaryIO]:
+    """Create a file and hold its lock. A sweep may remove the file before the lock is held: then create it again."""
+    while True:
+        with path.open("wb") as file:
+            _lock(file)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield file
+                return
+
+
+def _lock(file: BinaryIO, *, wait: bool = True) -> bool:
+    """Lock an open file, if the system can, until it is closed. Return whether this process has the lock."""
+    try:
+        import fcntl
+    except ImportError:  # Windows removes no open file
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # held by another process, or a file system without locks
+        return False
+    return True
+
+
+def _sweep_files(path: Path) -> None:
+    """Remove the temporary files for `path` whose process is dead: their lock is free."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
+    for left in [file for file in path.parent.iterdir() if ours.fullmatch(file.name)]:
+        with suppress(OSError), left.open("rb") as file:
+            if _lock(file, wait=False):
+                left.unlink()
 
 
 def _explained(path: Path, error: Exception) -> Exception:
@@ -128,7 +172,7 @@ def _is_below(file: Any, folder: Path) -> bool:
 
 def _sync_folder(folder: Path) -> None:
     """Sync a folder. After that, new names in it survive a power failure."""
-    if os.name == "nt":  # Windows opens no folders
+    if _WINDOWS:  # it opens no folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,64 @@ def test_a_text_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypat
         files.write_text(path, "after")
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+WRITE = """
+import sys, time
+from pathlib import Path
+from ncflow.files import write_atomically
+def write(file):
+    file.write(b"half")
+    file.flush()
+    print(*(each.name for each in Path(sys.argv[1]).parent.iterdir()), flush=True)
+    time.sleep(60)
+write_atomically(Path(sys.argv[1]), write)
+"""
+
+
+def test_a_write_removes_the_file_of_a_killed_process_alone(tmp_path):
+    path = tmp_path / "table.json"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE, str(path)], stdout=subprocess.PIPE, text=True)]
+    (first,) = writers[0].stdout.readline().split()
+    writers.append(subprocess.Popen([sys.executable, "-c", WRITE, str(path)], stdout=subprocess.PIPE, text=True))
+    (second,) = {*writers[1].stdout.readline().split()} - {first}
+    try:
+        writers[0].kill()
+        writers[0].wait()
+        files.write_text(path, "whole")
+        assert {file.name for file in tmp_path.iterdir()} == {"table.json", second}
+    finally:
+        writers[1].kill()
+        writers[1].wait()
+    files.publish(files.write_text(tmp_path / "source", "new"), path)
+    assert path.read_text() == "new" and {file.name for file in tmp_path.iterdir()} == {"table.json", "source"}
+
+
+def test_writers_of_one_file_leave_a_complete_one(tmp_path):
+    path, texts = tmp_path / "table.json", [letter * 200_000 for letter in "abcd"]
+
+    def write(text):
+        for _ in range(25):
+            files.write_text(path, text)
+            files.publish(path, tmp_path / "copy.json")
+            assert path.read_text() in texts and (tmp_path / "copy.json").read_text() in texts
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, texts))
+    assert {file.name for file in tmp_path.iterdir()} == {"table.json", "copy.json"}
+
+
+def test_a_file_that_is_swept_before_its_lock_is_created_again(tmp_path, monkeypatch):
+    path, lock, swept = tmp_path / "a", files._lock, []
+
+    def sweep_first(file, **options):
+        if not swept:
+            swept.append(Path(file.name))
+            swept[0].unlink()
+        return lock(file, **options)
+
+    monkeypatch.setattr(files, "_lock", sweep_first)
+    assert files.write_text(path, "whole").read_text() == "whole" and swept
 
 
 @pytest.mark.parametrize("place", ["inside", "elsewhere"])
