@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ncflow.reports.arms import Arm, names, short, value_text, varying
 from ncflow.runs.reader import Run
 
+POSTHOC_MEASURE = "test/acc/balanced"
 ENOUGH = 2.0  # standard deviations over seeds that an effect must exceed to be called one
 
 
@@ -57,15 +58,36 @@ def verdict(arms: Sequence[Arm]) -> str:
 
 
 def findings(arms: Sequence[Arm]) -> list[str]:
-    """One sentence for each question and each choice that varies between the arms; none for a single arm.
+    """A sentence on post-hoc classifiers, then one for each question and each choice that varies between the arms.
 
     The arms must be a whole grid: otherwise an effect of one choice may be that of another. The effect of a choice is
     the range over its values of the mean over all arms with that value. An effect below ENOUGH standard deviations over
     seeds is not called one. Without repetitions no spread is known, and the sentence says that.
     """
-    if len(arms) < 2:
+    answers = [sentence for question in QUESTIONS for sentence in _answers(question, arms)] if len(arms) > 1 else []
+    return [*_after_training(arms), *answers]
+
+
+def _after_training(arms: Sequence[Arm]) -> list[str]:
+    """Which post-hoc classifier has the highest mean accuracy, and what it adds to its own arm; none without any."""
+    question, means = QUESTIONS[0], {}
+    for name, arm in zip(names(arms), arms, strict=True):
+        measured = [run.posthoc for run in arm.runs if run.posthoc is not None]
+        own = _mean(question, arm.runs)
+        if len(measured) < len(arm.runs) or own is None:
+            continue  # a mean over some of the seeds is no mean of the arm
+        for method in measured[0].methods:
+            values = [value for of in measured if (value := of.value(method, POSTHOC_MEASURE)) is not None]
+            if len(values) == len(arm.runs):
+                means[name, method] = statistics.fmean(values), own
+    if not means:
         return []
-    return [sentence for question in QUESTIONS for sentence in _answers(question, arms)]
+    (name, method), (mean, own) = max(means.items(), key=lambda item: item[1][0])
+    which, tried = f" of {name}" if len(arms) > 1 else "", f" of {len(means)} tried" if len(means) > 1 else ""
+    return [
+        f"After training, {method} on the features{which} has the highest balanced test accuracy{tried}: "
+        f"{100 * mean:.1f} %, {_points(abs(mean - own))} {'above' if mean >= own else 'below'} the trained classifier."
+    ]
 
 
 def _answers(question: Question, arms: Sequence[Arm]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ncflow.files import checksum
-from ncflow.reports import posthoc_table
+from ncflow.reports import arms, findings, posthoc_table
 from ncflow.reports.page import write_report
 from ncflow.reports.tables import ABSENT, as_html, as_markdown, as_text, summary_table
 from ncflow.runs.posthoc import PostHoc, write_posthoc
@@ -69,6 +69,20 @@ def test_several_seeds_have_mean_and_std_of_each_method(make: Make) -> None:
     assert last.cells[:2] == ("linear, post hoc: ncm", "mean ± std of 2")
     balanced = ["".join(heading) for heading in table.headings].index("test acc/balanced %")
     assert last.cells[balanced] == f"62.5 ± {100 * statistics.stdev(values):.1f}"
+
+
+def test_a_sentence_names_the_best_classifier_after_training(make: Make) -> None:
+    first = [make("a", seed=0, methods={"ncm": 0.6, "crt": 0.9}), make("b", seed=1, methods={"ncm": 0.7})]
+    other = make("c", head="fixed_etf", methods={"lws": 0.1})
+    own = statistics.fmean(run.final("test/acc/balanced") or 0 for run in load_runs(first))
+    (said, *_) = findings(arms(load_runs([*first, other])))  # crt has one seed only
+    assert said == (
+        "After training, ncm on the features of linear has the highest balanced test accuracy of 2 tried: 65.0 %, "
+        f"{abs(65 - 100 * own):.1f} points {'above' if own <= 0.65 else 'below'} the trained classifier."
+    )
+    (said,) = findings(arms(load_runs([other])))
+    assert said.startswith("After training, lws on the features has the highest") and "below the trained" in said
+    assert findings(arms(load_runs([make("d", methods={})]))) == []
 
 
 def test_results_of_another_checkpoint_are_left_out_with_a_note(make: Make, tmp_path: Path) -> None:
