@@ -844,11 +844,14 @@ def _duration(name: str) -> tuple[str, str]:
 
 def _report(folders: list[Path], out: Path, title: str, about: str = "", *, again: bool = True) -> None:
     from ncflow import stages
-    from ncflow.reports import as_text
+    from ncflow.reports import Table, as_text
     from ncflow.tracking import ui_command
 
-    page, table = stages.report(folders, out, title=title, about=about, root=_root(), again=again)
-    _say(f"\n{as_text(table)}\n\nreport:       {page}\ncompare runs: {ui_command(_root())}")
+    def show(table: Table) -> None:
+        _say(f"\n{as_text(table)}")
+
+    page, _ = stages.report(folders, out, title=title, about=about, root=_root(), again=again, show=show)
+    _say(f"\nreport:       {page}\ncompare runs: {ui_command(_root())}")
 
 
 def _count(text: str) -> int | None:

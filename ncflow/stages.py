@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -512,9 +512,18 @@ def headline(metrics: Mapping[str, Any]) -> str:
 
 
 def report(
-    folders: Sequence[Path], out: Path, *, title: str, about: str = "", root: Path | None = None, again: bool = True
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    title: str,
+    about: str = "",
+    root: Path | None = None,
+    again: bool = True,
+    show: Callable[[Table], None] = lambda table: None,
 ) -> tuple[Path, Table]:
     """Stage report: write the page `out`/index.html; return it and the summary table of the runs in `folders`.
+
+    `show` gets the table before anything is written: who may only read a project sees it.
 
     `about` is a sentence on what the comparison is for, such as a group's hypothesis. The page links each run to its
     page in MLflow, in the store of the project in `root`. Without `again`, a report that is up to date is not drawn.
@@ -522,6 +531,8 @@ def report(
     files = listed(folders)
     runs = load_runs(folders)
     table, compared = summary_table(runs), arms(runs)
+    table = table._replace(notes=(*table.notes, *filter(None, [verdict(compared)]), *findings(compared)))
+    show(table)
     links = {} if root is None else _links(runs, root)
     made_of = (files, title, about, links, IMPORTED)
     if again or not is_up_to_date(out, *made_of):
@@ -529,8 +540,7 @@ def report(
 
         write_page(runs, out, title=title, about=about, defaults=flatten(Params().resolved()), links=links)
         remember(out, *made_of)
-    page = out / PAGE
-    return page, table._replace(notes=(*table.notes, *filter(None, [verdict(compared)]), *findings(compared)))
+    return out / PAGE, table
 
 
 def _links(runs: Sequence[Run], root: Path) -> dict[str, str]:

@@ -546,6 +546,15 @@ def test_only_metrics_of_layers_may_be_new_in_an_evaluation(measured, logged, re
 
 
 @pytest.mark.parametrize("head", LAST, indirect=True, scope="module")
+def test_the_table_is_shown_where_the_page_cannot_be_written(folder, tmp_path):
+    shown = []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        stages.report([folder], tmp_path / "file" / "report", title="one", show=shown.append)
+    assert [len(table.rows) for table in shown] == [1]
+
+
+@pytest.mark.parametrize("head", LAST, indirect=True, scope="module")
 def test_a_link_of_the_report_finds_the_run_in_mlflow(project, folder, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     page, _ = stages.report([folder], tmp_path / "report", title="one", root=project)
