@@ -229,6 +229,14 @@ def start(
         )
     fits = {"averaged": average is not None, "stopping": plan.stop is not None}
     if states and resume and (reason := misfit(resume, classifier, optimizer, **fits)):
+        if states.began_after() == resume["epoch"]:  # it is the state of the finished run
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                states.remove()
+            raise ValueError(
+                f"--extend found a state of the finished run '{params.exp_name}' after epoch {resume['epoch']} that "
+                f"does not fit: {reason}; train without --extend"
+            )
         states.leave_out(resume["epoch"], reason)
         resume = None
     records = fit(

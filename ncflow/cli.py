@@ -773,7 +773,8 @@ def main() -> None:
         if ours:
             print(f"ncflow: {stop}", file=sys.stderr)
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        print(f"ncflow: {stop}" if str(stop) else "ncflow: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
     except BaseException as error:
         leave_result(1, f"{type(error).__name__}: {error}")

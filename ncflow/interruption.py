@@ -139,7 +139,9 @@ class _Handler:
     def end(self) -> None:
         """Raise the exception of the first signal, unless it was raised before and this is the cleanup."""
         if not _clears_up(sys.exception()):
-            raise KeyboardInterrupt if self.asked == signal.SIGINT else Interrupted(self.advice)
+            if self.asked == signal.SIGINT:
+                raise KeyboardInterrupt(f"stopped by Ctrl-C; {self.advice}")
+            raise Interrupted(self.advice)
 
 
 def _is_free() -> bool:

@@ -309,6 +309,7 @@ def features(folder: Path, data: Path, out: Path) -> Path:
     found = {}
     for split, each in batches.items():
         rows, logits, _ = extract(classifier, each)
+        end_if_asked()
         found[split] = FeatureSplit(
             gather_rows(accelerator, rows),
             each.targets,

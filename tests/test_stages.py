@@ -25,6 +25,7 @@ from ncflow.interruption import Interrupted
 from ncflow.nn import BACKBONES, HEADS
 from ncflow.params import Params, make_params, read_config
 from ncflow.suite import Claimed
+from ncflow.tensors import read_tensors, write_tensors
 from ncflow.training import Diverged
 from ncflow.training.faults import OutOfMemory
 from ncflow.yaml_files import dump_yaml
@@ -410,6 +411,23 @@ def test_an_extended_run_equals_one_that_was_long_from_the_start(project, quick)
 
     again = extend(project, configure("long", **STEADY, **{"train.epochs": 5}))  # an extended run can be extended
     assert len(json.loads((again / "history.json").read_text())) == 5
+
+
+def test_a_finished_state_that_does_not_fit_is_not_extended(project, quick):
+    train(project, configure("odd", **STEADY, **{"train.epochs": 1}))
+    (file,) = (project / ".ncflow" / "finished").glob("odd-*/epoch_1.pt")
+    state = read_tensors(file)
+    state["model"]["head.weight"] = state["model"]["head.weight"][:7]
+    write_tensors(file, state)
+    longer = configure("odd", **STEADY, **{"train.epochs": 2})
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"'odd' after epoch 1 that does not fit: .*; train without --extend"):
+            extend(project, longer)
+    file.write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"epoch_1.pt .*; train without --extend"):
+        extend(project, longer)
+    folder = train(project, longer)
+    assert json.loads((folder / "provenance.json").read_text())["extended_from"] is None
 
 
 def test_an_interrupted_extension_resumes_from_its_own_epochs(project, quick, monkeypatch):

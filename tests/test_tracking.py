@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -33,6 +34,7 @@ from ncflow import tracking
 from ncflow.interruption import Interrupted, end_if_asked, interruptible, undisturbed
 from ncflow.project import ROOT_MARKS, git_commit, project_root
 from ncflow.tracking import stores
+from ncflow.tracking.runs import _opened_run
 
 
 class TinyClassifier(torch.nn.Module):
@@ -821,6 +823,22 @@ def test_the_logged_model_classifies_as_the_classifier_does(root: Path) -> None:
         np.testing.assert_allclose(server.predict(pictures.numpy()), classifier(pictures).detach(), rtol=1e-5)
     with pytest.raises(Exception, match="uint8"):  # pictures that somebody has normalized
         server.predict(np.zeros((1, 8, 8, 3), np.float32))
+
+
+def test_a_model_that_fits_in_no_temporary_folder_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tracking.start_run(root=root, name="full", config={}) as run:
+        monkeypatch.setattr("ncflow.tracking.runs.disk_usage", lambda folder: SimpleNamespace(free=1000))
+        with pytest.raises(OSError, match="cannot write .*needs .* bytes there, and 1000 are free; make room"):
+            run.model(TinyClassifier(), card=tracking.ModelCard())
+
+
+def test_an_unknown_run_is_named_without_the_stores_password(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
+    with tracking.store(root) as mlflow:
+        monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://u:sEcret9@127.0.0.1:1")
+        with pytest.raises(ValueError, match="expected MLFLOW_RUN_ID to name a run in http://u:…@") as failure:
+            _opened_run(mlflow)
+    assert "sEcret9" not in "".join(traceback.format_exception(failure.value))
 
 
 def test_a_model_has_its_card_its_data_and_its_steps_metrics(root: Path, tmp_path: Path) -> None:

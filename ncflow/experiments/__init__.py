@@ -71,7 +71,10 @@ def expand(
 
 def suite_name(group: str, base: Params, *, overrides: Iterable[str] = (), grid: Iterable[str] = ()) -> str:
     """The name of a suite, its report and its tag: that of the group and of what `grid` varies, as main_lr_head."""
-    name = make_params(base.model_dump(mode="json", exclude_unset=True), overrides).exp_name if group == MAIN else group
+    overrides = list(overrides)
+    given = any(override.partition("=")[0].strip() == "exp_name" for override in overrides)
+    named = group == MAIN or (group == quickstart.__name__ and given)  # their runs begin with exp_name
+    name = make_params(base.model_dump(mode="json", exclude_unset=True), overrides).exp_name if named else group
     keys = [axis.key for axis in parse_axes(grid)]
     short = short_keys(keys)
     return joined([name, *(short[key] for key in ordered(keys))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
@@ -55,7 +56,9 @@ def compare(run: Run, model: PictureClassifier, kind: str) -> None:
 
 def _write_program(model: PictureClassifier, file: Path, facts: str) -> None:
     program = torch.export.export(model, (_example(),), dynamic_shapes=(_any_shape(),))
-    torch.export.save(program, file, extra_files={"ncflow.json": facts})
+    content = io.BytesIO()  # on a full disk torch's own writer would abort the process
+    torch.export.save(program, content, extra_files={"ncflow.json": facts})
+    file.write_bytes(content.getbuffer())
 
 
 def _read_program(file: Path) -> Run:

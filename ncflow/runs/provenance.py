@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -146,6 +147,10 @@ def _is_text(value: Any, holder: Mapping[str, Any]) -> bool:
     return isinstance(value, str)
 
 
+def _is_digest(value: Any, holder: Mapping[str, Any]) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.-]{1,200}", value) is not None
+
+
 def _is_optional_text(value: Any, holder: Mapping[str, Any]) -> bool:
     return value is None or isinstance(value, str)
 
@@ -167,8 +172,12 @@ def _is_optional_size(value: Any, holder: Mapping[str, Any]) -> bool:
     return value is None or _is_size(value, holder)
 
 
+def _is_side(value: Any, holder: Mapping[str, Any]) -> bool:
+    return _is_size(value, holder) and value <= LARGEST
+
+
 def _is_resize(value: Any, holder: Mapping[str, Any]) -> bool:
-    return _is_size(value, holder) and value >= holder["image_size"]
+    return _is_side(value, holder) and value >= holder["image_size"]
 
 
 def _is_channels(value: Any, holder: Mapping[str, Any]) -> bool:
@@ -176,11 +185,12 @@ def _is_channels(value: Any, holder: Mapping[str, Any]) -> bool:
     return shares and len(value) == len(holder["image_mode"])
 
 
+LARGEST = 2**14  # side of a picture in pixels
 MAPPINGS = ("imports", "storage", "preprocessing", "stopped")
 # Key -> the expected content and its check, given the section. A check may rely on the keys before it.
 ENTRIES: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
     "git_commit": ("text or null", _is_optional_text),
-    "snapshot.digest": ("text", _is_text),
+    "snapshot.digest": ("letters and digits", _is_digest),
     "snapshot.class_names": ("a list of different names or null", _is_names),
     "hardware.processes": ("a whole number", _is_size),  # text instead of the section in earlier versions
     "hardware.device": ("text", _is_text),
@@ -192,8 +202,8 @@ ENTRIES: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
     "final_model_sha256": ("text or null", _is_optional_text),
     "checkpoint_sha256": ("text or null", _is_optional_text),
     "preprocessing.image_mode": ("L or RGB", lambda value, holder: value in ("L", "RGB")),
-    "preprocessing.image_size": ("a whole number from 1", _is_size),
-    "preprocessing.resize": ("a whole number from image_size", _is_resize),
+    "preprocessing.image_size": (f"a whole number from 1 to {LARGEST}", _is_side),
+    "preprocessing.resize": (f"a whole number from image_size to {LARGEST}", _is_resize),
     "preprocessing.pixel_mean": ("numbers in 0..1, one for each channel,", _is_channels),
     "preprocessing.pixel_std": ("numbers in 0..1, one for each channel,", _is_channels),
     "preprocessing.resizing": ("text", lambda value, holder: "resizing" not in holder or isinstance(value, str)),

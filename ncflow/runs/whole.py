@@ -91,14 +91,18 @@ def whole_dump(file: Path, dump: object) -> dict[str, torch.Tensor]:
         if not isinstance(dump.get(name), torch.Tensor):
             raise damaged(file, f"a tensor as {name}", dump.get(name))
     counts, features = dump["class_counts"], dump["class_means"].shape[-1:]
-    if not isinstance(dump.get("weight", counts), torch.Tensor):
-        raise damaged(file, "a tensor as weight", dump["weight"])
+    for name, tensor in dump.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise damaged(file, f"a tensor as {name}", tensor)
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex():
+            found = f"{tensor.layout} {tensor.dtype} on {tensor.device.type}"
+            raise damaged(file, f"a dense tensor of real numbers on the CPU as {name}", found)
     rows = [name for name in (*ROWS, "weight") if name in dump]
-    fits = counts.ndim == 1 and all(dump[name].shape == (len(counts), *features) for name in rows)
+    fits = counts.ndim == 1 and features != (0,) and all(dump[name].shape == (len(counts), *features) for name in rows)
     fits = fits and dump["targets"].ndim == 1 and dump["targets"].shape == dump["predictions"].shape
     if not fits:
         shapes = ", ".join(f"{name} {tuple(dump[name].shape)}" for name in ("class_counts", *rows, *SAMPLES))
-        raise damaged(file, "class_counts (K,), class_means and weight (K, d), predictions and targets (N,)", shapes)
+        raise damaged(file, "class_counts (K,), class_means and weight (K, d), d >= 1, and samples (N,)", shapes)
     for name in ("class_counts", *SAMPLES):
         if dump[name].is_floating_point() or dump[name].is_complex() or dump[name].dtype == torch.bool:
             raise damaged(file, f"whole numbers as {name}", str(dump[name].dtype))

@@ -61,12 +61,18 @@ def follow_project(database: Path, project: Path, *, writable: bool) -> str | No
             f"{database} has paths below {before}, but the project is now {project}, and the store "
             "may not be written: files of its runs are not shown; open a writable copy of the project"
         )
-    for row in moved:
-        if row.table == "logged_models":
-            _rewrite_model(here / row.rest / "MLmodel", row.location, location_of(here / row.rest))
     backup = database.with_name(f"{database.name}.before-move-{time.strftime('%Y%m%dT%H%M%S')}")
-    with closing(sqlite3.connect(database, timeout=20)) as connection, closing(sqlite3.connect(backup)) as copy:
-        connection.backup(copy)
+    partial = backup.with_name(f"{backup.name}.partial")
+    with closing(sqlite3.connect(database, timeout=20)) as connection:
+        try:
+            with closing(sqlite3.connect(partial)) as copy:
+                connection.backup(copy)
+            partial.replace(backup)
+        finally:
+            partial.unlink(missing_ok=True)
+        for row in moved:
+            if row.table == "logged_models":
+                _rewrite_model(here / row.rest / "MLmodel", row.location, location_of(here / row.rest))
         with connection:  # all of them or none
             for row in moved:
                 change = f"UPDATE {row.table} SET {COLUMNS[row.table]} = ? WHERE rowid = ?"

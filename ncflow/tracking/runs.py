@@ -14,7 +14,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import disk_usage
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
 
 from ncflow.dotted import flatten
@@ -203,6 +204,7 @@ class RunLogger:
         """
         if (there := self._whole_model(card.file_name)) is None:
             model = deepcopy(model).cpu().eval()
+            _refuse_full(Path(gettempdir()), model)
             with self._writing(), TemporaryDirectory() as folder:
                 there = self._log_model(model, card, step, Path(folder) / "model")
         if card.register and there:
@@ -405,9 +407,9 @@ def _opened_run(mlflow: Any) -> str | None:
         if "RESOURCE_DOES_NOT_EXIST" not in str(getattr(error, "error_code", "")):
             raise
         raise ValueError(
-            f"expected MLFLOW_RUN_ID to name a run in {mlflow.get_tracking_uri()}, got '{run_id}', which does "
-            "not exist; unset it, or name the store of that run in MLFLOW_TRACKING_URI"
-        ) from error
+            f"expected MLFLOW_RUN_ID to name a run in {without_secrets(mlflow.get_tracking_uri())}, got '{run_id}', "
+            "which does not exist; unset it, or name the store of that run in MLFLOW_TRACKING_URI"
+        ) from None
     return None if any(key.startswith("cfg.") for key in params) else run_id
 
 
@@ -429,6 +431,13 @@ class NullMlflow:
         return iter(())
 
 
+def _refuse_full(folder: Path, model: torch.nn.Module) -> None:
+    """Raise OSError if a model does not fit in a folder. On a full disk torch's writer would abort the process."""
+    needed = sum(tensor.nbytes for tensor in model.state_dict().values()) + _PROGRAM
+    if (free := disk_usage(folder).free) < needed:
+        raise unwritable(folder, f"a copy of the model needs {needed} bytes there, and {free} are free")
+
+
 def _end(mlflow: Any, run: Any, status: str, began: float) -> None:
     """End a run. Its end lies behind its start by the seconds since `began`, if somebody has set the clock back."""
     mlflow.end_run(status)
@@ -446,6 +455,7 @@ def _local_remote(tags: Mapping[str, str]) -> list[str]:
 
 # Without these, MLflow stores the user's name and the path of ncflow's files on this machine.
 _NOBODY = {"mlflow.user": "", "mlflow.source.name": "ncflow", "mlflow.source.type": "LOCAL"}
+_PROGRAM = 2**21  # bytes of a model's graph and its description, rounded up
 _REMOTE = "mlflow.source.git.repoURL"
 _WATCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 _EVERY_MINUTE = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "10", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "6"}

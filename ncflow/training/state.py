@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,19 @@ from ncflow.training.stopping import EarlyStopping
 
 State = dict[str, Any]
 LIKE_PARAMETERS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg"}  # an optimizer's, shaped like parameters
+# An optimizer of torch -> what one step leaves for each parameter, given the options of its group.
+SLOTS: dict[type, Callable[[Mapping[str, Any]], set[str]]] = {
+    torch.optim.SGD: lambda group: {"momentum_buffer"} if group["momentum"] else set(),
+    **dict.fromkeys(
+        (torch.optim.Adam, torch.optim.AdamW),
+        lambda group: {"step", "exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * group["amsgrad"]},
+    ),
+    torch.optim.RMSprop: lambda group: {
+        *("step", "square_avg"),
+        *["momentum_buffer"] * bool(group["momentum"]),
+        *["grad_avg"] * group["centered"],
+    },
+}
 ORIGIN = "extends"  # file with the epochs of the finished run that a run began with
 FEW = 3  # tensors of each kind that a message names
 KEPT = 2  # the newest states: if the last is damaged, the one before it is used
@@ -81,7 +94,8 @@ class StateFolder:
         """
         file = self._file(epoch)
         state = read_tensors(file)
-        if not isinstance(state, dict) or (state.get("run"), state.get("epoch")) != (self.path.name, epoch):
+        expected = self.path.name, epoch, int  # 2.0 is no number of an epoch
+        if not isinstance(state, dict) or expected != (state.get("run"), state.get("epoch"), type(state.get("epoch"))):
             raise ValueError(f"{file} is not the state of this run after epoch {epoch}")
         return state
 
@@ -116,7 +130,10 @@ class StateFolder:
     def begin_after(self, finished: StateFolder) -> None:
         """Copy the newest state and the files of a finished run, so that this run resumes from them."""
         epoch = finished.finished_epoch()
-        state = read_tensors(finished._file(epoch))
+        try:
+            state = read_tensors(finished._file(epoch))
+        except ValueError as error:
+            raise ValueError(f"{error}; train without --extend") from error
         with folder_next_to(self.path) as temporary:
             copy = StateFolder(temporary / self.path.name)
             shutil.copytree(finished.files, copy.files, ignore=shutil.ignore_patterns("*.pth"))  # no final model yet
@@ -198,12 +215,39 @@ def misfit(
         wrong = [number for number, tensor in slots if tensor is not None and tensor.shape != shapes[number]]
         if groups[0] != groups[1] or wrong:
             return "its optimizer has parameters of other shapes"
+        if SLOTS.get(type(optimizer)) and _has_other_slots(optimizer, saved["state"]):
+            return "its optimizer is another one"
         known = {"python", "numpy", "torch", "cuda"}
         if not state["randomness"] or not all(known <= process.keys() for process in state["randomness"]):
             return "it lacks the state of the random numbers"
+        if not all(map(_can_be_set, state["randomness"])):
+            return "the state of its random numbers is of another layout"
     except (KeyError, TypeError, AttributeError, IndexError):
         return "its layout is another one"
     return None if isinstance(state["scaler"], dict) else "its layout is another one"
+
+
+def _has_other_slots(optimizer: torch.optim.Optimizer, saved: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Whether saved slots of parameters are not those that a step of this optimizer leaves."""
+    expected: dict[int, set[str]] = {}
+    for group in optimizer.param_groups:
+        names = SLOTS[type(optimizer)](group)
+        expected |= {len(expected) + i: names for i in range(len(group["params"]))}
+    filled = {number: {name for name, value in slot.items() if value is not None} for number, slot in saved.items()}
+    lost = any(expected.values()) and not any(filled.values())
+    return lost or any(bool(names) and names != expected[number] for number, names in filled.items())
+
+
+def _can_be_set(randomness: Mapping[str, Any]) -> bool:
+    """Whether the generators take this state; afterwards they are as before."""
+    before = get_randomness()
+    try:
+        set_randomness(randomness)
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError):
+        return False
+    finally:
+        set_randomness(before)
+    return True
 
 
 def differing_tensors(found: object, expected: Mapping[str, torch.Tensor]) -> str | None:

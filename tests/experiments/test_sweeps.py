@@ -208,6 +208,8 @@ def test_axes_of_quickstart_replace_the_grid_of_the_parameters():
 def test_a_suite_is_named_after_its_group_and_its_axes():
     assert suite_name("main", BASE) == "main"
     assert suite_name("main", BASE, overrides=["exp_name=pics"], grid=["seed=0,1"]) == "pics_seed"
+    assert suite_name("quickstart", BASE, overrides=["exp_name=pics"]) == "pics"
+    assert suite_name("quickstart", BASE, overrides=["train.lr=0.1"]) == "quickstart"
     axes = ["seed=0,1", "head.name=linear,fixed_etf", "train.lr=1,2"]
     assert suite_name("exp8", BASE, grid=axes) == "exp8_lr_head_seed"
 

@@ -100,6 +100,10 @@ DAMAGES = {
     "names of other classes": (set_names("a"), "provenance.json.*10 names as snapshot.class_names, got 1"),
     "names that are numbers": (set_names(1, 2, 3), "provenance.json.*as snapshot.class_names"),
     "provenance null": (set_provenance(None), "provenance.json.*a mapping as the provenance"),
+    "rows of no width": (set_dump(class_means=torch.zeros(10, 0), weight=torch.zeros(10, 0)), r"\(K, d\), d >= 1"),
+    "a sparse tensor": (set_dump(class_means=torch.eye(10).to_sparse()), "a dense tensor .* as class_means"),
+    "complex means": (set_dump(class_means=torch.zeros(10, 26).cfloat()), "of real numbers .* as class_means"),
+    "text as logits": (set_dump(logits="none"), "a tensor as logits, got none"),
     "labels out of range": (set_dump(targets=torch.full((3,), 99), predictions=torch.zeros(3).long()), "targets in 0"),
 }
 

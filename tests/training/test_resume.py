@@ -271,6 +271,12 @@ MISFITS = {
     "other momentum": (
         lambda s: s["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(2)), "parameters of other shapes"
     ),
+    "slots of another optimizer": (
+        lambda s: s["optimizer"]["state"].update({0: {"step": 1, "exp_avg": None}}), "optimizer is another one"
+    ),
+    "no slots": (lambda s: s["optimizer"].update(state={}), "optimizer is another one"),
+    "no state of Python's generator": (lambda s: s["randomness"][0].update(python=None), "random numbers"),
+    "a short state of torch's generator": (lambda s: s["randomness"][0].update(torch=torch.zeros(8).byte()), "random"),
     "more groups": (lambda s: s["optimizer"].update(param_groups=[]), "parameters of other shapes"),
     "an optimizer of another kind": (lambda s: s.update(optimizer=3), "layout is another one"),
 }  # fmt: skip
@@ -282,10 +288,12 @@ def test_a_state_that_does_not_fit_is_reported_and_skipped(start, states, case):
     classifier, _ = start()
     optimizer = create_optimizer("sgd", classifier.parameters(), lr=0.1)
     state = newest(states)
+    before = torch.get_rng_state()
     assert misfit(state, classifier, optimizer) is None
     change(state)
     reason = misfit(state, classifier, optimizer)
     assert reason is not None and re.search(words, reason), reason
+    assert torch.equal(torch.get_rng_state(), before)
     with pytest.warns(UserWarning, match=r"epoch_3.pt does not fit this run: .*; it is left out"):
         states.leave_out(3, reason)
 
