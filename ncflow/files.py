@@ -48,11 +48,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
 def publish(source: Path, path: Path) -> Path:
     """Give a complete file the second name `path` in one step. Copies it where the file system has no hard links."""
     with _sibling(path) as temporary, source.open("rb") as file:
-        _lock(file)  # the same file as the temporary name
         try:
             temporary.hardlink_to(source)
         except OSError:
-            shutil.copy2(source, temporary)
+            return write_atomically(path, lambda stream: shutil.copyfileobj(file, stream))
+        _lock(file)
+        if _WINDOWS:  # it renames no open file, and nobody sweeps there
+            file.close()
+        elif not _is_at(file, temporary):  # swept before it had the lock, or a newer source was linked
+            temporary.unlink(missing_ok=True)
+            return write_atomically(path, lambda stream: shutil.copyfileobj(file, stream))
         temporary.replace(path)
     return path
 
@@ -78,9 +83,17 @@ def _created(path: Path) -> Iterator[BinaryIO]:
     while True:
         with path.open("wb") as file:
             _lock(file)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if _is_at(file, path):
                 yield file
                 return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether a path is still a name of an open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file: BinaryIO, *, wait: bool = True) -> bool:
@@ -101,7 +114,9 @@ def _sweep_files(path: Path) -> None:
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
     for left in [file for file in path.parent.iterdir() if ours.fullmatch(file.name)]:
         with suppress(OSError), left.open("rb") as file:
-            if _lock(file, wait=False):
+            if _lock(file, wait=False) and _is_at(
+                file, left
+            ):  # another sweep may have removed it, and its owner made it
                 left.unlink()
 
 
