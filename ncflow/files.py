@@ -114,9 +114,8 @@ def _sweep_files(path: Path) -> None:
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
     for left in [file for file in path.parent.iterdir() if ours.fullmatch(file.name)]:
         with suppress(OSError), left.open("rb") as file:
-            if _lock(file, wait=False) and _is_at(
-                file, left
-            ):  # another sweep may have removed it, and its owner made it
+            # Another sweep may have removed the file, and its owner may have created it again.
+            if _lock(file, wait=False) and _is_at(file, left):
                 left.unlink()
 
 

@@ -524,10 +524,9 @@ def report(
 ) -> tuple[Path, Table]:
     """Stage report: write the page `out`/index.html; return it and the summary table of the runs in `folders`.
 
-    `show` gets the table before anything is written: who may only read a project sees it.
-
     `about` is a sentence on what the comparison is for, such as a group's hypothesis. The page links each run to its
     page in MLflow, in the store of the project in `root`. Without `again`, a report that is up to date is not drawn.
+    `show` gets the table before anything is written, so it is shown in a project that may only be read, too.
     """
     files = listed(folders)
     runs = load_runs(folders)

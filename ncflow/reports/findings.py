@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ncflow.reports.arms import Arm, names, short, value_text, varying
 from ncflow.runs.reader import Run
 
-POSTHOC_MEASURE = "test/acc/balanced"
+ACCURACY = "test/acc/balanced"
 ENOUGH = 2.0  # standard deviations over seeds that an effect must exceed to be called one
 
 
@@ -77,7 +77,7 @@ def _after_training(arms: Sequence[Arm]) -> list[str]:
         if len(measured) < len(arm.runs) or own is None:
             continue  # a mean over some of the seeds is no mean of the arm
         for method in measured[0].methods:
-            values = [value for of in measured if (value := of.value(method, POSTHOC_MEASURE)) is not None]
+            values = [value for of in measured if (value := of.value(method, ACCURACY)) is not None]
             if len(values) == len(arm.runs):
                 means[name, method] = statistics.fmean(values), own
     if not means:
@@ -159,6 +159,6 @@ def _factor(difference: float) -> str:
 
 
 QUESTIONS = (
-    Question("Balanced accuracy on the test split", lambda run: run.final("test/acc/balanced"), _points, 0.001),
+    Question("Balanced accuracy on the test split", lambda run: run.final(ACCURACY), _points, 0.001),
     Question("nc1 on the training split", _log_nc1, _factor, math.log10(1.02)),
 )
